@@ -1,0 +1,60 @@
+"""How gunicorn serves the application; every number that differs from its default has a reason."""
+
+import logging
+import sys
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.workers.base import Worker
+
+from todo_api.logs import configure_logging
+from todo_api.settings import SettingsError, environment, load_settings
+
+try:
+    settings = load_settings(environment())
+except SettingsError as error:
+    sys.exit(str(error))
+
+
+class OneStream(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's lines in our stream; its access log is ours, one line for each request."""
+
+    def setup(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self._access_log_enabled = False
+        configure_logging(settings.log_level)
+        self.error_log.setLevel(logging.NOTSET)
+        self.error_log.propagate = True
+
+
+wsgi_app = "wsgi:app"
+bind = f"{settings.host}:{settings.port}"
+logger_class = OneStream
+
+workers = settings.web_concurrency
+worker_class = "gthread"
+threads = settings.web_threads
+
+# A worker starts anew now and then, so that nothing can grow for ever; not all at the same time.
+max_requests = 200_000
+max_requests_jitter = 20_000
+
+# Longer than the idle timeout of the proxy in front, which must be the one to close: a proxy that
+# sends on a connection that is just being closed answers 502.
+keepalive = 75
+
+# What is in flight at a stop may take its whole time.
+graceful_timeout = settings.request_timeout + 5
+
+# The heartbeat goes to memory: on a slow disk, gunicorn would kill workers that are well.
+worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
+
+# Nobody asks it, and it would be one more thing that listens.
+control_socket_disable = True
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Connect before the first request, in the worker: a pool does not survive a fork."""
+    database: Any = worker.wsgi.extensions["database"]
+    database.open()

@@ -1,0 +1,44 @@
+"""The contract, for tools and for people. The page needs no network but this server."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import flask_swagger_ui
+import orjson
+from flask import Blueprint, Response, send_from_directory
+
+from todo_api.api import JSON, Api
+
+OURS = Path(str(files("todo_api") / "docs"))
+SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
+ASSETS = {
+    "start.js": OURS,
+    "swagger-ui.css": SWAGGER_UI,
+    "swagger-ui-bundle.js": SWAGGER_UI,
+    "swagger-ui-standalone-preset.js": SWAGGER_UI,
+    "favicon-32x32.png": SWAGGER_UI,
+}
+
+
+def docs(api: Api) -> Blueprint:
+    """The routes that show the document of `api`, complete when this is called."""
+    blueprint = Blueprint("docs", __name__)
+    document = orjson.dumps(api.spec.to_dict())
+
+    @blueprint.get("/openapi.json")
+    def openapi() -> Response:
+        return Response(document, mimetype=JSON)
+
+    @blueprint.get("/docs")
+    def page() -> Response:
+        return send_from_directory(OURS, "index.html")
+
+    # One route for each asset: a name that is not here is a path that is not there.
+    for name, folder in ASSETS.items():
+        blueprint.add_url_rule(
+            f"/docs/{name}",
+            endpoint=name.replace(".", "-"),
+            view_func=send_from_directory,
+            defaults={"directory": folder, "path": name},
+        )
+    return blueprint

@@ -1,0 +1,35 @@
+"""What probes ask: does the process answer, and can it serve?"""
+
+from flask import Response
+
+from todo_api.api import JSON, Blueprint, database
+from todo_api.errors import unavailable
+from todo_api.schemas import Status
+from todo_api.statements.operations import find_schema_version
+from todo_api.tables import SCHEMA_VERSION
+
+blueprint = Blueprint("operations", __name__, description="Whether the service works.")
+
+
+@blueprint.get("/livez")
+@blueprint.response(200, Status)
+def livez() -> Response:
+    """Tell that the process answers; the database is not asked."""
+    return ok()
+
+
+@blueprint.get("/health")
+@blueprint.response(200, Status)
+@blueprint.alt_response(503)
+def health() -> Response:
+    """Tell whether requests can be served: the database answers, and its schema is ours or newer."""
+    version = find_schema_version(database())
+    if version is None or version < SCHEMA_VERSION:
+        raise unavailable("The database lacks migrations that this version needs.")
+    return ok()
+
+
+def ok() -> Response:
+    response = Response(b'{"status":"ok"}', mimetype=JSON)
+    response.headers["Cache-Control"] = "no-store"
+    return response

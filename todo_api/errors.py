@@ -1,0 +1,185 @@
+"""Every failure's owner: what a client caused becomes a problem, what we caused a logged 500."""
+
+from __future__ import annotations
+
+import traceback
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import psycopg
+import structlog
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from todo_api.logs import request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+log = structlog.get_logger(__name__)
+
+RETRY_AFTER = 1  # seconds
+FAULTS_SHOWN = 100
+
+Fault = dict[str, str]
+
+# The last part of a problem's type, and its title, by status.
+KIND_OF_STATUS = {
+    400: ("malformed", "The request cannot be read"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "The path does not know this method"),
+    413: ("too-large", "The body is too large"),
+    415: ("unsupported-media-type", "The body is of another type"),
+    422: ("invalid", "A value breaks a rule"),
+    500: ("internal-error", "Our fault"),
+    503: ("unavailable", "Not available now"),
+}
+
+
+class Problem(Exception):
+    """An answer of 400 or above: problem details as RFC 9457 has them.
+
+    `errors` are `{pointer | parameter | header, detail}`, the pointers as RFC 6901 has them.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: Iterable[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = headers or {}
+
+    def response(self) -> Response:
+        kind, title = KIND_OF_STATUS.get(self.status, ("other", HTTPStatus(self.status).phrase))
+        body: dict[str, Any] = {
+            "type": f"/problems/{kind}",
+            "title": title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": request_id(),
+        }
+        if self.errors:
+            body["errors"] = self.errors[:FAULTS_SHOWN]
+        response = Response(orjson.dumps(body), self.status, mimetype="application/problem+json")
+        response.headers.extend(self.headers)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+
+def malformed(detail: str) -> Problem:
+    return Problem(400, detail)
+
+
+def no_such_task() -> Problem:
+    return Problem(404, "There is no such task.")
+
+
+def unsupported_media_type(accepted: Iterable[str]) -> Problem:
+    return Problem(415, f"Send the body as {' or '.join(accepted)}.")
+
+
+def invalid(errors: Iterable[Fault]) -> Problem:
+    return Problem(422, "See errors for what is wrong, and where.", errors=errors)
+
+
+def unavailable(detail: str) -> Problem:
+    return Problem(503, detail, headers={"Retry-After": str(RETRY_AFTER)})
+
+
+def bug() -> Problem:
+    return Problem(500, "The server's log tells more under the id in instance.")
+
+
+# The framework's own refusals, in our words: its own are for a person with a browser.
+DETAIL_OF_STATUS = {
+    404: "There is nothing at this path.",
+    405: "The Allow header names the methods that this path knows.",
+    413: "A body has 128 KiB at most.",
+}
+
+
+def of_http_exception(error: HTTPException) -> Problem:
+    status = error.code or 500
+    detail = DETAIL_OF_STATUS.get(status) or error.description or ""
+    kept = ("Allow", "Retry-After")
+    headers = {name: value for name, value in error.get_headers() if name in kept}
+    return Problem(status, detail, headers=headers)
+
+
+# What a request can cause in the database though its schema let it pass. Any other violation
+# of a constraint is our bug, and a 500.
+POINTER_OF_CONSTRAINT = {
+    "ck_tasks_title_length": ("/title", "Must have 1 to 255 characters."),
+    "ck_tasks_title_stripped": ("/title", "Must not have white space around it."),
+    "ck_tasks_description_length": ("/description", "Must have at most 10000 characters."),
+}
+
+# SQLSTATEs of a database that has no room, no time or no will for us (PostgreSQL, appendix A).
+UNAVAILABLE = frozenset(
+    {
+        "25P03",  # idle_in_transaction_session_timeout
+        "25P04",  # transaction_timeout
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "53300",  # too_many_connections
+        "55P03",  # lock_not_available
+        "57014",  # query_canceled
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+    }
+)
+
+
+def of_database_error(error: psycopg.Error) -> Problem:
+    """The problem of an SQLSTATE or a constraint; logged unless a client caused it.
+
+    An error's own text can quote a row, so that it goes neither to the client nor to the log.
+    """
+    fault = POINTER_OF_CONSTRAINT.get(error.diag.constraint_name or "")
+    if fault is not None:
+        pointer, detail = fault
+        return invalid([{"pointer": pointer, "detail": detail}])
+    # Without an SQLSTATE: the connection broke, or the pool had none to give.
+    lost = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+    if lost or error.sqlstate in UNAVAILABLE:
+        log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
+        return unavailable("The database does not answer now. Try again.")
+    log.error(
+        "database error",
+        error=type(error).__name__,
+        sqlstate=error.sqlstate,
+        constraint=error.diag.constraint_name,
+        table=error.diag.table_name,
+        stack="".join(traceback.format_tb(error.__traceback__)),
+    )
+    return bug()
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Answer every failure of the application with a problem."""
+
+    @app.errorhandler(Problem)
+    def of_problem(problem: Problem) -> Response:
+        return problem.response()
+
+    @app.errorhandler(HTTPException)
+    def of_refusal(error: HTTPException) -> Response:
+        return of_http_exception(error).response()
+
+    @app.errorhandler(psycopg.Error)
+    def of_failed_statement(error: psycopg.Error) -> Response:
+        return of_database_error(error).response()
+
+    @app.errorhandler(Exception)
+    def of_bug(error: Exception) -> Response:
+        log.error("unhandled exception", exc_info=error)
+        return bug().response()

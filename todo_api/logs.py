@@ -1,0 +1,89 @@
+"""One stream of log lines: JSON, or readable on a terminal; one line for each request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+import orjson
+import structlog
+from flask import Flask, Response, g, request
+from uuid_utils.compat import uuid7
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
+
+log = structlog.get_logger(__name__)
+
+# A request id goes into log lines, headers and problems as it is: nothing that needs quoting.
+WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def configure_logging(level: str, stream: TextIO | None = None) -> None:
+    """Send our log lines and those of the libraries to `stream`, by default standard error."""
+    stream = stream or sys.stderr
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendered: list[Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if stream.isatty()
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(to_json)]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+
+
+def to_json(line: EventDict, **_: Any) -> str:
+    return orjson.dumps(line, default=repr).decode()
+
+
+def request_id() -> str:
+    """The id of the request that is served: the client's own, or one that we made."""
+    return str(g.request_id)
+
+
+def log_requests(app: Flask) -> None:
+    """Give every request an id, answer it as `X-Request-Id`, and log one line for each."""
+
+    @app.before_request
+    def begin() -> None:
+        g.started = time.perf_counter()
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if WELL_FORMED.fullmatch(given) else str(uuid7())
+        g.user_id = None
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        log.info(
+            "request",
+            method=request.method,
+            # The rule, not the path: a path holds what the client wrote.
+            route=request.url_rule.rule if request.url_rule else None,
+            status=response.status_code,
+            duration_ms=round((time.perf_counter() - g.started) * 1000, 2),
+            user_id=g.user_id,
+        )
+        return response

@@ -1,0 +1,9 @@
+"""The application that gunicorn serves: `gunicorn wsgi:app`."""
+
+from todo_api.app import create_app
+from todo_api.logs import configure_logging
+from todo_api.settings import environment, load_settings
+
+settings = load_settings(environment())
+configure_logging(settings.log_level)
+app = create_app(settings)
