@@ -45,7 +45,7 @@ max_requests_jitter = 20_000
 keepalive = 75
 
 # What is in flight at a stop may take its whole time.
-graceful_timeout = settings.request_timeout + 5
+graceful_timeout = round(settings.request_timeout) + 5
 
 # The heartbeat goes to memory: on a slow disk, gunicorn would kill workers that are well.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108

@@ -1,0 +1,73 @@
+.DEFAULT_GOAL := help
+
+# The Python that makes the virtual environment: 3.11 or later.
+PYTHON ?= python3
+
+# A relative path, and never the scripts beside it: neither minds a checkout whose path has spaces.
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+
+.PHONY: help
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+# Made anew only when what it is made of has changed.
+$(INSTALLED): requirements-dev.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: run
+run: $(INSTALLED) ## Serve the API, on an embedded PostgreSQL unless DATABASE_URL is set
+	@$(PY) -m todo_api.run
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests against a real PostgreSQL
+	$(PY) -m pytest --numprocesses auto --cov --cov-report term $(ARGS)
+
+.PHONY: check
+check: lint types test ## Run all that CI runs
+
+.PHONY: lint
+lint: $(INSTALLED) ## Look for faults in style and in the direction of imports
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+.PHONY: types
+types: $(INSTALLED) ## Check the types
+	$(PY) -m mypy
+
+.PHONY: migrate
+migrate: $(INSTALLED) ## Bring the database of DATABASE_URL to the newest schema
+	$(PY) -m alembic upgrade head
+
+.PHONY: migration
+migration: $(INSTALLED) ## Write a migration from what changed in tables.py: make migration MESSAGE="Add due dates"
+	@test -n "$(MESSAGE)" || { echo 'Say what it does: make migration MESSAGE="Add due dates"'; exit 2; }
+	$(PY) -m todo_api.embedded sh -c '"$$0" -m alembic upgrade head && "$$0" -m alembic revision --autogenerate --message "$$1"' $(PY) "$(MESSAGE)"
+
+.PHONY: openapi
+openapi: $(INSTALLED) ## Write the contract to docs/openapi.json
+	DATABASE_URL=postgresql:// AUTH_MODE=none $(PY) -m flask --app wsgi openapi write docs/openapi.json
+
+.PHONY: lock
+lock: $(INSTALLED) ## Lock the versions of all dependencies anew
+	$(PY) -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<1'
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' setup.cfg --output-file requirements.lock
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' setup.cfg --extra dev --constraint requirements.lock \
+		--output-file requirements-dev.lock
+
+.PHONY: clean
+clean: ## Remove what make made, but not the data in .postgres
+	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

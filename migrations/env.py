@@ -1,0 +1,99 @@
+"""How migrations run: in one transaction, one process at a time, never waiting long for a lock."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from alembic import context
+from alembic.script import ScriptDirectory
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import NullPool, create_engine
+
+from todo_api.database import APPLICATION_ROLE
+from todo_api.logs import configure_logging
+from todo_api.settings import SettingsError, environment, load_database_settings
+from todo_api.tables import metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+# Any number, the same in every process: the lock by which migrations take turns.
+TURN = 8_101_977
+WAIT_FOR_TURN = "120s"
+
+# Whoever waits for a lock makes every later request wait behind it, so a migration gives up soon;
+# and what needs longer than this is not made to run beside requests.
+LOCK_TIMEOUT = "5s"
+STATEMENT_TIMEOUT = "60s"
+
+
+def number_revision(_: Any, __: Any, directives: list[Any]) -> None:
+    """Number revisions in order: /health asks the database for one or a later one."""
+    head = ScriptDirectory.from_config(context.config).get_current_head() or "0000"
+    for directive in directives:
+        directive.rev_id = f"{int(head) + 1:04d}"
+
+
+def let_log_in(connection: psycopg.Connection[Any], login: str) -> None:
+    """Let the application's login drop to the role of requests, if a migration has made it.
+
+    From PostgreSQL 16 on, not even who creates a role may SET ROLE to it until it is granted.
+    """
+    privilege = "SET" if connection.info.server_version >= 160000 else "MEMBER"  # noqa: PLR2004
+    missing = connection.execute(
+        "SELECT 1 FROM pg_roles WHERE rolname = %s AND NOT pg_has_role(%s, oid, %s)",
+        (APPLICATION_ROLE, login, privilege),
+    ).fetchone()
+    if not missing:
+        return
+    grant = sql.SQL("GRANT {} TO {}").format(
+        sql.Identifier(APPLICATION_ROLE), sql.Identifier(login)
+    )
+    try:
+        with connection.transaction():
+            connection.execute(grant)
+    except psycopg.errors.UniqueViolation:
+        pass  # another database's migration has just granted it: roles belong to the cluster
+    except psycopg.errors.InsufficientPrivilege:
+        sys.exit(f"Run this as a role that may: {grant.as_string(connection)}")
+
+
+def migrate(connection: Connection, login: str | None) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_FOR_TURN}'")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TURN})")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        compare_server_default=True,
+        process_revision_directives=number_revision,
+    )
+    context.run_migrations()
+    driver: Any = connection.connection.driver_connection
+    let_log_in(driver, login or driver.info.user)
+
+
+def run() -> None:
+    if context.is_offline_mode():
+        sys.exit("Migrations look at the roles that are there: they need a database, not --sql.")
+    # A test names its database; otherwise the environment does.
+    url = login_url = context.config.attributes.get("url")
+    if url is None:
+        try:
+            settings = load_database_settings(environment())
+        except SettingsError as error:
+            sys.exit(str(error))
+        configure_logging(settings.log_level)
+        url, login_url = settings.migration_database_url, settings.database_url
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
+    )
+    with engine.begin() as connection:
+        migrate(connection, conninfo_to_dict(login_url).get("user"))
+
+
+run()
