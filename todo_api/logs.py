@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
@@ -62,6 +63,12 @@ def request_id() -> str:
     return str(g.request_id)
 
 
+@cache
+def template(rule: str) -> str:
+    """Flask's rule as the OpenAPI document spells it: `/api/{user_id}/tasks`."""
+    return re.sub("<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule)
+
+
 def log_requests(app: Flask) -> None:
     """Give every request an id, answer it as `X-Request-Id`, and log one line for each."""
 
@@ -80,8 +87,8 @@ def log_requests(app: Flask) -> None:
         log.info(
             "request",
             method=request.method,
-            # The rule, not the path: a path holds what the client wrote.
-            route=request.url_rule.rule if request.url_rule else None,
+            # Not the path, which holds what the client wrote.
+            route=template(request.url_rule.rule) if request.url_rule else None,
             status=response.status_code,
             duration_ms=round((time.perf_counter() - g.started) * 1000, 2),
             user_id=g.user_id,

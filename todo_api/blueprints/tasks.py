@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -131,7 +131,9 @@ def remove_task(user_id: UUID, task_id: UUID) -> Response:
     """Delete a task. A second time it is not found."""
     if not delete_task(database(), user_id, task_id):
         raise no_such_task()
-    return Response(status=204)
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
 
 
 def cursor(end: Position, completed: bool | None) -> str:
@@ -149,7 +151,7 @@ def read_cursor(text: str | None, completed: bool | None) -> Position | None:
         position = Position(datetime.fromisoformat(created_at), UUID(task_id))
     except (ValueError, TypeError, AttributeError):
         position = None
-    if position is None or cursor(position, completed) != text:
+    if position is None or position.created_at.tzinfo is not UTC or cursor(position, completed) != text:
         detail = "Must come from the Link of a page of the same query."
         raise invalid([{"parameter": "cursor", "detail": detail}])
     return position

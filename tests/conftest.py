@@ -1,0 +1,194 @@
+"""One PostgreSQL for the whole run, one migrated database for each worker, one user for each test."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg import sql
+
+from todo_api.app import create_app
+from todo_api.embedded import Cluster
+from todo_api.logs import configure_logging
+from todo_api.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+
+# Nothing here outlives the run, so nothing needs to reach a disk.
+VOLATILE = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+}
+SERVER = pytest.StashKey[str]()
+CLUSTER = pytest.StashKey[Cluster]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server in the process that the workers belong to, and tell them where it is."""
+    if hasattr(config, "workerinput"):
+        config.stash[SERVER] = config.workerinput["server"]
+    elif given := os.environ.get("TEST_DATABASE_URL"):
+        config.stash[SERVER] = given
+    elif not config.option.collectonly:
+        cluster = Cluster(Path(tempfile.mkdtemp(dir="/tmp")), options=VOLATILE)
+        config.stash[CLUSTER] = cluster
+        cluster.start()
+        config.stash[SERVER] = cluster.url()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["server"] = node.config.stash[SERVER]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if cluster := config.stash.get(CLUSTER, None):
+        cluster.stop()
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    config = Config(toml_file=ROOT / "pyproject.toml")
+    config.attributes["url"] = url
+    if revision == "base":
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> str:
+    """The URL of the server, as a superuser who may create databases."""
+    return pytestconfig.stash[SERVER]
+
+
+@pytest.fixture(scope="session")
+def new_database(server: str, worker_id: str):
+    """Make an empty database; every one is dropped at the end."""
+    names = []
+
+    def make(purpose: str) -> str:
+        name = f"todo_{purpose}_{worker_id}_{len(names)}"
+        names.append(name)
+        execute(server, sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+        execute(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return at_database(server, name)
+
+    yield make
+    for name in names:
+        execute(
+            server, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
+
+
+def at_database(url: str, name: str) -> str:
+    """The URL with another database in its path."""
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    _, mark, query = path.partition("?")
+    return f"{scheme}://{authority}/{name}{mark}{query}"
+
+
+def execute(url: str, statement: sql.Composed | str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def database_url(new_database) -> str:
+    """A migrated database that the tests of one worker share, each with a user of its own."""
+    url = new_database("shared")
+    migrate(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def make_settings(database_url: str):
+    def make(**changes: str) -> Settings:
+        return load_settings({"DATABASE_URL": database_url, "AUTH_MODE": "none"} | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def app(make_settings, logged_to: io.StringIO) -> Flask:
+    application = create_app(make_settings())
+    yield application
+    application.extensions["database"].close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def connection(database_url: str):
+    """A superuser's own connection, for what no client can see or do."""
+    with psycopg.connect(database_url, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def user_id() -> str:
+    return str(uuid.uuid4())
+
+
+@pytest.fixture
+def tasks_url(user_id: str) -> str:
+    return f"/api/{user_id}/tasks"
+
+
+class Task(dict):
+    """A task's JSON, and where it is."""
+
+    @property
+    def url(self) -> str:
+        return f"/api/{self['user_id']}/tasks/{self['id']}"
+
+
+@pytest.fixture
+def make_task(client: FlaskClient, tasks_url: str):
+    def make(**values: Any) -> Task:
+        answer = client.post(tasks_url, json={"title": "Buy oat milk"} | values)
+        assert answer.status_code == 201, answer.text
+        return Task(answer.json)
+
+    return make
+
+
+@pytest.fixture
+def task(make_task) -> Task:
+    return make_task(description="Two litres")
+
+
+@pytest.fixture(scope="session")
+def logged_to() -> io.StringIO:
+    stream = io.StringIO()
+    configure_logging("info", stream)
+    return stream
+
+
+@pytest.fixture
+def log_lines(logged_to: io.StringIO):
+    """What was logged since the test began, each line read as JSON."""
+    start = logged_to.tell()
+
+    def read() -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in logged_to.getvalue()[start:].splitlines()]
+
+    return read
+
+
