@@ -61,7 +61,7 @@ def let_log_in(connection: psycopg.Connection[Any], login: str) -> None:
         sys.exit(f"Run this as a role that may: {grant.as_string(connection)}")
 
 
-def migrate(connection: Connection, login: str | None) -> None:
+def migrate(connection: Connection, login: Any) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_FOR_TURN}'")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TURN})")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
@@ -81,19 +81,19 @@ def run() -> None:
     if context.is_offline_mode():
         sys.exit("Migrations look at the roles that are there: they need a database, not --sql.")
     # A test names its database; otherwise the environment does.
-    url = login_url = context.config.attributes.get("url")
-    if url is None:
-        try:
-            settings = load_database_settings(environment())
-        except SettingsError as error:
-            sys.exit(str(error))
+    given = context.config.attributes.get("url")
+    try:
+        settings = load_database_settings({"DATABASE_URL": given} if given else environment())
+    except SettingsError as error:
+        sys.exit(str(error))
+    if not given:
         configure_logging(settings.log_level)
-        url, login_url = settings.migration_database_url, settings.database_url
+    url = settings.migration_database_url
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
     )
     with engine.begin() as connection:
-        migrate(connection, conninfo_to_dict(login_url).get("user"))
+        migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
 
 
 run()

@@ -1,11 +1,11 @@
-"""One PostgreSQL for the whole run, one migrated database for each worker, one user for each test."""
+"""One PostgreSQL for the run, one migrated database for each worker, one user for each test."""
 
 from __future__ import annotations
 
 import io
 import os
-import tempfile
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from alembic import command
 from alembic.config import Config
 from flask import Flask
 from flask.testing import FlaskClient
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from todo_api.app import create_app
-from todo_api.embedded import Cluster
+from todo_api.embedded import temporary_cluster
 from todo_api.logs import configure_logging
 from todo_api.settings import Settings, load_settings
 
@@ -32,8 +33,17 @@ VOLATILE = {
     "full_page_writes": "off",
     "max_connections": "200",
 }
+# A client and a user serve many examples of a test as well as one; a database has no deadline.
+settings.register_profile(
+    "todo",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("todo")
+
 SERVER = pytest.StashKey[str]()
-CLUSTER = pytest.StashKey[Cluster]()
+UNTIL_THE_END = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,9 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     elif given := os.environ.get("TEST_DATABASE_URL"):
         config.stash[SERVER] = given
     elif not config.option.collectonly:
-        cluster = Cluster(Path(tempfile.mkdtemp(dir="/tmp")), options=VOLATILE)
-        config.stash[CLUSTER] = cluster
-        cluster.start()
+        config.stash[UNTIL_THE_END] = ExitStack()
+        cluster = config.stash[UNTIL_THE_END].enter_context(temporary_cluster(options=VOLATILE))
         config.stash[SERVER] = cluster.url()
 
 
@@ -55,8 +64,7 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if cluster := config.stash.get(CLUSTER, None):
-        cluster.stop()
+    config.stash.get(UNTIL_THE_END, ExitStack()).close()
 
 
 def migrate(url: str, revision: str = "head") -> None:
@@ -75,15 +83,36 @@ def server(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def new_database(server: str, worker_id: str):
-    """Make an empty database; every one is dropped at the end."""
+def new_login(server: str, worker_id: str):
+    """Make a role that may log in with its own name as password; each is dropped at the end."""
     names = []
 
-    def make(purpose: str) -> str:
+    def make(purpose: str, attributes: str = "") -> str:
+        name = f"todo_{purpose}_{worker_id}_{len(names)}"
+        names.append(name)
+        execute(server, f"DROP ROLE IF EXISTS {name}")
+        execute(server, f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}")
+        return name
+
+    yield make
+    for name in names:
+        execute(server, f"DROP ROLE {name}")
+
+
+# A role is dropped after the databases that it owns: hence the order of these two.
+@pytest.fixture(scope="session")
+def new_database(server: str, worker_id: str, new_login):  # noqa: ARG001
+    """Make an empty database, of another owner if one is named; each is dropped at the end."""
+    names = []
+
+    def make(purpose: str, owner: str = "CURRENT_USER") -> str:
         name = f"todo_{purpose}_{worker_id}_{len(names)}"
         names.append(name)
         execute(server, sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
-        execute(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        execute(
+            server,
+            sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.SQL(owner)),
+        )
         return at_database(server, name)
 
     yield make
@@ -99,6 +128,13 @@ def at_database(url: str, name: str) -> str:
     authority, _, path = rest.partition("/")
     _, mark, query = path.partition("?")
     return f"{scheme}://{authority}/{name}{mark}{query}"
+
+
+def as_login(url: str, name: str) -> str:
+    """The URL with another login in it, its name being its password."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{name}:{name}@{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def execute(url: str, statement: sql.Composed | str) -> None:
@@ -123,10 +159,23 @@ def make_settings(database_url: str):
 
 
 @pytest.fixture(scope="session")
-def app(make_settings, logged_to: io.StringIO) -> Flask:
+def app(make_settings, logged_to: io.StringIO) -> Flask:  # noqa: ARG001  logging comes first
     application = create_app(make_settings())
     yield application
     application.extensions["database"].close()
+
+
+@pytest.fixture
+def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must not log elsewhere
+    """Make an application with settings of its own; its connections are closed at the end."""
+    with ExitStack() as stack:
+
+        def make(**changes: str) -> Flask:
+            application = create_app(make_settings(**changes))
+            stack.callback(application.extensions["database"].close)
+            return application
+
+        yield make
 
 
 @pytest.fixture
@@ -190,5 +239,3 @@ def log_lines(logged_to: io.StringIO):
         return [orjson.loads(line) for line in logged_to.getvalue()[start:].splitlines()]
 
     return read
-
-

@@ -68,9 +68,7 @@ def test_the_last_page_has_no_link(client, make_task, tasks_url):
 
 def test_tasks_of_the_same_moment_are_shown_once(client, user_id, tasks_url, connection):
     fill(connection, user_id, 9)
-    connection.execute(
-        "UPDATE tasks SET created_at = '2026-01-01' WHERE user_id = %s", (user_id,)
-    )
+    connection.execute("UPDATE tasks SET created_at = '2026-01-01' WHERE user_id = %s", (user_id,))
 
     shown = [task["id"] for page in pages(client, f"{tasks_url}?limit=2") for task in page]
 
@@ -112,9 +110,7 @@ def test_a_filter_that_is_no_boolean_is_refused(client, tasks_url, completed):
     answer = client.get(tasks_url, query_string={"completed": completed})
 
     assert answer.status_code == 422
-    assert answer.json["errors"] == [
-        {"parameter": "completed", "detail": "Must be true or false."}
-    ]
+    assert answer.json["errors"] == [{"parameter": "completed", "detail": "Must be true or false."}]
 
 
 def test_a_parameter_that_is_unknown_or_repeated_is_refused(client, tasks_url):

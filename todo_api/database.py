@@ -46,7 +46,7 @@ def compiled(statement: ClauseElement) -> Statement:
 
     Every parameter is given at each run: a value left in the statement is a ValueError.
     """
-    compilation = statement.compile(dialect=PGDialect_psycopg())
+    compilation = statement.compile(dialect=PGDialect_psycopg())  # type: ignore[no-untyped-call]
     values = {name: value for name, value in compilation.params.items() if value is not None}
     if values:
         raise ValueError(f"Values in the statement instead of parameters: {sorted(values)}")

@@ -15,20 +15,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg import sql
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FOLDER_OF_VERSION = {16: "pginstall", 18: "pginstall18"}
+# libc's C.UTF-8 is not on every system; the builtin provider came with PostgreSQL 17.
+LOCALE_OF_VERSION = {16: ["--no-locale"], 18: ["--locale-provider=builtin", "--locale=C.UTF-8"]}
 SUPERUSER = "postgres"
+SOCKET_PREFIX = "todo-api-"
 START_TIMEOUT = STOP_TIMEOUT = 30  # seconds
 
 # Where root's servers live if the checkout is in a folder that only root may enter.
@@ -68,6 +71,14 @@ def account() -> Account | None:
     return Account(nobody.pw_uid, nobody.pw_gid)
 
 
+class Postmaster(NamedTuple):
+    """What postmaster.pid tells of a server that starts, runs or has crashed."""
+
+    pid: int
+    socket: Path
+    state: str
+
+
 class Cluster:
     """A PostgreSQL server and its data folder, reached by a socket that only we may open."""
 
@@ -100,8 +111,8 @@ class Cluster:
         if self._answers():
             return
         self._remove_socket()
-        # In /tmp, because a socket's name has 107 bytes at most, and a checkout's path may have more.
-        socket = Path(tempfile.mkdtemp(prefix="todo-api-", dir="/tmp"))  # noqa: S108
+        # In /tmp: a socket's name has 107 bytes at most, and a checkout's path may have more.
+        socket = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir="/tmp"))  # noqa: S108
         self._own(socket)
         options = {
             "listen_addresses": "",
@@ -127,20 +138,20 @@ class Cluster:
         if postmaster is None:
             return
         with suppress(ProcessLookupError):
-            os.kill(int(postmaster[0]), signal.SIGINT)  # "fast shutdown"
+            os.kill(postmaster.pid, signal.SIGINT)  # "fast shutdown"
         if self._process:
             self._process.wait(STOP_TIMEOUT)
         deadline = time.monotonic() + STOP_TIMEOUT
         while self._postmaster() and time.monotonic() < deadline:
             time.sleep(0.02)
-        shutil.rmtree(postmaster[4], ignore_errors=True)
+        shutil.rmtree(postmaster.socket, ignore_errors=True)
 
     def url(self, database: str = "postgres") -> str:
         """Where a database of the running server is, for its superuser."""
         postmaster = self._postmaster()
         if postmaster is None:
             raise EmbeddedError(f"No server runs in {self.data}.")
-        return f"postgresql://{SUPERUSER}@/{database}?host={postmaster[4]}"
+        return f"postgresql://{SUPERUSER}@/{database}?host={postmaster.socket}"
 
     def create_database(self, name: str) -> str:
         """The URL of the database of this name, made if it is not there."""
@@ -179,8 +190,7 @@ class Cluster:
         process = self._popen(
             programs / "initdb",
             *("-D", unfinished, "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8"),
-            # libc's C.UTF-8 is not on every system; the builtin provider came with 17.
-            *(("--locale-provider=builtin", "--locale=C.UTF-8") if self._version > 16 else ("--no-locale",)),
+            *LOCALE_OF_VERSION[self._version],
             "--no-instructions",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -191,7 +201,9 @@ class Cluster:
             raise EmbeddedError(output.decode(errors="replace"))
         unfinished.rename(self.data)
 
-    def _popen(self, program: Path, *arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+    def _popen(
+        self, program: Path, *arguments: str | Path, **options: Any
+    ) -> subprocess.Popen[bytes]:
         if self._account:
             options |= {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
         return subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, cwd="/", **options)
@@ -200,16 +212,17 @@ class Cluster:
         if self._account:
             os.chown(folder, self._account.uid, self._account.gid)
 
-    def _postmaster(self) -> list[str] | None:
-        """The lines of postmaster.pid: the process id, and at 4 the socket's folder, at 7 the state."""
-        with suppress(FileNotFoundError):
+    def _postmaster(self) -> Postmaster | None:
+        """What the server has written of itself, or None if it has not yet, or has ended."""
+        try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            if len(lines) > 7:
-                return lines
-        return None
+            pid, _, _, _, socket, _, _, state = lines  # PostgreSQL's pidfile.h
+        except (FileNotFoundError, ValueError):
+            return None
+        return Postmaster(int(pid), Path(socket), state.strip())
 
     def _answers(self) -> bool:
-        """Whether the server of postmaster.pid is alive and ours: a process id alone may be reused."""
+        """Whether the server of postmaster.pid is alive, and ours: its process id may be reused."""
         if self._postmaster() is None:
             return False
         try:
@@ -221,8 +234,8 @@ class Cluster:
 
     def _remove_socket(self) -> None:
         postmaster = self._postmaster()
-        if postmaster and postmaster[4].startswith("/tmp/todo-api-"):  # noqa: S108
-            shutil.rmtree(postmaster[4], ignore_errors=True)
+        if postmaster and postmaster.socket.name.startswith(SOCKET_PREFIX):
+            shutil.rmtree(postmaster.socket, ignore_errors=True)
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -230,11 +243,7 @@ class Cluster:
             if self._process is None or self._process.poll() is not None:
                 break
             postmaster = self._postmaster()
-            if (
-                postmaster
-                and int(postmaster[0]) == self._process.pid
-                and postmaster[7].strip() == "ready"
-            ):
+            if postmaster and (postmaster.pid, postmaster.state) == (self._process.pid, "ready"):
                 return
             time.sleep(0.02)
         log = (self.data.parent / "log").read_text(errors="replace")[-2000:]
@@ -246,17 +255,26 @@ def existing(folder: Path) -> Path:
     return next(step for step in (folder, *folder.parents) if step.exists())
 
 
-def main(command: list[str]) -> int:
-    """Run the command with DATABASE_URL naming an empty database that goes when it ends."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # noqa: S108
-        cluster = Cluster(Path(folder))
+@contextmanager
+def temporary_cluster(
+    *, version: int = 18, options: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """A running server in a folder of its own; both are gone afterwards."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # noqa: S108
+        Path(folder).chmod(0o755)  # the server's account has to get at its data, below
+        cluster = Cluster(Path(folder), version=version, options=options)
         try:
             cluster.start()
-            return subprocess.run(
-                command, env=os.environ | {"DATABASE_URL": cluster.url()}, check=False
-            ).returncode
+            yield cluster
         finally:
             cluster.stop()
+
+
+def main(command: list[str]) -> int:
+    """Run the command with DATABASE_URL naming an empty database that goes when it ends."""
+    with temporary_cluster() as cluster:
+        environ = os.environ | {"DATABASE_URL": cluster.url()}
+        return subprocess.run(command, env=environ, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ KIND_OF_STATUS = {
 }
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818  RFC 9457's name
     """An answer of 400 or above: problem details as RFC 9457 has them.
 
     `errors` are `{pointer | parameter | header, detail}`, the pointers as RFC 6901 has them.

@@ -72,7 +72,7 @@ def serve(stack: ExitStack) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if answers(settings, server):
         data = f"; your tasks stay in {cluster.data}" if embedded else ""
-        print(INVITATION.format(url=base_url(settings), data=data), flush=True)
+        print(INVITATION.format(url=base_url(settings), data=data), flush=True)  # noqa: T201
     code = server.wait()
     if code:
         sys.exit(code)

@@ -71,7 +71,9 @@ TITLE: dict[str, Any] = {
 }
 DESCRIPTION: dict[str, Any] = {
     "allow_none": True,
-    "validate": validate.Length(max=DESCRIPTION_LENGTH, error="Must have at most {max} characters."),
+    "validate": validate.Length(
+        max=DESCRIPTION_LENGTH, error="Must have at most {max} characters."
+    ),
     "metadata": {"description": "More about it.", "example": "Two litres, the blue one"},
 }
 COMPLETED: dict[str, Any] = {"metadata": {"description": "Whether it is done.", "example": False}}
@@ -202,6 +204,4 @@ class ProblemDetails(Schema):
 class Status(Schema):
     """That something works."""
 
-    status = fields.String(
-        required=True, validate=validate.Equal("ok"), metadata={"example": "ok"}
-    )
+    status = fields.String(required=True, validate=validate.Equal("ok"), metadata={"example": "ok"})

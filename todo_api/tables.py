@@ -85,9 +85,7 @@ tasks = Table(
     ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
     CheckConstraint(f"char_length(title) BETWEEN 1 AND {TITLE_LENGTH}", name="title_length"),
     CheckConstraint(f"title = btrim(title, {STRIPPED})", name="title_stripped"),
-    CheckConstraint(
-        f"char_length(description) <= {DESCRIPTION_LENGTH}", name="description_length"
-    ),
+    CheckConstraint(f"char_length(description) <= {DESCRIPTION_LENGTH}", name="description_length"),
     CheckConstraint("revision > 0", name="revision_positive"),
 )
 

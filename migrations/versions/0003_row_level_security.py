@@ -23,7 +23,7 @@ def upgrade() -> None:
             WHEN duplicate_object OR unique_violation THEN
                 NULL;
             WHEN insufficient_privilege THEN
-                RAISE EXCEPTION 'The role todo_app is missing, and % may not create it.', current_user
+                RAISE EXCEPTION 'There is no role todo_app, and % may not create it.', current_user
                 USING HINT = format(
                     'As a role that may: CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO %I;',
                     current_user);

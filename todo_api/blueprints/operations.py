@@ -1,4 +1,4 @@
-"""What probes ask: does the process answer, and can it serve?"""
+"""What probes ask: whether the process answers, and whether it can serve."""
 
 from flask import Response
 
@@ -20,9 +20,12 @@ def livez() -> Response:
 
 @blueprint.get("/health")
 @blueprint.response(200, Status)
-@blueprint.alt_response(503)
+@blueprint.response(503)
 def health() -> Response:
-    """Tell whether requests can be served: the database answers, and its schema is ours or newer."""
+    """Tell whether requests can be served.
+
+    The database answers, and its schema holds every migration that this version needs.
+    """
     version = find_schema_version(database())
     if version is None or version < SCHEMA_VERSION:
         raise unavailable("The database lacks migrations that this version needs.")

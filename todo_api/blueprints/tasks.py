@@ -76,11 +76,11 @@ def list_tasks_of_user(query: dict[str, Any], user_id: UUID) -> Response:
         user_id,
         limit=query["limit"],
         completed=completed,
-        after=read_cursor(query.get("cursor"), completed),
+        after=read_cursor(query.get("cursor"), completed=completed),
     )
     response = user_data(page.json)
     if page.end is not None:
-        following = request.args.to_dict() | {"cursor": cursor(page.end, completed)}
+        following = request.args.to_dict() | {"cursor": cursor(page.end, completed=completed)}
         response.headers["Link"] = f'<{request.path}?{urlencode(following)}>; rel="next"'
     return response
 
@@ -136,13 +136,13 @@ def remove_task(user_id: UUID, task_id: UUID) -> Response:
     return response
 
 
-def cursor(end: Position, completed: bool | None) -> str:
+def cursor(end: Position, *, completed: bool | None) -> str:
     """An opaque name of where a page of this query ended."""
     fields = [end.created_at.isoformat(), str(end.id), completed]
     return urlsafe_b64encode(orjson.dumps(fields)).decode().rstrip("=")
 
 
-def read_cursor(text: str | None, completed: bool | None) -> Position | None:
+def read_cursor(text: str | None, *, completed: bool | None) -> Position | None:
     """The position that `cursor` named; 422 if it is not one of this query."""
     if text is None:
         return None
@@ -151,7 +151,11 @@ def read_cursor(text: str | None, completed: bool | None) -> Position | None:
         position = Position(datetime.fromisoformat(created_at), UUID(task_id))
     except (ValueError, TypeError, AttributeError):
         position = None
-    if position is None or position.created_at.tzinfo is not UTC or cursor(position, completed) != text:
+    if (
+        position is None
+        or position.created_at.tzinfo is not UTC
+        or cursor(position, completed=completed) != text
+    ):
         detail = "Must come from the Link of a page of the same query."
         raise invalid([{"parameter": "cursor", "detail": detail}])
     return position

@@ -152,7 +152,9 @@ def list_tasks(
         if page and size > PAGE_BYTES:
             break
         page.append(json)
-    return Page(b"[" + b",\n".join(page) + b"]", position(page[-1]) if len(page) < len(rows) else None)
+    return Page(
+        b"[" + b",\n".join(page) + b"]", position(page[-1]) if len(page) < len(rows) else None
+    )
 
 
 def position(task: Json) -> Position:
