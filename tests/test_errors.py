@@ -97,14 +97,11 @@ def raising(**_):
     raise RuntimeError("what nobody should read")
 
 
-def test_a_constraint_that_a_client_cannot_break_is_our_bug(
-    client, connection, database_url, task, log_lines
-):
+def test_a_constraint_that_a_client_cannot_break_is_our_bug(client, connection, task, log_lines):
     """The log names the constraint, and not the row: it holds a user's words."""
-    with psycopg.connect(database_url, autocommit=True) as other:
-        other.execute(
-            "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_test CHECK (title <> 'A secret title')"
-        )
+    connection.execute(
+        "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_test CHECK (title <> 'A secret title')"
+    )
     try:
         answer = client.patch(task.url, json={"title": "A secret title"})
     finally:

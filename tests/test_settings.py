@@ -94,7 +94,7 @@ def test_a_migration_needs_no_more_than_a_database():
 
 
 @pytest.mark.parametrize("module", ["gunicorn", "alembic"])
-def test_a_command_says_what_is_wrong_and_starts_nothing(module, tmp_path, request):
+def test_a_command_says_what_is_wrong_and_starts_nothing(module, request):
     arguments = {"gunicorn": ["--config", "gunicorn.conf.py"], "alembic": ["upgrade", "head"]}
     environ = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "AUTH_MODE")}
 

@@ -93,6 +93,7 @@ class Cluster:
             folder = ROOT_HOME / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         self.data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = False
 
     def start(self) -> None:
         """Start the server, the folder made if it is not there; one that still runs is taken over.
@@ -109,10 +110,11 @@ class Cluster:
                 "move the folder away, or take the data over with pg_dump."
             )
         if self._answers():
+            self._started = True
             return
-        self._remove_socket()
+        self._remove_remains()
         # In /tmp: a socket's name has 107 bytes at most, and a checkout's path may have more.
-        socket = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir="/tmp"))  # noqa: S108
+        socket = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir="/tmp"))
         self._own(socket)
         options = {
             "listen_addresses": "",
@@ -135,7 +137,7 @@ class Cluster:
     def stop(self) -> None:
         """Stop the server: running statements are rolled back, all data are on disk."""
         postmaster = self._postmaster()
-        if postmaster is None:
+        if postmaster is None or not self._started:
             return
         with suppress(ProcessLookupError):
             os.kill(postmaster.pid, signal.SIGINT)  # "fast shutdown"
@@ -232,10 +234,19 @@ class Cluster:
             return False
         return row is not None and Path(row[0]) == self.data
 
-    def _remove_socket(self) -> None:
+    def _remove_remains(self) -> None:
+        """What a server that was killed has left: its socket, and its name on the data."""
         postmaster = self._postmaster()
-        if postmaster and postmaster.socket.name.startswith(SOCKET_PREFIX):
+        if postmaster is None:
+            return
+        if postmaster.socket.name.startswith(SOCKET_PREFIX):
             shutil.rmtree(postmaster.socket, ignore_errors=True)
+        # Where nobody reaps orphans, as in a container without an init, the killed server stays a
+        # zombie, and PostgreSQL takes its process id for a server that runs.
+        with suppress(FileNotFoundError):
+            state = Path(f"/proc/{postmaster.pid}/stat").read_text().rpartition(") ")[2][0]
+            if state == "Z":
+                (self.data / "postmaster.pid").unlink()
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -244,6 +255,7 @@ class Cluster:
                 break
             postmaster = self._postmaster()
             if postmaster and (postmaster.pid, postmaster.state) == (self._process.pid, "ready"):
+                self._started = True
                 return
             time.sleep(0.02)
         log = (self.data.parent / "log").read_text(errors="replace")[-2000:]
@@ -260,7 +272,7 @@ def temporary_cluster(
     *, version: int = 18, options: Mapping[str, str] | None = None
 ) -> Iterator[Cluster]:
     """A running server in a folder of its own; both are gone afterwards."""
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # the server's account has to get at its data, below
         cluster = Cluster(Path(folder), version=version, options=options)
         try:

@@ -1,0 +1,166 @@
+"""Promises that no single request shows: they hold for what is added later, too."""
+
+import inspect
+import re
+import sys
+from importlib import import_module
+from itertools import chain, combinations
+from pkgutil import iter_modules
+
+import pytest
+
+import todo_api.statements
+from todo_api import tables
+from todo_api.database import Statement
+from todo_api.errors import POINTER_OF_CONSTRAINT
+from todo_api.statements.operations import SCHEMA_VERSION
+from todo_api.statements.tasks import VALUES, list_statement, update_statement
+
+# What belongs to no user, and so names none.
+OF_NO_USER = {SCHEMA_VERSION}
+
+# What a request cannot break, whatever it sends: a violation is our bug, and a 500.
+INTERNAL = {
+    "pk_users",
+    "pk_tasks",
+    "fk_tasks_user_id_users",
+    "ck_users_revision_not_negative",
+    "ck_tasks_revision_positive",
+}
+
+
+def statements():
+    """Every statement of the package, those made for a shape in each of their shapes."""
+    modules = [
+        import_module(f"todo_api.statements.{module.name}")
+        for module in iter_modules(todo_api.statements.__path__)
+    ]
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, Statement):
+                yield f"{module.__name__}.{name}", value
+    for completed in (False, True):
+        for after in (False, True):
+            yield "list", list_statement(completed=completed, after=after)
+    for columns in chain.from_iterable(combinations(sorted(VALUES), n) for n in (1, 2, 3)):
+        yield f"update {columns}", update_statement(*columns)
+
+
+@pytest.mark.parametrize(("name", "statement"), list(statements()))
+def test_every_statement_names_the_owner(name, statement):
+    text = statement.sql.decode()
+
+    if statement in OF_NO_USER:
+        assert not re.search("tasks|users", text)
+    elif text.startswith("INSERT"):
+        assert re.match(r"INSERT INTO tasks \(user_id, .*VALUES \(%\(owner\)s", text, re.DOTALL)
+    else:
+        assert re.search(r"WHERE tasks\.user_id = %\(owner\)s::UUID AND", text), name
+
+
+def test_every_maker_of_statements_is_tested_above():
+    made = {
+        name
+        for module in iter_modules(todo_api.statements.__path__)
+        for name, value in vars(import_module(f"todo_api.statements.{module.name}")).items()
+        if isinstance(value, type(list_statement))
+    }
+
+    assert made == {"list_statement", "update_statement"}
+
+
+def test_every_table_has_row_level_security_forced(connection):
+    rows = connection.execute("""
+        SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+    """).fetchall()
+
+    assert sorted(rows) == [
+        ("alembic_version", False, False),
+        ("tasks", True, True),
+        ("users", True, True),
+    ]
+
+
+def test_every_policy_is_for_the_owner_reading_and_writing(connection):
+    owner = "NULLIF(current_setting('todo.user_id'::text, true), ''::text))::uuid)"
+    rows = connection.execute(
+        "SELECT tablename, permissive, cmd, qual, with_check FROM pg_policies ORDER BY tablename"
+    ).fetchall()
+
+    assert [row[:3] for row in rows] == [
+        ("tasks", "PERMISSIVE", "ALL"),
+        ("users", "PERMISSIVE", "ALL"),
+    ]
+    for table, _, _, using, with_check in rows:
+        column = {"users": "id", "tasks": "user_id"}[table]
+        assert using == with_check == f"({column} = ({owner}"
+
+
+def test_every_constraint_is_mapped_or_internal(connection):
+    named = {
+        name
+        for (name,) in connection.execute("""
+            SELECT conname FROM pg_constraint
+            WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+              AND conname NOT LIKE 'alembic%'
+        """)
+    }
+
+    assert named == set(POINTER_OF_CONSTRAINT) | INTERNAL
+
+
+def test_every_key_and_index_begins_with_the_owner():
+    keys = [tables.tasks.primary_key, *tables.tasks.foreign_key_constraints, *tables.tasks.indexes]
+
+    assert {next(iter(key.columns)).name for key in keys} == {"user_id"}
+
+
+def test_the_database_strips_what_python_strips():
+    white_space = {chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()}
+
+    escaped = re.findall(r"\\([0-9A-F]{4})", tables.STRIPPED)
+
+    assert {chr(int(code, 16)) for code in escaped} == white_space
+
+
+def test_every_operation_documents_its_refusals(app):
+    paths = document(app)["paths"]
+    operations = {
+        (method.upper(), path): operation
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+        if method != "parameters"
+    }
+
+    assert operations
+    for (method, path), operation in operations.items():
+        documented = set(operation["responses"])
+        assert "500" in documented, (method, path)
+        if "{user_id}" in path:
+            assert {"404", "422", "503"} <= documented, (method, path)
+        if "requestBody" in operation:
+            assert {"400", "413", "415"} <= documented, (method, path)
+        for status in documented - {"200", "201", "204"}:
+            assert operation["responses"][status] == {
+                "$ref": f"#/components/responses/Problem{status}"
+            }
+
+
+def test_every_route_is_documented(app):
+    documented = set(document(app)["paths"])
+    routes = {
+        re.sub("<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()
+    }
+
+    assert {r for r in routes if not r.startswith(("/docs", "/openapi.json"))} == documented
+
+
+def test_every_view_says_in_a_sentence_what_it_does(app):
+    for endpoint, view in app.view_functions.items():
+        if hasattr(view, "_apidoc"):
+            assert re.match(r"[A-Z].*\.$", inspect.getdoc(view).splitlines()[0]), endpoint
+
+
+def document(app):
+    return app.test_client().get("/openapi.json").json
