@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # How long a side must be silent to be taken to have ended its turn.
-SILENCE = 0.03  # seconds
+SILENCE = 0.05  # seconds
 
 WHO = compiled(
     select(
