@@ -105,7 +105,7 @@ def new_database(server: str, worker_id: str, new_login):  # noqa: ARG001
     """Make an empty database, of another owner if one is named; each is dropped at the end."""
     names = []
 
-    def make(purpose: str, owner: str = "CURRENT_USER") -> str:
+    def make(purpose: str, owner: str = "DEFAULT") -> str:
         name = f"todo_{purpose}_{worker_id}_{len(names)}"
         names.append(name)
         execute(server, sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
