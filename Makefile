@@ -23,6 +23,10 @@ $(INSTALLED): requirements-dev.lock setup.cfg pyproject.toml
 run: $(INSTALLED) ## Serve the API, on an embedded PostgreSQL unless DATABASE_URL is set
 	@$(PY) -m todo_api.run
 
+.PHONY: token
+token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10
+	@$(PY) -m todo_api.run token "$(USER_ID)"
+
 .PHONY: test
 test: $(INSTALLED) ## Run the tests against a real PostgreSQL
 	$(PY) -m pytest --numprocesses auto --cov --cov-report term $(ARGS)
@@ -68,6 +72,6 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 		--output-file requirements-dev.lock
 
 .PHONY: clean
-clean: ## Remove what make made, but not the data in .postgres
+clean: ## Remove what make made, but not the data in .dev
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
+from todo_api.keys import IssuerKeys
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, environment, load_settings
 
@@ -55,6 +56,8 @@ control_socket_disable = True
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Connect before the first request, in the worker: a pool does not survive a fork."""
-    database: Any = worker.wsgi.extensions["database"]
-    database.open()
+    """Connect before the first request, in the worker: threads do not survive a fork."""
+    extensions: dict[str, Any] = worker.wsgi.extensions
+    extensions["database"].open()
+    if isinstance(extensions.get("keys"), IssuerKeys):
+        extensions["keys"].open()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ from todo_api import embedded
 
 ROOT = Path(__file__).parent.parent
 CHECKOUT = ["todo_api", "migrations", "wsgi.py", "gunicorn.conf.py", "pyproject.toml"]
-TASKS = "/api/5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10/tasks"
+USER = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
+TASKS = f"/api/{USER}/tasks"
 
 
 @pytest.fixture
@@ -51,11 +53,12 @@ class Server:
         self.port = environ.pop("PORT", None) or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         kept = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "AUTH_MODE")}
+        self.environ = kept | {"PORT": str(self.port), "PYTHONPATH": str(folder)} | environ
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "todo_api.run"],
             cwd=folder,
-            env=kept | {"PORT": str(self.port), "PYTHONPATH": str(folder)} | environ,
+            env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -67,7 +70,7 @@ class Server:
         """Seconds from the start to the first 200 of /health."""
         while time.monotonic() < self.started + 30 and self.process.poll() is None:
             try:
-                if self.get("/health")[0] == 200:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                     return time.monotonic() - self.started
             except OSError:
                 time.sleep(0.02)
@@ -77,10 +80,22 @@ class Server:
         request = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"} | self.authorization(),
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer)
+
+    def authorization(self) -> dict[str, str]:
+        """A token from `make token`'s command, in the folder of the server."""
+        made = subprocess.run(
+            [sys.executable, "-m", "todo_api.run", "token", USER],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {"Authorization": f"Bearer {made.stdout.strip()}"}
 
     def end(self, how: signal.Signals = signal.SIGINT) -> str:
         """Send the signal as a terminal does, to every process of the group; the output."""
@@ -105,7 +120,7 @@ def free_port() -> int:
 
 
 def data_of(folder: Path) -> Path:
-    return embedded.Cluster(folder / ".postgres").data
+    return embedded.Cluster(folder / ".dev").data
 
 
 def test_what_is_written_is_there_after_a_restart(checkout):
@@ -166,7 +181,7 @@ def test_it_says_where_it_is_and_how_to_try_it(checkout):
             printed.append(line)
             if "Ctrl-C" in line:
                 break
-        script = "\n".join(line for line in printed if re.match(r"\s+(TASKS=|curl )", line))
+        script = "\n".join(line for line in printed if re.match(r"\s+(TASKS=|TOKEN=|curl )", line))
 
         pasted = subprocess.run(
             ["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True
@@ -187,7 +202,7 @@ def test_a_second_one_says_that_one_runs(checkout):
 
         assert second.process.returncode == 1
         assert f"It runs already (process {server.process.pid})" in output
-        assert server.get("/health")[0] == 200
+        assert server.get(TASKS) == (200, [])
 
 
 def test_a_port_that_is_taken_ends_it_and_the_database(checkout):
@@ -206,15 +221,39 @@ def test_a_database_of_ones_own_is_used_and_no_other_started(checkout, new_datab
     with running(folder, DATABASE_URL=new_database("run")) as server:
         assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
 
-    assert not (folder / ".postgres").exists()
+    assert not (folder / ".dev").exists()
 
 
-def test_beyond_loopback_it_must_be_told_who_may_call(checkout):
-    server = Server(checkout(), HOST="0.0.0.0")
-    output = server.process.communicate(timeout=30)[0]
+def test_the_secret_is_made_once_and_for_its_owner_only(checkout):
+    folder = checkout()
+    with running(folder):
+        made = (folder / ".dev" / "secret").read_text()
+    with running(folder):
+        assert (folder / ".dev" / "secret").read_text() == made
 
-    assert server.process.returncode == 1
-    assert "AUTH_MODE: Missing" in output
+    assert len(made) == 64
+    assert (folder / ".dev" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_token_of_another_checkout_means_nothing(checkout, tmp_path):
+    with running(checkout(tmp_path / "one")) as one, running(checkout(tmp_path / "two")) as two:
+        two.authorization = one.authorization
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            two.get(TASKS)
+
+    assert refused.value.code == 401
+
+
+def test_without_tokens_the_lines_that_it_prints_have_none(checkout):
+    with running(checkout(), AUTH_MODE="none") as server:
+        printed = ""
+        for line in server.process.stdout:
+            printed += line
+            if "Ctrl-C" in line:
+                break
+
+    assert "curl -s $TASKS\n" in printed
+    assert "TOKEN" not in printed
 
 
 @pytest.mark.parametrize("name", ["with spaces in it", "long/" + "/".join(["x" * 40] * 4), "$a'b"])
@@ -255,4 +294,4 @@ def test_an_ordinary_user_can_run_it():
         shutil.chown(home, nobody.uid, nobody.gid)
         with running(Path(home), user=nobody.uid) as server:
             assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
-        assert (Path(home) / ".postgres" / "data").stat().st_uid == nobody.uid
+        assert (Path(home) / ".dev" / "data").stat().st_uid == nobody.uid

@@ -52,6 +52,8 @@ def test_every_statement_names_the_owner(name, statement):
 
     if statement in OF_NO_USER:
         assert not re.search("tasks|users", text)
+    elif "DELETE FROM users" in text:
+        assert "WHERE users.id = %(owner)s::UUID" in text
     elif text.startswith("INSERT"):
         assert re.match(r"INSERT INTO tasks \(user_id, .*VALUES \(%\(owner\)s", text, re.DOTALL)
     else:
@@ -137,6 +139,9 @@ def test_every_operation_documents_its_refusals(app):
     for (method, path), operation in operations.items():
         documented = set(operation["responses"])
         assert "500" in documented, (method, path)
+        if not path.startswith(("/livez", "/health")):
+            assert "401" in documented, (method, path)
+            assert operation["security"] == [{"bearer": []}], (method, path)
         if "{user_id}" in path:
             assert {"404", "422", "503"} <= documented, (method, path)
         if "requestBody" in operation:

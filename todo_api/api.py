@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -15,12 +13,14 @@ from webargs import missing
 from webargs.flaskparser import FlaskParser
 from werkzeug.routing import UnicodeConverter
 
+from todo_api import strict_json
+from todo_api.auth import OPEN_BLUEPRINTS, UUID_TEXT
 from todo_api.errors import (
     KIND_OF_STATUS,
     Fault,
     invalid,
     malformed,
-    no_such_task,
+    not_found,
     unsupported_media_type,
 )
 from todo_api.schemas import ProblemDetails
@@ -44,8 +44,6 @@ MAX_BODY = 128 * 1024  # bytes
 # The version of a task's representation, in front of its revision in an ETag: a deploy that adds a
 # field must not pass off as unchanged what a client kept from before.
 REPRESENTATION = 1
-
-UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class IdConverter(UnicodeConverter):
@@ -113,6 +111,9 @@ class Blueprint(flask_smorest.Blueprint):
             content[JSON] = content[MERGE_PATCH]
         if "user_id" in (self.url_prefix or ""):
             responses.update(dict.fromkeys((404, 422, 503)))
+        if self.name not in OPEN_BLUEPRINTS:
+            responses.update(dict.fromkeys((401, 503)))
+            doc["security"] = [{"bearer": []}]
         responses[500] = None
         for status in responses.keys() & KIND_OF_STATUS.keys():
             responses[status] = refusal(status)
@@ -193,7 +194,7 @@ def check_request() -> None:
             errors.append({"parameter": name, "detail": "Must be given once."})
     if errors:
         raise invalid(errors)
-    g.user_id = arguments.get("user_id")
+    g.user_id = arguments.get("user_id", g.user_id)
 
 
 def parsed_body(operation: Operation) -> Any:
@@ -204,32 +205,12 @@ def parsed_body(operation: Operation) -> Any:
     if (sent or operation.body_required) and request.mimetype not in operation.media_types:
         raise unsupported_media_type(operation.media_types)
     data = request.get_data(cache=False)
-    return strict_json(data) if data or operation.body_required else missing
-
-
-def strict_json(data: bytes) -> Any:
-    """What RFC 8259 calls JSON, in UTF-8; a NaN, a repeated name or deep nesting is a 400 too."""
+    if not data and not operation.body_required:
+        return missing
     try:
-        return json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=unique_names)
-    except UnicodeDecodeError as error:
-        raise malformed(f"The body is not UTF-8 at byte {error.start}.") from None
-    except json.JSONDecodeError as error:
-        raise malformed(f"The body is not JSON: {error.msg} (character {error.pos}).") from None
-    except RecursionError:
-        raise malformed("The body is nested too deeply.") from None
-    except ValueError:  # Python's limit on the digits of an integer
-        raise malformed("The body has a number with too many digits.") from None
-
-
-def no_constant(name: str) -> NoReturn:
-    raise malformed(f"The body is not JSON: {name} is no number.")
-
-
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise malformed("The body has an object in which a name is repeated.")
-    return members
+        return strict_json.loads(data)
+    except strict_json.NotJsonError as error:
+        raise malformed(f"The body is not JSON: {error}.") from None
 
 
 def database() -> Database:
@@ -241,9 +222,16 @@ def database() -> Database:
 def answer(task: TaskRow | None, status: int = 200) -> Response:
     """The task as PostgreSQL wrote it, with its ETag; 404 if there is none."""
     if task is None:
-        raise no_such_task()
+        raise not_found()
     response = user_data(task.json, status)
     response.headers["ETag"] = f'"{REPRESENTATION}.{task.revision}"'
+    return response
+
+
+def no_content() -> Response:
+    """A 204."""
+    response = Response(status=204)
+    del response.headers["Content-Type"]
     return response
 
 

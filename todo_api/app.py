@@ -9,10 +9,12 @@ import structlog
 from flask import Flask
 
 from todo_api.api import Api
-from todo_api.blueprints import operations, tasks
+from todo_api.auth import Verifier, keys_of, require_tokens
+from todo_api.blueprints import operations, tasks, users
 from todo_api.blueprints.docs import docs
 from todo_api.database import Database
 from todo_api.errors import register_error_handlers
+from todo_api.headers import send_security_headers, share_with
 from todo_api.logs import log_requests
 
 if TYPE_CHECKING:
@@ -28,22 +30,34 @@ OPENAPI = {
         "info": {
             "description": "A todo backend in which every user owns tasks, and sees no other's.",
             "license": {"name": "MIT", "identifier": "MIT"},
-        }
+        },
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            }
+        },
     },
 }
 
 
 def create_app(settings: Settings) -> Flask:
     """The application with its database, which connects at its first use."""
-    if settings.auth_mode == "none":
-        log.warning("AUTH_MODE=none: whoever can reach this server is whatever user they name")
     app = Flask("todo_api", static_folder=None)
     app.config.update(OPENAPI)
     app.extensions["database"] = Database(settings)
+    # In this order before a request, and in the opposite one after it.
     log_requests(app)
+    send_security_headers(app)
+    if settings.cors_origins:
+        share_with(app, settings.cors_origins)
+    if settings.auth_mode == "jwt":
+        app.extensions["keys"] = keys = keys_of(settings)
+        require_tokens(app, Verifier(settings, keys))
+    else:
+        log.warning("AUTH_MODE=none: whoever can reach this server is whatever user they name")
     register_error_handlers(app)
     api = Api(app)
-    api.register_blueprint(tasks.blueprint)
-    api.register_blueprint(operations.blueprint)
+    for blueprint in (tasks.blueprint, users.users, users.session, operations.blueprint):
+        api.register_blueprint(blueprint)
     app.register_blueprint(docs(api))
     return app

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from psycopg import Connection
 from psycopg.adapt import Loader
+from psycopg.errors import DeadlockDetected, SerializationFailure
 from psycopg_pool import ConnectionPool
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
@@ -114,6 +115,12 @@ class Database:
         """
         if self._pool.closed:
             self.open()
+        try:
+            return self._run(owner, statement, parameters)
+        except (DeadlockDetected, SerializationFailure):
+            return self._run(owner, statement, parameters)  # the server has rolled it back
+
+    def _run(self, owner: UUID, statement: Statement, parameters: dict[str, Any]) -> list[Row]:
         connection = self._pool.getconn()
         try:
             with connection.pipeline():

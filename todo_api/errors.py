@@ -12,6 +12,7 @@ import structlog
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+from todo_api.keys import KeysUnavailableError
 from todo_api.logs import request_id
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Fault = dict[str, str]
 # The last part of a problem's type, and its title, by status.
 KIND_OF_STATUS = {
     400: ("malformed", "The request cannot be read"),
+    401: ("unauthorized", "Who are you?"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The path does not know this method"),
     413: ("too-large", "The body is too large"),
@@ -78,8 +80,14 @@ def malformed(detail: str) -> Problem:
     return Problem(400, detail)
 
 
-def no_such_task() -> Problem:
-    return Problem(404, "There is no such task.")
+def unauthorized(detail: str, challenge: str = "Bearer") -> Problem:
+    """A 401 with its challenge, as RFC 6750 (section 3) has it."""
+    return Problem(401, detail, headers={"WWW-Authenticate": challenge})
+
+
+def not_found() -> Problem:
+    """The one answer for what is not there, no longer there, or another user's."""
+    return Problem(404, "There is no such thing, or it is not yours.")
 
 
 def unsupported_media_type(accepted: Iterable[str]) -> Problem:
@@ -100,7 +108,7 @@ def bug() -> Problem:
 
 # The framework's own refusals, in our words: its own are for a person with a browser.
 DETAIL_OF_STATUS = {
-    404: "There is nothing at this path.",
+    404: not_found().detail,
     405: "The Allow header names the methods that this path knows.",
     413: "A body has 128 KiB at most.",
 }
@@ -178,6 +186,12 @@ def register_error_handlers(app: Flask) -> None:
     @app.errorhandler(psycopg.Error)
     def of_failed_statement(error: psycopg.Error) -> Response:
         return of_database_error(error).response()
+
+    @app.errorhandler(KeysUnavailableError)
+    def of_missing_keys(_: KeysUnavailableError) -> Response:
+        return unavailable(
+            "The keys of the token's issuer cannot be had now. Try again."
+        ).response()
 
     @app.errorhandler(Exception)
     def of_bug(error: Exception) -> Response:

@@ -1,59 +1,112 @@
-"""`make run`: a database if none is given, migrations, gunicorn, and how to try it."""
+"""`make run`: a database and a secret if none are given, migrations, gunicorn, how to try it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import urlopen
+from uuid import UUID
 
 from alembic import command
 from alembic.config import Config
+from joserfc import jwt
+from joserfc.jwk import OctKey
 
 from todo_api.embedded import Cluster, EmbeddedError
-from todo_api.settings import Settings, SettingsError, environment, load_settings
+from todo_api.settings import (
+    KEY_SOURCES,
+    Settings,
+    SettingsError,
+    environment,
+    load_settings,
+)
 
-FOLDER = Path(".postgres")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Data, log, lock and secret of the server that is run here, kept out of git.
+FOLDER = Path(".dev")
+
+SOMEBODY = UUID("5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10")
+TOKEN_LIFETIME = timedelta(hours=12)
 
 INVITATION = """
   The API is at   {url}
   Its page is at  {url}/docs
 
   Try it:
-    TASKS={url}/api/5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10/tasks
-    curl -s $TASKS -H 'Content-Type: application/json' -d '{{"title": "Buy oat milk"}}'
-    curl -s $TASKS
+    TASKS={url}/api/{user}/tasks{token}
+    curl -s $TASKS{header} -H 'Content-Type: application/json' -d '{{"title": "Buy oat milk"}}'
+    curl -s $TASKS{header}
 
   Ctrl-C stops it{data}.
 """
+WITH_TOKEN = ' -H "Authorization: Bearer $TOKEN"'  # noqa: S105  a shell's variable
 
 
-def main() -> None:
-    """Serve until a signal; exits with the fault if there is one."""
+def main(arguments: list[str]) -> None:
+    """Serve until a signal, or print a token for a user; exits with the fault if there is one."""
     try:
-        with ExitStack() as stack:
-            serve(stack)
+        match arguments:
+            case []:
+                with ExitStack() as stack:
+                    serve(stack)
+            case ["token", user]:
+                print(token(development_settings(environment()), user))  # noqa: T201
+            case _:
+                sys.exit("usage: python -m todo_api.run [token USER_ID]")
     except (SettingsError, EmbeddedError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
+def development_settings(environ: dict[str, str]) -> Settings:
+    """The settings, with a secret of this checkout's own where no key is named.
+
+    It is made once. Its tokens mean nothing to a server with other keys.
+    """
+    if environ.get("AUTH_MODE") in (None, "", "jwt") and not environ.keys() & {*KEY_SOURCES}:
+        FOLDER.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            descriptor = os.open(FOLDER / "secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w") as file:  # noqa: PTH123  with its mode from the start
+                file.write(secrets.token_hex(32))
+        os.environ["JWT_SECRET"] = environ["JWT_SECRET"] = (FOLDER / "secret").read_text()
+    return load_settings({"DATABASE_URL": "postgresql://"} | environ)
+
+
+def token(settings: Settings, user: str) -> str:
+    """A token for the user, signed with the secret of the settings. Raises SettingsError."""
+    if settings.jwt_secret is None or settings.auth_mode != "jwt":
+        raise SettingsError("Tokens can be made here only where JWT_SECRET is what verifies them.")
+    if not user:
+        raise SettingsError("Name a user: make token USER_ID=" + str(SOMEBODY))
+    now = int(time.time())
+    claims: dict[str, Any] = {
+        settings.jwt_user_claim: user,
+        "iat": now,
+        "exp": now + int(TOKEN_LIFETIME.total_seconds()),
+    }
+    if settings.jwt_issuer:
+        claims["iss"] = settings.jwt_issuer
+    if settings.jwt_audience:
+        claims["aud"] = settings.jwt_audience
+    return jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(settings.jwt_secret))
+
+
 def serve(stack: ExitStack) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     environ = environment()
-    if environ.get("HOST", LOOPBACK[0]) in LOOPBACK:
-        os.environ["AUTH_MODE"] = environ.setdefault("AUTH_MODE", "none")
     # Faults first: nothing is started for settings that will not do.
-    settings = load_settings({"DATABASE_URL": "postgresql://"} | environ)
+    settings = development_settings(environ)
     embedded = not environ.get("DATABASE_URL")
     lock = None
     if embedded:
@@ -67,12 +120,12 @@ def serve(stack: ExitStack) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "gunicorn"], pass_fds=[lock.fileno()] if lock else []
     )
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-    # Ctrl-C reaches gunicorn by itself; this process waits for it and then stops the database.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # First gunicorn ends, then the database. Ctrl-C reaches gunicorn by itself, too.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: server.terminate())
     if answers(settings, server):
-        data = f"; your tasks stay in {cluster.data}" if embedded else ""
-        print(INVITATION.format(url=base_url(settings), data=data), flush=True)  # noqa: T201
+        kept = f"; your tasks stay in {cluster.data}" if embedded else ""
+        print(invitation(settings, kept), flush=True)  # noqa: T201
     code = server.wait()
     if code:
         sys.exit(code)
@@ -107,6 +160,20 @@ def answers(settings: Settings, server: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+def invitation(settings: Settings, kept: str) -> str:
+    """Where everything is, and lines to paste that work: with a token where one can be made."""
+    ours = settings.jwt_secret is not None and settings.auth_mode == "jwt"
+    asked = settings.auth_mode == "jwt"
+    made = token(settings, str(SOMEBODY)) if ours else "a-token-of-your-issuer"
+    return INVITATION.format(
+        url=base_url(settings),
+        user=SOMEBODY,
+        token=f"\n    TOKEN={made}" if asked else "",
+        header=WITH_TOKEN if asked else "",
+        data=kept,
+    )
+
+
 def base_url(settings: Settings) -> str:
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  to be asked, not bound
     host = anywhere.get(settings.host, settings.host)
@@ -114,4 +181,4 @@ def base_url(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
+
+from todo_api.keys import KeyFormatError, parse_public_key, parse_secret
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+KEY_SOURCES = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_SECRET")
 
 
 class SettingsError(Exception):
@@ -26,6 +34,49 @@ def postgresql_url(value: str) -> None:
         conninfo_to_dict(value)
     except ProgrammingError as error:
         raise ValidationError("Not a URL that libpq can read.") from error
+
+
+def jwks_url(value: str) -> None:
+    """An https:// URL, or http:// to this machine, else ValidationError."""
+    parts = urlsplit(value)
+    local = parts.scheme == "http" and parts.hostname in LOOPBACK
+    if not parts.hostname or not (parts.scheme == "https" or local):
+        raise ValidationError("Must be an https:// URL; http:// is for loopback only.")
+
+
+class PublicKey(fields.String):
+    """A PEM or a JSON Web Key, or the path of a file that holds one."""
+
+    def _deserialize(self, value: str, *_: Any, **__: Any) -> str:
+        # Where a variable has one line only, as in many consoles, line ends are written out.
+        text = value.replace("\\n", "\n")
+        if not text.lstrip().startswith(("-----", "{")):
+            try:
+                text = Path(value).read_text(encoding="utf-8")
+            except (OSError, ValueError):
+                raise ValidationError("There is no such file, and it is no key.") from None
+        try:
+            parse_public_key(text)
+        except KeyFormatError as error:
+            raise ValidationError(str(error)) from None
+        return text
+
+
+def secret(value: str) -> None:
+    try:
+        parse_secret(value)
+    except KeyFormatError as error:
+        raise ValidationError(str(error)) from None
+
+
+class Origins(fields.String):
+    """Origins with commas between: `https://app.example,https://admin.example`."""
+
+    def _deserialize(self, value: str, *_: Any, **__: Any) -> tuple[str, ...]:  # type: ignore[override]
+        origins = tuple(origin.strip() for origin in value.split(","))
+        if not all(re.fullmatch(r"https?://[^/?#\s*]+", origin) for origin in origins):
+            raise ValidationError("Each must be an origin: https://app.example, without a path.")
+        return origins
 
 
 class DatabaseEnvironment(Schema):
@@ -44,13 +95,45 @@ class DatabaseEnvironment(Schema):
 class Environment(DatabaseEnvironment):
     """What the server needs of the environment. A name is a variable's, a default its own."""
 
-    AUTH_MODE = fields.String(required=True, validate=validate.OneOf(["none"]))
+    AUTH_MODE = fields.String(load_default="jwt", validate=validate.OneOf(["jwt", "none"]))
+    JWT_JWKS_URL = fields.String(load_default=None, validate=jwks_url)
+    JWT_PUBLIC_KEY = PublicKey(load_default=None)
+    JWT_SECRET = fields.String(load_default=None, validate=secret)
+    JWT_ISSUER = fields.String(load_default=None)
+    JWT_AUDIENCE = fields.String(load_default=None)
+    JWT_USER_CLAIM = fields.String(load_default="sub")
+    CORS_ORIGINS = Origins(load_default=())
     HOST = fields.String(load_default="127.0.0.1", validate=validate.Length(min=1))
     PORT = fields.Integer(load_default=8000, validate=validate.Range(1, 65535))
     WEB_CONCURRENCY = fields.Integer(load_default=2, validate=validate.Range(1, 256))
     WEB_THREADS = fields.Integer(load_default=4, validate=validate.Range(1, 64))
     REQUEST_TIMEOUT = fields.Float(load_default=5.0, validate=validate.Range(0.1, 60))
     DATABASE_PREPARE = fields.Boolean(load_default=True)
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def one_source_of_keys(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+        if given.get("AUTH_MODE", "jwt") != "jwt":
+            return
+        sources = [name for name in KEY_SOURCES if name in given]
+        if len(sources) != 1:
+            what = (
+                f"Only one of these: {' and '.join(sources)}."
+                if sources
+                else (f"Needs one of {', '.join(KEY_SOURCES)} to verify tokens with.")
+            )
+            raise ValidationError(what, "AUTH_MODE")
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def issuer_of_a_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+        # Many services share an issuer's keys: without these, their tokens would do here.
+        if given.get("AUTH_MODE", "jwt") == "jwt" and "JWT_JWKS_URL" in given:
+            missing = {
+                name: ["Must be set with JWT_JWKS_URL."]
+                for name in ("JWT_ISSUER", "JWT_AUDIENCE")
+                if name not in given
+            }
+            if missing:
+                raise ValidationError(missing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +150,13 @@ class Settings(DatabaseSettings):
     """All that the server is told from outside; README.md says what each setting does."""
 
     auth_mode: str
+    jwt_jwks_url: str | None
+    jwt_public_key: str | None
+    jwt_secret: str | None
+    jwt_issuer: str | None
+    jwt_audience: str | None
+    jwt_user_claim: str
+    cors_origins: tuple[str, ...]
     host: str
     port: int
     web_concurrency: int

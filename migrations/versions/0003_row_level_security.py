@@ -43,6 +43,7 @@ def upgrade() -> None:
         $$
     """)
     op.execute("GRANT SELECT, INSERT, UPDATE ON users, tasks TO todo_app")
+    op.execute("GRANT DELETE ON users TO todo_app")
     op.execute("GRANT SELECT ON alembic_version TO todo_app")
     # The setting is '' after a transaction that had set it, NULL before the first one: either way
     # there is no user, and no row.

@@ -11,8 +11,8 @@ from uuid import UUID
 import orjson
 from flask import Response, request
 
-from todo_api.api import MERGE_PATCH, Blueprint, answer, database, user_data
-from todo_api.errors import invalid, no_such_task
+from todo_api.api import MERGE_PATCH, Blueprint, answer, database, no_content, user_data
+from todo_api.errors import invalid, not_found
 from todo_api.schemas import Completion, NewTask, Task, TaskPatch, TaskQuery, TaskReplacement
 from todo_api.statements.tasks import (
     Position,
@@ -130,10 +130,8 @@ def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> R
 def remove_task(user_id: UUID, task_id: UUID) -> Response:
     """Delete a task. A second time it is not found."""
     if not delete_task(database(), user_id, task_id):
-        raise no_such_task()
-    response = Response(status=204)
-    del response.headers["Content-Type"]
-    return response
+        raise not_found()
+    return no_content()
 
 
 def cursor(end: Position, *, completed: bool | None) -> str:

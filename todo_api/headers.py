@@ -1,0 +1,59 @@
+"""What every answer tells browsers: what they may do with it, and from where they may ask."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, request
+
+# An answer is data: no page may frame it, and nothing in it runs. The API's page has its own.
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
+REQUEST_HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
+)
+EXPOSED = "ETag, Link, Location, Retry-After, X-Request-Id"
+PREFLIGHT_AGE = 7200  # seconds: more than this no browser keeps
+
+
+def send_security_headers(app: Flask) -> None:
+    """Let no answer be taken for a type that it does not say, be framed, or leak its address."""
+
+    @app.after_request
+    def secure(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers.setdefault("Content-Security-Policy", POLICY)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+
+def share_with(app: Flask, origins: tuple[str, ...]) -> None:
+    """Let pages of these origins call the API (CORS, as the Fetch standard has it).
+
+    A preflight carries no token, so it is answered before one is asked for. No credentials are
+    allowed: tokens are sent by the page's own code, and cookies mean nothing here.
+    """
+
+    def allowed() -> str | None:
+        origin = request.headers.get("Origin")
+        return origin if origin in origins else None
+
+    @app.before_request
+    def preflight() -> Response | None:
+        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+            return None
+        response = Response(status=204)
+        del response.headers["Content-Type"]
+        if allowed():
+            response.headers["Access-Control-Allow-Methods"] = METHODS
+            response.headers["Access-Control-Allow-Headers"] = REQUEST_HEADERS
+            response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_AGE)
+        return response
+
+    @app.after_request
+    def share(response: Response) -> Response:
+        response.vary.add("Origin")
+        if origin := allowed():
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+        return response

@@ -1,0 +1,296 @@
+"""The keys that tokens are verified with: one that is given, or an issuer's set, kept fresh."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from socket import SHUT_RDWR
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+import structlog
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, JWKRegistry, Key, OctKey, OKPKey, RSAKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+log = structlog.get_logger(__name__)
+
+SECRET_BYTES = 32
+RSA_BITS = 2048
+SET_BYTES = 64 * 1024
+
+# What a key may be used for is the key's to say, not the token's (RFC 8725, section 3.1).
+ALGORITHMS_OF_CURVE = {
+    "P-256": {"ES256"},
+    "P-384": {"ES384"},
+    "P-521": {"ES512"},
+    "Ed25519": {"EdDSA", "Ed25519"},
+    "Ed448": {"EdDSA", "Ed448"},
+}
+ALGORITHMS_OF_RSA = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+ALGORITHMS_OF_SECRET = {"HS256"}
+
+
+class KeyFormatError(ValueError):
+    """No key that tokens can be verified with; the message says why."""
+
+
+class KeysUnavailableError(Exception):
+    """There is no key set: the issuer has not been reached, or not for too long."""
+
+
+@dataclass(frozen=True)
+class VerificationKey:
+    """A key, the algorithms that it is good for, and the id by which tokens name it."""
+
+    thumbprint: str
+    kid: str | None
+    algorithms: frozenset[str]
+    key: Key = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, key: Key) -> VerificationKey:
+        """Raises KeyFormatError for a key that is private, weak, or not for signatures."""
+        algorithms = algorithms_of(key)
+        if key.alg is not None:
+            algorithms &= {key.alg, "EdDSA"} if key.alg == "Ed25519" else {key.alg}
+        if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):  # type: ignore[operator]
+            algorithms = set()
+        if not algorithms:
+            raise KeyFormatError("It is not for verifying signatures.")
+        return cls(key.thumbprint(), key.kid, frozenset(algorithms), key)
+
+
+def algorithms_of(key: Key) -> set[str]:
+    match key:
+        case OctKey():
+            return set(ALGORITHMS_OF_SECRET)
+        case RSAKey():
+            if key.public_key.key_size < RSA_BITS:
+                raise KeyFormatError(f"An RSA key needs {RSA_BITS} bits.")
+            return set(ALGORITHMS_OF_RSA)
+        case ECKey() | OKPKey():
+            return set(ALGORITHMS_OF_CURVE.get(key.curve_name, ()))
+
+
+def parse_secret(text: str) -> VerificationKey:
+    """The key of a shared secret, of 32 bytes at least (RFC 7518, section 3.2)."""
+    if len(text.encode()) < SECRET_BYTES:
+        raise KeyFormatError(f"It needs {SECRET_BYTES} bytes: openssl rand -hex 32.")
+    return VerificationKey.of(OctKey.import_key(text))
+
+
+def parse_public_key(text: str) -> VerificationKey:
+    """The key of a PEM or of a JSON Web Key. Raises KeyFormatError."""
+    try:
+        if text.lstrip().startswith("{"):
+            key = JWKRegistry.import_key(json.loads(text))
+        else:
+            key = import_pem(text)
+    except (JoseError, ValueError, TypeError, KeyError) as error:
+        raise KeyFormatError("It is neither a PEM nor a JSON Web Key.") from error
+    if isinstance(key, OctKey):
+        raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
+    if key.is_private:
+        raise KeyFormatError("It is a private key, which this server must not have.")
+    return VerificationKey.of(key)
+
+
+def import_pem(text: str) -> Key:
+    for kind in (RSAKey, ECKey, OKPKey):
+        with suppress(JoseError, ValueError, TypeError):
+            return kind.import_key(text)
+    raise ValueError("no known kind of key")
+
+
+def parse_set(body: bytes) -> list[VerificationKey]:
+    """The usable keys of a JWK Set (RFC 7517, section 5); the others are passed over.
+
+    Raises ValueError for what is no set at all. A set may be empty: its issuer has withdrawn all.
+    """
+    document = json.loads(body.decode())
+    if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+        raise ValueError("not a JWK Set")  # noqa: TRY004  one error for all that is none
+    keys = []
+    for entry in document["keys"]:
+        with suppress(KeyFormatError):
+            keys.append(parse_public_key(json.dumps(entry)))
+    return keys
+
+
+class Keys(Protocol):
+    """Where a token's key is looked up."""
+
+    def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
+        """The key that the header of a token means. Raises KeysUnavailableError."""
+
+    def holds(self, key: VerificationKey) -> bool:
+        """Whether the key is still one of those that tokens are verified with."""
+
+
+def chosen(
+    keys: Iterable[VerificationKey], kid: str | None, algorithm: str
+) -> VerificationKey | None:
+    """The one key of this id and for this algorithm; without an id, the only one for it."""
+    fit = [
+        key
+        for key in keys
+        if algorithm in key.algorithms and (kid is None or key.kid in (kid, None))
+    ]
+    named = [key for key in fit if key.kid == kid]
+    if kid is not None and named:
+        return named[0]
+    return fit[0] if len(fit) == 1 else None
+
+
+class FixedKey:
+    """The one key of the settings."""
+
+    def __init__(self, key: VerificationKey) -> None:
+        self._key = key
+
+    def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
+        return chosen([self._key], kid, algorithm)
+
+    def holds(self, key: VerificationKey) -> bool:
+        return key == self._key
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often and how long, in seconds."""
+
+    refresh: float = 300  # between fetches when all is well
+    apart: float = 30  # at least this between any two fetches
+    stale: float = 24 * 3600  # how long keys are good while the issuer is down
+    patience: float = 1  # what a request waits for a fetch, one request at a time
+    timeout: float = 3  # of a fetch, whatever the issuer does
+
+
+class IssuerKeys:
+    """An issuer's key set, kept fresh by a thread of its own: no request waits for the network.
+
+    Requests read a snapshot. A key id that is not in it makes one request at a time wait, for
+    `pace.patience` at most, and only where `pace.apart` lets a fetch begin.
+    """
+
+    def __init__(self, url: str, pace: Pace | None = None) -> None:
+        self._url = url
+        self._pace = pace or Pace()
+        self._keys: frozenset[VerificationKey] | None = None
+        self._fetched_at = self._began_at = float("-inf")
+        self._underway = False
+        self._ended = 0
+        self._state = threading.Condition()
+        self._turn_to_wait = threading.Lock()
+        self._wanted = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Start fetching. Opening twice is harmless; a worker opens its own, after the fork."""
+        with self._state:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._keep_fresh, daemon=True, name="jwks")
+                self._thread.start()
+
+    def close(self) -> None:
+        """Fetch no more."""
+        self._stop.set()
+        self._wanted.set()
+
+    def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
+        if self._thread is None:
+            self.open()
+        known = self._keys
+        key = chosen(known or (), kid, algorithm)
+        named = any(kid == other.kid for other in known or ())
+        if key is None and not named and self._await_fetch():
+            key = chosen(self._keys or (), kid, algorithm)
+        if not self._fresh():
+            raise KeysUnavailableError
+        return key
+
+    def holds(self, key: VerificationKey) -> bool:
+        return self._fresh() and key in (self._keys or ())
+
+    def _fresh(self) -> bool:
+        return time.monotonic() - self._fetched_at <= self._pace.stale
+
+    def _await_fetch(self) -> bool:
+        """Whether a fetch ended while this request waited for it."""
+        if not self._turn_to_wait.acquire(blocking=False):
+            return False
+        try:
+            with self._state:
+                self._wanted.set()
+                soon = time.monotonic() - self._began_at >= self._pace.apart
+                if not (self._underway or soon):
+                    return False
+                ended = self._ended
+                return self._state.wait_for(lambda: self._ended > ended, self._pace.patience)
+        finally:
+            self._turn_to_wait.release()
+
+    def _keep_fresh(self) -> None:
+        while not self._stop.is_set():
+            self._wanted.clear()
+            with self._state:
+                self._underway, self._began_at = True, time.monotonic()
+            keys = self._fetch()
+            with self._state:
+                if keys is not None:
+                    self._keys, self._fetched_at = frozenset(keys), time.monotonic()
+                self._underway = False
+                self._ended += 1
+                self._state.notify_all()
+            self._stop.wait(self._pace.apart)
+            if keys is not None:
+                self._wanted.wait(self._pace.refresh - self._pace.apart)
+
+    def _fetch(self) -> list[VerificationKey] | None:
+        try:
+            keys = parse_set(fetch(self._url, self._pace.timeout))
+        except (OSError, HTTPException, ValueError, RecursionError) as error:
+            log.warning("key set not fetched", url=self._url, error=repr(error))
+            return None
+        log.info("key set fetched", url=self._url, keys=len(keys))
+        return keys
+
+
+def fetch(url: str, timeout: float) -> bytes:
+    """The body of a 200, of SET_BYTES at most, within `timeout` seconds in all.
+
+    Follows no redirect. Raises OSError, HTTPException or ValueError.
+    """
+    parts = urlsplit(url)
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = connect(parts.hostname or "", parts.port, timeout=timeout)
+
+    def give_up() -> None:
+        # A timeout of a socket is for one read; an issuer that drips would have its way.
+        with suppress(OSError, AttributeError):
+            connection.sock.shutdown(SHUT_RDWR)
+
+    deadline = threading.Timer(timeout, give_up)
+    deadline.daemon = True
+    deadline.start()
+    try:
+        with closing(connection):
+            path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+            connection.request("GET", path, headers={"Accept": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:  # noqa: PLR2004
+                raise ValueError(f"answered {response.status}")
+            body = response.read(SET_BYTES + 1)
+            if len(body) > SET_BYTES:
+                raise ValueError(f"more than {SET_BYTES} bytes")
+            return body
+    finally:
+        deadline.cancel()
