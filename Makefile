@@ -31,6 +31,10 @@ token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_I
 test: $(INSTALLED) ## Run the tests against a real PostgreSQL
 	$(PY) -m pytest --numprocesses auto --cov --cov-report term $(ARGS)
 
+.PHONY: test-full
+test-full: $(INSTALLED) ## Run the tests with every count in full
+	$(PY) -m pytest --numprocesses auto --full $(ARGS)
+
 .PHONY: check
 check: lint types test ## Run all that CI runs
 

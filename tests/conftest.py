@@ -42,6 +42,11 @@ settings.register_profile(
 )
 settings.load_profile("todo")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the counts that take long, in full")
+
+
 SERVER = pytest.StashKey[str]()
 UNTIL_THE_END = pytest.StashKey[ExitStack]()
 
@@ -181,6 +186,12 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
     return app.test_client()
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest):
+    """A count in full with --full, a tenth of it otherwise."""
+    return lambda full: full if request.config.option.full else full // 10
 
 
 @pytest.fixture

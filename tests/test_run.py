@@ -221,7 +221,7 @@ def test_a_database_of_ones_own_is_used_and_no_other_started(checkout, new_datab
     with running(folder, DATABASE_URL=new_database("run")) as server:
         assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
 
-    assert not (folder / ".dev").exists()
+    assert not data_of(folder).exists()
 
 
 def test_the_secret_is_made_once_and_for_its_owner_only(checkout):

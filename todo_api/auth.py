@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, g, request
@@ -115,7 +116,9 @@ class Verifier:
             claims = members(claims_segment)
             self._claims.validate(claims)
             subject = self._subject(claims)
-            return Identity(self._user_id(subject), subject, float(claims["exp"]), key)
+            expires_at = float(claims["exp"])
+            datetime.fromtimestamp(expires_at, UTC)  # beyond the year 9999, it is a ValueError
+            return Identity(self._user_id(subject), subject, expires_at, key)
         except ExpiredTokenError:
             raise refused("The token has expired.") from None
         except (JoseError, ValueError, OverflowError):

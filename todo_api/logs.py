@@ -33,7 +33,8 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendered: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Not its default for exceptions, which shows the values of variables: a user's words.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if stream.isatty()
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(to_json)]
     )

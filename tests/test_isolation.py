@@ -1,0 +1,250 @@
+"""No user sees or touches another's: generated attacks on every operation of the document.
+
+The attacker has a good token of its own, and knows every id of the victim's. The attacks run with
+both walls up, and with either one alone: statements that name the owner, row-level security.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import execute, migrate
+from flask import Flask, Response
+from flask.testing import FlaskClient
+from joserfc import jwt
+from joserfc.jwk import OctKey
+from sqlalchemy import select
+
+from todo_api.api import Blueprint, answer, database
+from todo_api.app import create_app
+from todo_api.database import Database, Statement, compiled
+from todo_api.settings import load_settings
+from todo_api.statements.tasks import ID, TASK, TaskRow
+from todo_api.tables import tasks
+
+SECRET = "a-secret-of-the-tests-that-is-long-enough"
+MARK = "Nobody else may read this"
+ATTACKS = 10_000
+
+
+class OwnerForgotten(Database):
+    """Runs each statement without its owner condition: row-level security has to do alone."""
+
+    def all(self, owner, statement, **parameters):
+        text = statement.sql.decode()
+        forgotten = re.sub(r"(tasks\.user_id|users\.id) = %\(owner\)s::UUID", "true", text)
+        assert forgotten != text or "INSERT" in text or "alembic_version" in text
+        return super().all(owner, Statement(forgotten.encode()), **parameters)
+
+
+@dataclass
+class User:
+    client: FlaskClient
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def __post_init__(self):
+        claims = {"sub": self.id, "exp": 2**33}
+        token = jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(SECRET))
+        self.headers = {"Authorization": f"Bearer {token}"}
+
+    def send(self, method: str, path: str, **options: Any):
+        headers = options.pop("headers", {}) | self.headers
+        return self.client.open(path, method=method, headers=headers, **options)
+
+
+class Attack:
+    """Requests of an attacker, made from the document, and what the victim has to lose."""
+
+    def __init__(self, app: Flask, url: str, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.url = url
+        self.attacker, self.victim = User(app.test_client()), User(app.test_client())
+        self.operations = operations(app)
+        self.succeeded: set[tuple[str, str]] = set()
+        self.mine: list[str] = []
+        tasks_url = f"/api/{self.victim.id}/tasks"
+        made = [
+            self.victim.send(
+                "POST", tasks_url, json={"title": f"{MARK} {number}", "description": MARK}
+            )
+            for number in range(8)
+        ]
+        assert {answer.status_code for answer in made} == {201}
+        self.theirs = [answer.json["id"] for answer in made]
+        assert self.victim.send("DELETE", f"{tasks_url}/{self.theirs.pop()}").status_code == 204
+        page = self.victim.send("GET", f"{tasks_url}?limit=1")
+        self.cursor = re.search("cursor=([^&>]*)", page.headers["Link"])[1]
+        self.revision = page.json[0]["revision"]
+        self.before = self.rows()
+
+    def rows(self) -> list[Any]:
+        """All that the database holds of the victim."""
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(
+                """
+                SELECT to_jsonb(users) FROM users WHERE id = %(id)s
+                UNION ALL SELECT to_jsonb(tasks) FROM tasks WHERE user_id = %(id)s
+                """,
+                {"id": self.victim.id},
+            ).fetchall()
+
+    def run(self, count: int) -> None:
+        for number in range(count):
+            self.request()
+            if number % 100 == 0:
+                assert self.rows() == self.before
+        assert self.rows() == self.before
+        # The attacks are real requests: each operation works for the attacker's own.
+        assert self.succeeded == set(self.operations)
+
+    def request(self) -> None:
+        method, template = self.random.choice(self.operations)
+        path = re.sub(r"{(\w+)}", lambda name: self.id_for(name[1]), template)
+        options: dict[str, Any] = {"query_string": self.query(), "headers": self.header()}
+        if method in ("POST", "PUT", "PATCH") and self.random.random() < 0.9:
+            options["json"] = self.body()
+        answer = self.attacker.send(method, path, **options)
+        sent = json.dumps([path, options])
+        self.check(f"{method} {path} {options}", answer, sent)
+        if answer.status_code < 300:
+            self.succeeded.add((method, template))
+            if method == "DELETE":
+                self.mine.clear()
+            if answer.status_code == 201:
+                self.mine.append(answer.json["id"])
+
+    def check(self, request: str, answer: Any, sent: str) -> None:
+        said = answer.text + str(answer.headers)
+        assert answer.status_code < 500, request
+        assert MARK not in said, request
+        for secret in (self.victim.id, *self.theirs):
+            assert secret not in said or secret in sent, request
+        if answer.status_code < 300:
+            assert f"/api/{self.victim.id}" not in request.split()[1], request
+
+    def id_for(self, name: str) -> str:
+        if name == "user_id":
+            return self.random.choice([self.attacker.id] * 4 + [self.victim.id])
+        ids = [self.random.choice(self.theirs), *self.mine[-3:] * 2]
+        return self.random.choice(ids)
+
+    def query(self) -> dict[str, str]:
+        if self.random.random() < 0.9:
+            return {}
+        return self.random.choice(
+            [
+                {"cursor": self.cursor},
+                {"cursor": self.cursor, "limit": "200"},
+                {"completed": "false"},
+                {"user_id": self.victim.id},
+                {"owner": self.victim.id},
+                {"id": self.random.choice(self.theirs)},
+            ]
+        )
+
+    def header(self) -> dict[str, str]:
+        if self.random.random() < 0.7:
+            return {}
+        return self.random.choice(
+            [
+                {"X-User-Id": self.victim.id},
+                {"X-Forwarded-User": self.victim.id},
+                {"X-Original-URL": f"/api/{self.victim.id}/tasks"},
+                {"X-HTTP-Method-Override": "DELETE"},
+                {"Cookie": f"user_id={self.victim.id}"},
+                {"If-Match": f'"1.{self.revision}"'},
+                {"If-None-Match": f'"1.{self.revision}"'},
+                {"Idempotency-Key": self.victim.id},
+            ]
+        )
+
+    def body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {}
+        if self.random.random() < 0.7:
+            body["title"] = "Mine now"
+        if self.random.random() < 0.3:
+            body["description"] = self.random.choice([None, "Mine"])
+        if self.random.random() < 0.3:
+            body["completed"] = self.random.random() < 0.5
+        if self.random.random() < 0.1:
+            name = self.random.choice(["user_id", "owner", "id", "task_id"])
+            body[name] = self.random.choice([self.victim.id, *self.theirs])
+        return body
+
+
+def operations(app: Flask) -> list[tuple[str, str]]:
+    """Every operation of the document that wants a token."""
+    document = app.test_client().get("/openapi.json").json
+    return [
+        (method.upper(), path)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if method != "parameters" and "security" in operation
+    ]
+
+
+@pytest.fixture
+def make_app(database_url, logged_to):  # noqa: ARG001  logging comes first
+    made = []
+
+    def make(url: str = database_url, walls: type[Database] = Database) -> Flask:
+        settings = load_settings({"DATABASE_URL": url, "JWT_SECRET": SECRET})
+        app = create_app(settings)
+        app.extensions["database"] = walls(settings)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.extensions["database"].close()
+
+
+@pytest.fixture(scope="session")
+def unwalled_url(new_database) -> str:
+    """A database without row-level security: the statements have to do alone."""
+    url = new_database("unwalled")
+    migrate(url)
+    for table in ("users", "tasks"):
+        execute(url, f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+    return url
+
+
+def test_with_both_walls_nothing_leaks(make_app, database_url, count):
+    Attack(make_app(), database_url, seed=1).run(count(ATTACKS))
+
+
+def test_with_row_level_security_alone_nothing_leaks(make_app, database_url, count):
+    Attack(make_app(walls=OwnerForgotten), database_url, seed=2).run(count(ATTACKS))
+
+
+def test_with_the_statements_alone_nothing_leaks(make_app, unwalled_url, count):
+    Attack(make_app(unwalled_url), unwalled_url, seed=3).run(count(ATTACKS))
+
+
+FORGETFUL = compiled(select(*TASK).where(tasks.c.id == ID))
+
+
+def test_a_new_route_that_forgets_its_owner_is_found(make_app, unwalled_url):
+    blueprint = Blueprint("forgetful", __name__, url_prefix="/api/<id:user_id>/forgetful")
+
+    @blueprint.get("/<id:task_id>")
+    @blueprint.response(200)
+    def read(user_id: uuid.UUID, task_id: uuid.UUID) -> Response:
+        """Forget whose task it is."""
+        row = database().one(user_id, FORGETFUL, id=task_id)
+        return answer(TaskRow(*row) if row else None)
+
+    app = make_app(unwalled_url)
+    app.extensions["flask-smorest"]["apis"][""]["ext_obj"].register_blueprint(blueprint)
+    attack = Attack(app, unwalled_url, seed=4)
+    attack.operations = [("GET", "/api/{user_id}/forgetful/{task_id}")]
+
+    with pytest.raises(AssertionError, match="forgetful"):
+        attack.run(1000)
