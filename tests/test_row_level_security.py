@@ -40,6 +40,7 @@ CHANGE_ALL_USERS = compiled(
 TRASH_ALL_TASKS = compiled(
     update(tasks).values(deleted_at=func.clock_timestamp()).returning(tasks.c.user_id)
 )
+ERASE_ALL_USERS = compiled(delete(users).returning(users.c.id))
 DELETE_ALL_TASKS = compiled(delete(tasks))
 INSERT_FOR_OTHER = compiled(insert(tasks).values(user_id=OTHER, id=ID, title=TITLE))
 INSERT_OTHER = compiled(insert(users).values(id=OTHER))
@@ -114,7 +115,7 @@ def everything(logins):
         def read(owner):
             return connection.execute(
                 "SELECT title, tasks.revision, deleted_at, users.revision"
-                " FROM tasks JOIN users ON users.id = user_id WHERE user_id = %s",
+                " FROM tasks LEFT JOIN users ON users.id = user_id WHERE user_id = %s",
                 (owner,),
             ).fetchall()
 
@@ -189,6 +190,14 @@ def test_what_a_user_may_not_do_to_another_is_refused(
     assert refusal.value.sqlstate == "42501"
     assert everything(pair.other) == [("theirs", 1, None, 1)]
     assert everything(pair.me) == [("mine", 1, None, 1)]
+
+
+def test_no_other_user_is_erased(database, pair, everything):
+    erased = database.all(pair.me, ERASE_ALL_USERS)
+
+    assert erased == [(pair.me,)]
+    assert everything(pair.me) == []
+    assert everything(pair.other) == [("theirs", 1, None, 1)]
 
 
 def test_no_user_is_made_for_another(database, pair):
