@@ -295,3 +295,41 @@ def test_an_ordinary_user_can_run_it():
         with running(Path(home), user=nobody.uid) as server:
             assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
         assert (Path(home) / ".dev" / "data").stat().st_uid == nobody.uid
+
+
+def test_the_readmes_tour_answers_as_printed(checkout):
+    """Every command of its console blocks, in order, in one shell, against a server of its own."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).splitlines()
+    folder = checkout()
+    with running(folder) as server:
+        script = "\n".join(
+            # A line of its own before each answer; then none is lost, whatever ends it.
+            f"{line[2:]}\necho" if "=" not in line.split()[1] else line[2:]
+            for line in lines
+            if line.startswith("$ ")
+        )
+        script = script.replace("http://127.0.0.1:8000", server.url)
+        script = script.replace("make -s token USER_ID=$USER_ID", TOKEN_COMMAND)
+        toured = subprocess.run(
+            ["sh", "-ec", script],
+            cwd=folder,
+            env=server.environ | {"PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+
+    answered = [line for line in toured.stdout.splitlines() if line]
+    printed = [line for line in lines if not line.startswith("$ ")]
+    assert [timeless(line) for line in answered] == [timeless(line) for line in printed]
+
+
+TOKEN_COMMAND = '"$PYTHON" -m todo_api.run token $USER_ID'
+
+
+def timeless(line: str) -> str:
+    """The line without what differs each time: ids that the server makes, and moments."""
+    line = re.sub(r"01[0-9a-f]{6}-[0-9a-f]{4}-7[0-9a-f-]{21}", "ID", line)
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "MOMENT", line)
