@@ -27,6 +27,10 @@ run: $(INSTALLED) ## Serve the API, on an embedded PostgreSQL unless DATABASE_UR
 token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10
 	@$(PY) -m todo_api.run token "$(USER_ID)"
 
+.PHONY: purge
+purge: $(INSTALLED) ## Remove for good what has been in the trash for 30 days
+	$(PY) -m todo_api.purge
+
 .PHONY: test
 test: $(INSTALLED) ## Run the tests against a real PostgreSQL
 	$(PY) -m pytest --numprocesses auto --cov --cov-report term $(ARGS)

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import NullPool, create_engine
 
-from todo_api.database import APPLICATION_ROLE
+from todo_api.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, environment, load_database_settings
 from todo_api.tables import metadata
@@ -37,21 +37,19 @@ def number_revision(_: Any, __: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
 
 
-def let_log_in(connection: psycopg.Connection[Any], login: str) -> None:
-    """Let the application's login drop to the role of requests, if a migration has made it.
+def let_act_as(connection: psycopg.Connection[Any], login: str, role: str) -> None:
+    """Let the login drop to the role, if a migration has made it.
 
     From PostgreSQL 16 on, not even who creates a role may SET ROLE to it until it is granted.
     """
     privilege = "SET" if connection.info.server_version >= 160000 else "MEMBER"  # noqa: PLR2004
     missing = connection.execute(
         "SELECT 1 FROM pg_roles WHERE rolname = %s AND NOT pg_has_role(%s, oid, %s)",
-        (APPLICATION_ROLE, login, privilege),
+        (role, login, privilege),
     ).fetchone()
     if not missing:
         return
-    grant = sql.SQL("GRANT {} TO {}").format(
-        sql.Identifier(APPLICATION_ROLE), sql.Identifier(login)
-    )
+    grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(login))
     try:
         with connection.transaction():
             connection.execute(grant)
@@ -74,7 +72,9 @@ def migrate(connection: Connection, login: Any) -> None:
     )
     context.run_migrations()
     driver: Any = connection.connection.driver_connection
-    let_log_in(driver, login or driver.info.user)
+    for each in dict.fromkeys((driver.info.user, login or driver.info.user)):
+        for role in (APPLICATION_ROLE, MAINTENANCE_ROLE):
+            let_act_as(driver, each, role)
 
 
 def run() -> None:

@@ -69,6 +69,7 @@ class Attack:
         self.operations = operations(app)
         self.succeeded: set[tuple[str, str]] = set()
         self.mine: list[str] = []
+        self.trash: list[str] = []
         tasks_url = f"/api/{self.victim.id}/tasks"
         made = [
             self.victim.send(
@@ -82,6 +83,8 @@ class Attack:
         page = self.victim.send("GET", f"{tasks_url}?limit=1")
         self.cursor = re.search("cursor=([^&>]*)", page.headers["Link"])[1]
         self.revision = page.json[0]["revision"]
+        changes = self.victim.send("GET", f"/api/{self.victim.id}/changes?since=0&limit=1")
+        self.since = changes.json["next"]
         self.before = self.rows()
 
     def rows(self) -> list[Any]:
@@ -106,8 +109,11 @@ class Attack:
 
     def request(self) -> None:
         method, template = self.random.choice(self.operations)
+        self.restoring = template.endswith("/restore")
         path = re.sub(r"{(\w+)}", lambda name: self.id_for(name[1]), template)
         options: dict[str, Any] = {"query_string": self.query(), "headers": self.header()}
+        if template.endswith("/changes"):
+            options["query_string"] |= {"since": self.random.choice(["0", "1", self.since])}
         if method in ("POST", "PUT", "PATCH") and self.random.random() < 0.9:
             options["json"] = self.body()
         answer = self.attacker.send(method, path, **options)
@@ -115,8 +121,10 @@ class Attack:
         self.check(f"{method} {path} {options}", answer, sent)
         if answer.status_code < 300:
             self.succeeded.add((method, template))
-            if method == "DELETE":
-                self.mine.clear()
+            if template.endswith("}/tasks/{task_id}") and method == "DELETE":
+                self.trash.append(path.rpartition("/")[2])
+            elif method == "DELETE":
+                self.mine, self.trash = [], []
             if answer.status_code == 201:
                 self.mine.append(answer.json["id"])
 
@@ -132,7 +140,8 @@ class Attack:
     def id_for(self, name: str) -> str:
         if name == "user_id":
             return self.random.choice([self.attacker.id] * 4 + [self.victim.id])
-        ids = [self.random.choice(self.theirs), *self.mine[-3:] * 2]
+        mine = self.trash if self.restoring else self.mine
+        ids = [self.random.choice(self.theirs), *mine[-3:] * 2]
         return self.random.choice(ids)
 
     def query(self) -> dict[str, str]:

@@ -148,7 +148,7 @@ def test_a_user_has_the_use_of_their_own_tasks(database):
     task = insert_task(database, me, {"title": "a", "description": None, "completed": False})
 
     assert find_task(database, me, task.id) == task
-    assert delete_task(database, me, task.id) is True
+    assert delete_task(database, me, task.id).done
     assert find_task(database, me, task.id) is None
 
 

@@ -23,6 +23,7 @@ def test_defaults_are_what_the_readme_says():
         jwt_issuer=None,
         jwt_audience=None,
         jwt_user_claim="sub",
+        require_if_match=False,
         cors_origins=(),
         host="127.0.0.1",
         port=8000,

@@ -4,17 +4,22 @@ import inspect
 import re
 import sys
 from importlib import import_module
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from pkgutil import iter_modules
-
-import pytest
 
 import todo_api.statements
 from todo_api import tables
 from todo_api.database import Statement
 from todo_api.errors import POINTER_OF_CONSTRAINT
+from todo_api.schemas import SORTS
 from todo_api.statements.operations import SCHEMA_VERSION
-from todo_api.statements.tasks import VALUES, list_statement, update_statement
+from todo_api.statements.pages import FILTERS, list_statement
+from todo_api.statements.tasks import (
+    VALUES,
+    delete_statement,
+    restore_statement,
+    update_statement,
+)
 
 # What belongs to no user, and so names none.
 OF_NO_USER = {SCHEMA_VERSION}
@@ -24,51 +29,62 @@ INTERNAL = {
     "pk_users",
     "pk_tasks",
     "fk_tasks_user_id_users",
+    "ck_users_purged_revision_known",
     "ck_users_revision_not_negative",
     "ck_tasks_revision_positive",
 }
 
 
 def statements():
-    """Every statement of the package, those made for a shape in each of their shapes."""
-    modules = [
-        import_module(f"todo_api.statements.{module.name}")
-        for module in iter_modules(todo_api.statements.__path__)
-    ]
-    for module in modules:
+    """Every statement of the package, those made for a shape in shapes enough to see each part."""
+    for module in modules():
         for name, value in vars(module).items():
             if isinstance(value, Statement):
                 yield f"{module.__name__}.{name}", value
-    for completed in (False, True):
-        for after in (False, True):
-            yield "list", list_statement(completed=completed, after=after)
-    for columns in chain.from_iterable(combinations(sorted(VALUES), n) for n in (1, 2, 3)):
-        yield f"update {columns}", update_statement(*columns)
+    for filters in ((), *((name,) for name in FILTERS), tuple(FILTERS)):
+        for sort, after, deleted in product(SORTS, (False, True), (False, True)):
+            made = list_statement(filters, sort, after=after, deleted=deleted)
+            yield f"list {filters} {sort} {after} {deleted}", made
+    for conditional in (False, True):
+        yield "delete", delete_statement(conditional=conditional)
+        yield "restore", restore_statement(conditional=conditional)
+        for columns in chain.from_iterable(combinations(sorted(VALUES), n) for n in (1, 2, 3)):
+            yield f"update {columns}", update_statement(*columns, conditional=conditional)
 
 
-@pytest.mark.parametrize(("name", "statement"), list(statements()))
-def test_every_statement_names_the_owner(name, statement):
-    text = statement.sql.decode()
+def modules():
+    return [
+        import_module(f"todo_api.statements.{module.name}")
+        for module in iter_modules(todo_api.statements.__path__)
+    ]
 
-    if statement in OF_NO_USER:
-        assert not re.search("tasks|users", text)
-    elif "DELETE FROM users" in text:
-        assert "WHERE users.id = %(owner)s::UUID" in text
-    elif text.startswith("INSERT"):
-        assert re.match(r"INSERT INTO tasks \(user_id, .*VALUES \(%\(owner\)s", text, re.DOTALL)
-    else:
-        assert re.search(r"WHERE tasks\.user_id = %\(owner\)s::UUID AND", text), name
+
+def test_every_statement_names_the_owner_wherever_it_reads_or_writes():
+    """Each FROM or UPDATE of a table is followed by its owner; each INSERT begins with it."""
+    for name, statement in statements():
+        text = re.sub(r"\s+", " ", statement.sql.decode())
+        touched = re.findall(r"(?:FROM|UPDATE|JOIN|INTO|USING) (users|tasks)\b", text)
+        named = re.findall(
+            r"WHERE tasks\.user_id = %\(owner\)s::UUID|WHERE users\.id = %\(owner\)s::UUID"
+            r"|INSERT INTO tasks \(user_id, .*?(?:VALUES \(|SELECT )%\(owner\)s::UUID",
+            text,
+        )
+        if statement in OF_NO_USER:
+            assert not touched, name
+        else:
+            assert touched, name
+            assert len(named) == len(touched), name
 
 
 def test_every_maker_of_statements_is_tested_above():
     made = {
         name
-        for module in iter_modules(todo_api.statements.__path__)
-        for name, value in vars(import_module(f"todo_api.statements.{module.name}")).items()
+        for module in modules()
+        for name, value in vars(module).items()
         if isinstance(value, type(list_statement))
     }
 
-    assert made == {"list_statement", "update_statement"}
+    assert made == {"list_statement", "update_statement", "delete_statement", "restore_statement"}
 
 
 def test_every_table_has_row_level_security_forced(connection):
@@ -87,7 +103,10 @@ def test_every_table_has_row_level_security_forced(connection):
 def test_every_policy_is_for_the_owner_reading_and_writing(connection):
     owner = "NULLIF(current_setting('todo.user_id'::text, true), ''::text))::uuid)"
     rows = connection.execute(
-        "SELECT tablename, permissive, cmd, qual, with_check FROM pg_policies ORDER BY tablename"
+        """
+        SELECT tablename, permissive, cmd, qual, with_check FROM pg_policies
+        WHERE policyname = 'owner' AND roles = '{public}' ORDER BY tablename
+        """
     ).fetchall()
 
     assert [row[:3] for row in rows] == [
@@ -97,6 +116,25 @@ def test_every_policy_is_for_the_owner_reading_and_writing(connection):
     for table, _, _, using, with_check in rows:
         column = {"users": "id", "tasks": "user_id"}[table]
         assert using == with_check == f"({column} = ({owner}"
+
+
+def test_one_role_goes_across_users_and_sees_old_trash_only(connection):
+    rows = connection.execute(
+        """
+        SELECT tablename, roles::text, qual FROM pg_policies
+        WHERE policyname <> 'owner' ORDER BY tablename
+        """
+    ).fetchall()
+
+    assert rows == [
+        (
+            "tasks",
+            "{todo_maintenance}",
+            "(deleted_at < (clock_timestamp() - '30 days'::interval))",
+        ),
+        ("users", "{todo_maintenance}", "true"),
+    ]
+    assert tables.TRASH_DAYS == 30
 
 
 def test_every_constraint_is_mapped_or_internal(connection):
@@ -146,7 +184,7 @@ def test_every_operation_documents_its_refusals(app):
             assert {"404", "422", "503"} <= documented, (method, path)
         if "requestBody" in operation:
             assert {"400", "413", "415"} <= documented, (method, path)
-        for status in documented - {"200", "201", "204"}:
+        for status in documented - {"200", "201", "204", "304"}:
             assert operation["responses"][status] == {
                 "$ref": f"#/components/responses/Problem{status}"
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -20,10 +21,15 @@ from todo_api.errors import (
     Fault,
     invalid,
     malformed,
+    not_acceptable,
     not_found,
+    precondition_failed,
+    precondition_required,
     unsupported_media_type,
 )
+from todo_api.preconditions import etag, tags
 from todo_api.schemas import ProblemDetails
+from todo_api.statements.tasks import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from marshmallow import Schema, ValidationError
 
     from todo_api.database import Database
-    from todo_api.statements.tasks import TaskRow
+    from todo_api.statements.tasks import Found, TaskRow
 
 View = TypeVar("View", bound="Callable[..., Response]")
 
@@ -41,9 +47,8 @@ MERGE_PATCH = "application/merge-patch+json"
 IDS = {"user_id", "task_id"}
 MAX_BODY = 128 * 1024  # bytes
 
-# The version of a task's representation, in front of its revision in an ETag: a deploy that adds a
-# field must not pass off as unchanged what a client kept from before.
-REPRESENTATION = 1
+READS = {"GET", "HEAD"}
+NOT_MODIFIED = 304
 
 
 class IdConverter(UnicodeConverter):
@@ -102,8 +107,22 @@ class Blueprint(flask_smorest.Blueprint):
 
         return documented
 
-    def _prepare_refusals_doc(self, doc: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+    def conditional(self, view: View) -> View:
+        """Document that the view heeds If-Match, as `condition` reads it."""
+        view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {"conditional": True}  # type: ignore[attr-defined]  # noqa: SLF001
+        return view
+
+    def _prepare_refusals_doc(
+        self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
         responses = doc.setdefault("responses", {})
+        parameters = doc.setdefault("parameters", [])
+        if doc_info.get("conditional"):
+            parameters += [header_parameter("If-Match"), header_parameter("If-None-Match")]
+            responses.update(dict.fromkeys((400, 412, 428)))
+        if NOT_MODIFIED in responses:
+            parameters.append(header_parameter("If-None-Match"))
+            responses.update(dict.fromkeys((400, 406)))
         content = doc.get("requestBody", {}).get("content")
         if content:
             responses.update(dict.fromkeys((400, 413, 415)))
@@ -145,40 +164,56 @@ class Api(flask_smorest.Api):
         """errors.py owns them."""
 
 
+def header_parameter(name: str) -> dict[str, Any]:
+    """A field of entity tags."""
+    example = {"If-Match": '"1.7"', "If-None-Match": '"1.8"'}[name]
+    return {
+        "in": "header",
+        "name": name,
+        "description": "Entity tags, or `*` (RFC 9110, section 13.1).",
+        "schema": {"type": "string", "maxLength": 1000, "example": example},
+    }
+
+
 def refusal(status: int) -> str:
     return f"Problem{status}"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What a view takes: the media types of its body, and the names of its query."""
+    """What a view takes, its body's types and its query's names, and whether it answers JSON."""
 
     media_types: tuple[str, ...]
     body_required: bool
     query: frozenset[str]
+    json: bool
 
 
 @cache
 def operation_of(view: Callable[..., Any]) -> Operation:
     """The operation that the view's `arguments` declare."""
-    declared = getattr(view, "_apidoc", {}).get("arguments", {}).get("parameters", ())
+    documented = getattr(view, "_apidoc", {})
+    declared = documented.get("arguments", {}).get("parameters", ())
     at = {argument["in"]: argument for argument in declared}
     body, query = at.get("json"), at.get("query")
     return Operation(
         tuple({body.get("content_type", JSON): None, JSON: None}) if body else (),
         bool(body and body["required"]),
         frozenset(query["schema"]().fields if query else ()),
+        bool(documented),
     )
 
 
 def check_request() -> None:
-    """Refuse what no operation accepts: 415, 413, 400, then 422 for ids and unknown parameters.
+    """Refuse what no operation accepts: 406, 415, 413, 400; 422 for ids and unknown parameters.
 
     Leaves the parsed body in `g.body`, and UUIDs for the path's ids in the view's arguments.
     """
     if request.routing_exception or request.method == "OPTIONS":
         return
     operation = operation_of(current_app.view_functions[request.endpoint or ""])
+    if operation.json and not accepts(JSON):
+        raise not_acceptable(JSON)
     g.body = parsed_body(operation)
     arguments = request.view_args or {}
     errors: list[Fault] = []
@@ -195,6 +230,12 @@ def check_request() -> None:
     if errors:
         raise invalid(errors)
     g.user_id = arguments.get("user_id", g.user_id)
+
+
+def accepts(media_type: str) -> bool:
+    """Whether the request's Accept field, if there is one, allows this type."""
+    wanted = request.accept_mimetypes
+    return not wanted or wanted[media_type] > 0
 
 
 def parsed_body(operation: Operation) -> Any:
@@ -220,12 +261,39 @@ def database() -> Database:
 
 
 def answer(task: TaskRow | None, status: int = 200) -> Response:
-    """The task as PostgreSQL wrote it, with its ETag; 404 if there is none."""
+    """The task as PostgreSQL wrote it, with its ETag; 404 if there is none, 304 if it is known."""
     if task is None:
         raise not_found()
-    response = user_data(task.json, status)
-    response.headers["ETag"] = f'"{REPRESENTATION}.{task.revision}"'
-    return response
+    tag = etag(task.revision)
+    if request.method in READS:
+        given = tags("If-None-Match")
+        if given and (given.any or task.revision in given.revisions(weak=True)):
+            return not_modified(tag)
+    return user_data(task.json, tag, status)
+
+
+def answer_change(found: Found) -> Response:
+    """The changed task; 404 if there is none, 412 with the task as it is if it was not changed."""
+    if found.task is not None and not found.done:
+        raise precondition_failed(found.task.json, etag(found.task.revision))
+    return answer(found.task)
+
+
+def condition() -> Condition | None:
+    """What If-Match and If-None-Match ask of a task that is to be changed.
+
+    Raises a 428 where the settings want an If-Match and there is none.
+    """
+    match, none_match = tags("If-Match"), tags("If-None-Match")
+    if match is None and current_app.config["REQUIRE_IF_MATCH"]:
+        raise precondition_required()
+    if match is None and none_match is None:
+        return None
+    return Condition(
+        match=None if match is None or match.any else match.revisions(weak=False),
+        none_match=none_match.revisions(weak=True) if none_match else (),
+        none=none_match is not None and none_match.any,
+    )
 
 
 def no_content() -> Response:
@@ -235,9 +303,17 @@ def no_content() -> Response:
     return response
 
 
-def user_data(body: bytes, status: int = 200) -> Response:
+def user_data(body: bytes, tag: str, status: int = 200) -> Response:
     """An answer that only its owner's client may keep, and must revalidate."""
     response = Response(body, status, mimetype=JSON)
+    response.headers["ETag"] = tag
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Vary"] = "Authorization"
+    return response
+
+
+def not_modified(tag: str) -> Response:
+    """A 304: what the client has is what it would be sent."""
+    response = user_data(b"", tag, NOT_MODIFIED)
+    del response.headers["Content-Type"]
     return response

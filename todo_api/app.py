@@ -43,7 +43,7 @@ OPENAPI = {
 def create_app(settings: Settings) -> Flask:
     """The application with its database, which connects at its first use."""
     app = Flask("todo_api", static_folder=None)
-    app.config.update(OPENAPI)
+    app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
     app.extensions["database"] = Database(settings)
     # In this order before a request, and in the opposite one after it.
     log_requests(app)

@@ -61,8 +61,11 @@ class Identity:
 class AnyAlgorithm(JWSRegistry):
     """joserfc's algorithms, without its warning about EdDSA, which issuers use.
 
-    Which of them will do is the key's to say: see keys.py.
+    Which of them will do is the key's to say: see keys.py. How long a part may be, TOKEN_BYTES
+    says: a header may carry a chain of certificates, and a signature be of a long RSA key.
     """
+
+    max_header_length = max_signature_length = TOKEN_BYTES
 
     def get_alg(self, name: str) -> Any:
         return self.algorithms[name]
@@ -121,7 +124,9 @@ class Verifier:
             return Identity(self._user_id(subject), subject, expires_at, key)
         except ExpiredTokenError:
             raise refused("The token has expired.") from None
-        except (JoseError, ValueError, OverflowError):
+        # joserfc reads the header again, a few calls deeper: what was nested just not too deeply
+        # for `members` is a RecursionError there.
+        except (JoseError, ValueError, OverflowError, RecursionError):
             raise refused("The token is not one that is accepted here.") from None
 
     def _key(self, header: dict[str, Any]) -> VerificationKey:

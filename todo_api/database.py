@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from psycopg import Connection
 from psycopg.adapt import Loader
-from psycopg.errors import DeadlockDetected, SerializationFailure
+from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 from psycopg_pool import ConnectionPool
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from psycopg.abc import Buffer
     from sqlalchemy.sql import ClauseElement
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     from todo_api.settings import Settings
 
@@ -27,12 +29,21 @@ Row: TypeAlias = tuple[Any, ...]
 # role the connection logged in as, a superuser included, a request drops to it.
 APPLICATION_ROLE = "todo_app"
 
-# All local to the transaction: nothing is left for the next user of a pooled connection.
+# The role that purges: it sees nothing but what has been in the trash for long enough.
+MAINTENANCE_ROLE = "todo_maintenance"
+
+# All local to the transaction: nothing is left for the next user of a pooled connection. A plan
+# that knows the values sorts a small user's tasks where the generic one reads them off an index.
 ACT_AS_OWNER = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
-           set_config('statement_timeout', %(timeout)s, true)
+           set_config('statement_timeout', %(timeout)s, true),
+           set_config('plan_cache_mode', 'force_generic_plan', true)
 """.encode()
+
+
+# The server has undone what was sent, for another was faster: it can be sent again, once.
+ROLLED_BACK = (DeadlockDetected, SerializationFailure, UniqueViolation)
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,9 @@ def compiled(statement: ClauseElement) -> Statement:
 
     Every parameter is given at each run: a value left in the statement is a ValueError.
     """
-    compilation = statement.compile(dialect=PGDialect_psycopg())  # type: ignore[no-untyped-call]
-    values = {name: value for name, value in compilation.params.items() if value is not None}
+    dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+    compilation = cast("SQLCompiler", statement.compile(dialect=dialect))
+    values = [name for bind, name in compilation.bind_names.items() if not bind.required]
     if values:
         raise ValueError(f"Values in the statement instead of parameters: {sorted(values)}")
     return Statement(str(compilation).encode())
@@ -102,33 +114,43 @@ class Database:
 
     def one(self, owner: UUID, statement: Statement, **parameters: Any) -> Row | None:
         """The first row of the statement, run as `owner`, or None if it has no row."""
-        rows = self.all(owner, statement, **parameters)
+        (rows,) = self.run(owner, [statement], parameters)
         return rows[0] if rows else None
 
     def all(self, owner: UUID, statement: Statement, **parameters: Any) -> list[Row]:
-        """Every row of the statement, run as `owner`, in one network round trip.
+        """Every row of the statement, run as `owner`."""
+        (rows,) = self.run(owner, [statement], parameters)
+        return rows
 
-        Between two Syncs of a pipeline the two statements are one implicit transaction, so the
-        settings hold for the second one and vanish with it (PostgreSQL, "Pipelining" in the
-        chapter on the message flow). Raises psycopg.Error, and of psycopg_pool PoolTimeout or
-        TooManyRequests when there is no connection to be had.
+    def run(
+        self, owner: UUID, statements: Sequence[Statement], parameters: Mapping[str, Any]
+    ) -> list[list[Row]]:
+        """The rows of each statement, run as `owner`, in one transaction and one round trip.
+
+        A later statement sees what others committed while an earlier one waited. Raises
+        psycopg.Error, and psycopg_pool's kinds of it when there is no connection to be had.
         """
         if self._pool.closed:
             self.open()
         try:
-            return self._run(owner, statement, parameters)
-        except (DeadlockDetected, SerializationFailure):
-            return self._run(owner, statement, parameters)  # the server has rolled it back
+            return self._run(owner, statements, parameters)
+        except ROLLED_BACK:
+            return self._run(owner, statements, parameters)
 
-    def _run(self, owner: UUID, statement: Statement, parameters: dict[str, Any]) -> list[Row]:
+    def _run(
+        self, owner: UUID, statements: Sequence[Statement], parameters: Mapping[str, Any]
+    ) -> list[list[Row]]:
+        # Between two Syncs of a pipeline all statements are one implicit transaction, so the
+        # settings hold for the others and vanish with them (PostgreSQL, "Pipelining" in the
+        # chapter on the message flow).
+        settings = {"owner": owner, "timeout": self._statement_timeout}
+        values = {"owner": owner, **parameters}
         connection = self._pool.getconn()
         try:
             with connection.pipeline():
-                connection.execute(
-                    ACT_AS_OWNER, {"owner": owner, "timeout": self._statement_timeout}
-                )
-                cursor = connection.execute(statement.sql, {"owner": owner, **parameters})
-            return cursor.fetchall()
+                connection.execute(ACT_AS_OWNER, settings)
+                cursors = [connection.execute(statement.sql, values) for statement in statements]
+            return [cursor.fetchall() for cursor in cursors]
         finally:
             self._pool.putconn(connection)
 

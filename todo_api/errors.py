@@ -18,6 +18,8 @@ from todo_api.logs import request_id
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from todo_api.database import Json
+
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER = 1  # seconds
@@ -31,9 +33,14 @@ KIND_OF_STATUS = {
     401: ("unauthorized", "Who are you?"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The path does not know this method"),
+    406: ("not-acceptable", "No such representation"),
+    409: ("conflict", "The task's state does not allow it"),
+    410: ("gone", "Too far back"),
+    412: ("precondition-failed", "The task has changed"),
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body is of another type"),
     422: ("invalid", "A value breaks a rule"),
+    428: ("precondition-required", "Say which version you mean"),
     500: ("internal-error", "Our fault"),
     503: ("unavailable", "Not available now"),
 }
@@ -42,7 +49,9 @@ KIND_OF_STATUS = {
 class Problem(Exception):  # noqa: N818  RFC 9457's name
     """An answer of 400 or above: problem details as RFC 9457 has them.
 
-    `errors` are `{pointer | parameter | header, detail}`, the pointers as RFC 6901 has them.
+    `kind` is the last part of its type, where the status has more than one. `errors` are
+    `{pointer | parameter | header, detail}`, the pointers as RFC 6901 has them. `current` is the
+    JSON of a task.
     """
 
     def __init__(
@@ -50,10 +59,14 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         status: int,
         detail: str,
         *,
+        kind: str | None = None,
         errors: Iterable[Fault] = (),
         headers: Mapping[str, str] | None = None,
+        current: Json | None = None,
     ) -> None:
         super().__init__(detail)
+        self.kind = kind
+        self.current = current
         self.status = status
         self.detail = detail
         self.errors = list(errors)
@@ -62,7 +75,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
     def response(self) -> Response:
         kind, title = KIND_OF_STATUS.get(self.status, ("other", HTTPStatus(self.status).phrase))
         body: dict[str, Any] = {
-            "type": f"/problems/{kind}",
+            "type": f"/problems/{self.kind or kind}",
             "title": title,
             "status": self.status,
             "detail": self.detail,
@@ -70,6 +83,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         }
         if self.errors:
             body["errors"] = self.errors[:FAULTS_SHOWN]
+        if self.current is not None:
+            body["current"] = orjson.Fragment(self.current)
         response = Response(orjson.dumps(body), self.status, mimetype="application/problem+json")
         response.headers.extend(self.headers)
         response.headers["Cache-Control"] = "no-store"
@@ -80,6 +95,14 @@ def malformed(detail: str) -> Problem:
     return Problem(400, detail)
 
 
+def malformed_header(name: str, detail: str) -> Problem:
+    return Problem(
+        400,
+        "See errors for the header that cannot be read.",
+        errors=[{"header": name, "detail": detail}],
+    )
+
+
 def unauthorized(detail: str, challenge: str = "Bearer") -> Problem:
     """A 401 with its challenge, as RFC 6750 (section 3) has it."""
     return Problem(401, detail, headers={"WWW-Authenticate": challenge})
@@ -88,6 +111,32 @@ def unauthorized(detail: str, challenge: str = "Bearer") -> Problem:
 def not_found() -> Problem:
     """The one answer for what is not there, no longer there, or another user's."""
     return Problem(404, "There is no such thing, or it is not yours.")
+
+
+def not_acceptable(offered: str) -> Problem:
+    return Problem(406, f"The answer would be {offered}.")
+
+
+def conflict(kind: str, detail: str) -> Problem:
+    return Problem(409, detail, kind=kind)
+
+
+def gone() -> Problem:
+    return Problem(410, "What has changed since then is not known any more: start at since=0.")
+
+
+def precondition_failed(current: Json, etag: str) -> Problem:
+    """A 412 that carries the task as it is now, so that a client can go on from there."""
+    return Problem(
+        412,
+        "The task is not as If-Match or If-None-Match has it; current is how it is.",
+        headers={"ETag": etag},
+        current=current,
+    )
+
+
+def precondition_required() -> Problem:
+    return Problem(428, "Send If-Match with the ETag of the task that you mean to change.")
 
 
 def unsupported_media_type(accepted: Iterable[str]) -> Problem:

@@ -1,6 +1,7 @@
 """The shapes that go over the wire, one class each: they check requests and document answers."""
 
 import re
+from datetime import datetime
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
@@ -9,6 +10,14 @@ from todo_api.tables import DESCRIPTION_LENGTH, TITLE_LENGTH
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 PAGE_LIMIT = 200
+SORTS = ["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
+CURSOR_LENGTH = 2000  # a title of 255 characters is in it, in base64
+SINCE_LENGTH = 200
+
+# RFC 3339's date-time (section 5.6), whose offset must be there: a moment, not a wall clock.
+DATE_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
 
 USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 TASK_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
@@ -60,6 +69,18 @@ class QueryInteger(fields.Integer):
         if not re.fullmatch("[0-9]{1,18}", value):
             raise ValidationError("Must be a whole number.")
         return int(value)
+
+
+class QueryMoment(fields.DateTime):
+    """A date-time as RFC 3339 has it, as text."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
+        try:
+            if DATE_TIME.fullmatch(value):
+                return datetime.fromisoformat(value.upper())
+        except ValueError:  # the 30th of February
+            pass
+        raise ValidationError("Must be a date-time of RFC 3339, like 2026-11-21T09:30:00Z.")
 
 
 TITLE: dict[str, Any] = {
@@ -133,19 +154,115 @@ class Task(Schema):
     )
 
 
-class TaskQuery(Schema):
-    """Which of the user's tasks to list, and from where on."""
+class DeletedTask(Task):
+    """A task in the trash."""
 
-    completed = QueryBoolean(
-        metadata={"description": "Only the completed tasks, or only the open ones."}
+    deleted_at = fields.DateTime(
+        required=True, metadata={"description": "When it was deleted.", "example": MOMENT}
     )
-    limit = QueryInteger(
+    purge_at = fields.DateTime(
+        required=True,
+        metadata={"description": "From when on it may be gone for good.", "example": MOMENT},
+    )
+
+
+class Change(Schema):
+    """A task as it is now; or, of one that was deleted, its id and when that was."""
+
+    id = fields.UUID(required=True, metadata={"description": "The task.", "example": TASK_ID})
+    revision = fields.Integer(
+        required=True,
+        validate=validate.Range(1, 2**63 - 1),
+        metadata={"description": "The number of this change.", "example": 7},
+    )
+    deleted = fields.Boolean(
+        required=True, metadata={"description": "Whether the task was deleted.", "example": False}
+    )
+    user_id = fields.UUID(metadata={"description": "The owner.", "example": USER_ID})
+    title = fields.String(**TITLE)
+    description = fields.String(**DESCRIPTION)
+    completed = fields.Boolean(**COMPLETED)
+    created_at = fields.DateTime(
+        metadata={"description": "When it was created, in UTC.", "example": MOMENT}
+    )
+    updated_at = fields.DateTime(
+        metadata={"description": "When it was last changed, in UTC.", "example": MOMENT}
+    )
+    deleted_at = fields.DateTime(
+        metadata={"description": "When it was deleted, in UTC.", "example": MOMENT}
+    )
+
+
+class Changes(Schema):
+    """A page of changes, in the order in which they were made."""
+
+    changes = fields.List(
+        fields.Nested(Change),
+        required=True,
+        validate=validate.Length(max=PAGE_LIMIT),
+        metadata={"description": "Each task that has changed, once, as it is now."},
+    )
+    next = fields.String(
+        required=True,
+        validate=validate.Length(1, SINCE_LENGTH),
+        metadata={"description": "Where to go on: the next `since`.", "example": "Wzcs"},
+    )
+    more = fields.Boolean(
+        required=True,
+        metadata={"description": "Whether to go on at once: this is not all.", "example": False},
+    )
+
+
+def limit() -> QueryInteger:
+    return QueryInteger(
         load_default=100,
         validate=validate.Range(1, PAGE_LIMIT, error="Must be {min} to {max}."),
         metadata={"description": "How many tasks a page has at most."},
     )
+
+
+class ChangesQuery(Schema):
+    """From where on to tell what has changed."""
+
+    since = fields.String(
+        required=True,
+        validate=validate.Length(1, SINCE_LENGTH),
+        metadata={
+            "description": "`next` of the last page; a revision; or 0 for a full sync.",
+            "example": "0",
+        },
+    )
+    limit = limit()
+
+
+class TaskQuery(Schema):
+    """Which of the user's tasks to list, in which order, and from where on."""
+
+    completed = QueryBoolean(
+        metadata={"description": "Only the completed tasks, or only the open ones."}
+    )
+    q = Characters(
+        validate=validate.Length(1, 100, error="Must have {min} to {max} characters."),
+        metadata={
+            "description": "Only tasks with this text in title or description, whatever the case.",
+            "example": "milk",
+        },
+    )
+    created_after = QueryMoment(metadata={"description": "Only tasks created after this moment."})
+    created_before = QueryMoment(metadata={"description": "Only tasks created before this moment."})
+    updated_after = QueryMoment(metadata={"description": "Only tasks changed after this moment."})
+    updated_before = QueryMoment(
+        metadata={"description": "Only tasks last changed before this moment."}
+    )
+    deleted = QueryBoolean(load_default=False, metadata={"description": "List the trash instead."})
+    sort = fields.String(
+        load_default="-created_at",
+        validate=validate.OneOf(SORTS, error="Must be one of: {choices}."),
+        metadata={"description": "What to sort by; - is for descending. Titles by code point."},
+    )
+    limit = limit()
     cursor = fields.String(
-        validate=validate.Length(1, 200),
+        validate=validate.Length(1, CURSOR_LENGTH),
         metadata={"description": "Where the page starts: from the `Link` of the one before."},
     )
 

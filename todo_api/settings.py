@@ -102,6 +102,7 @@ class Environment(DatabaseEnvironment):
     JWT_ISSUER = fields.String(load_default=None)
     JWT_AUDIENCE = fields.String(load_default=None)
     JWT_USER_CLAIM = fields.String(load_default="sub")
+    REQUIRE_IF_MATCH = fields.Boolean(load_default=False)
     CORS_ORIGINS = Origins(load_default=())
     HOST = fields.String(load_default="127.0.0.1", validate=validate.Length(min=1))
     PORT = fields.Integer(load_default=8000, validate=validate.Range(1, 65535))
@@ -156,6 +157,7 @@ class Settings(DatabaseSettings):
     jwt_issuer: str | None
     jwt_audience: str | None
     jwt_user_claim: str
+    require_if_match: bool
     cors_origins: tuple[str, ...]
     host: str
     port: int

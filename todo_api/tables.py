@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 # The migration that this code needs. /health asks the database for it or a later one.
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0005"
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 10_000
@@ -47,6 +47,8 @@ users = Table(
     Column("id", Uuid, nullable=False),
     # The number of the user's latest change; the trigger on tasks moves it.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
+    # The latest of the changes that a purge has removed: who knows less has missed some.
+    Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     Column(
         "created_at",
         DateTime(timezone=True),
@@ -55,6 +57,7 @@ users = Table(
     ),
     PrimaryKeyConstraint("id"),
     CheckConstraint("revision >= 0", name="revision_not_negative"),
+    CheckConstraint("purged_revision BETWEEN 0 AND revision", name="purged_revision_known"),
 )
 
 tasks = Table(
@@ -90,6 +93,10 @@ tasks = Table(
 )
 
 LIVE = tasks.c.deleted_at.is_(None)
+DELETED = tasks.c.deleted_at.is_not(None)
+
+# How long deleted tasks are kept, as the policy of the role that purges has it.
+TRASH_DAYS = 30
 
 # A page of the list, newest first, of all tasks and of the open or the completed ones.
 Index(None, tasks.c.user_id, tasks.c.created_at, tasks.c.id, postgresql_where=LIVE)
@@ -101,6 +108,10 @@ Index(
     tasks.c.id,
     postgresql_where=LIVE,
 )
+
+# What has changed, in order; and the trash.
+Index(None, tasks.c.user_id, tasks.c.revision)
+Index(None, tasks.c.user_id, tasks.c.deleted_at, postgresql_where=DELETED)
 
 # Alembic's own table: read by /health, kept out of the metadata that migrations are compared with.
 alembic_version = table("alembic_version", column("version_num"))

@@ -1,12 +1,16 @@
 """What probes ask: whether the process answers, and whether it can serve."""
 
 from flask import Response
+from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, UndefinedTable
 
 from todo_api.api import JSON, Blueprint, database
 from todo_api.errors import unavailable
 from todo_api.schemas import Status
 from todo_api.statements.operations import find_schema_version
 from todo_api.tables import SCHEMA_VERSION
+
+# There is no schema, no role of requests, or no leave to use it.
+NOT_READY = (UndefinedTable, InsufficientPrivilege, InvalidParameterValue)
 
 blueprint = Blueprint("operations", __name__, description="Whether the service works.")
 
@@ -26,7 +30,10 @@ def health() -> Response:
 
     The database answers, and its schema holds every migration that this version needs.
     """
-    version = find_schema_version(database())
+    try:
+        version = find_schema_version(database())
+    except NOT_READY:
+        version = None
     if version is None or version < SCHEMA_VERSION:
         raise unavailable("The database lacks migrations that this version needs.")
     return ok()

@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-import orjson
 from flask import Response, request
 
-from todo_api.api import MERGE_PATCH, Blueprint, answer, database, no_content, user_data
-from todo_api.errors import invalid, not_found
-from todo_api.schemas import Completion, NewTask, Task, TaskPatch, TaskQuery, TaskReplacement
+from todo_api.api import (
+    MERGE_PATCH,
+    Blueprint,
+    answer,
+    answer_change,
+    condition,
+    database,
+    no_content,
+    not_modified,
+    user_data,
+)
+from todo_api.cursors import cursor, fingerprint, read_cursor, read_since
+from todo_api.errors import conflict, gone, malformed_header, not_found, precondition_failed
+from todo_api.preconditions import etag, tags
+from todo_api.schemas import (
+    Changes,
+    ChangesQuery,
+    Completion,
+    NewTask,
+    Task,
+    TaskPatch,
+    TaskQuery,
+    TaskReplacement,
+)
+from todo_api.statements.pages import FILTERS, list_changes, list_tasks
 from todo_api.statements.tasks import (
-    Position,
     delete_task,
     find_task,
+    insert_named_task,
     insert_task,
-    list_tasks,
+    restore_task,
     update_task,
 )
 
 ETAG = {
     "ETag": {
-        "description": "The version of the task.",
-        "schema": {"type": "string", "example": '"1.7"'},
+        "description": "The version of what is answered.",
+        "schema": {"type": "string", "maxLength": 64, "example": '"1.7"'},
     }
 }
 LOCATION = {
     "Location": {
         "description": "The path of the new task.",
-        "schema": {"type": "string", "format": "uri-reference"},
+        "schema": {"type": "string", "format": "uri-reference", "maxLength": 200},
     }
 }
 LINK = {
     "Link": {
         "description": 'Where the next page is (`rel="next"`), if there is one.',
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "maxLength": 8000},
     }
 }
 
 blueprint = Blueprint(
-    "tasks",
-    __name__,
-    url_prefix="/api/<id:user_id>/tasks",
-    description="What a user has to do.",
+    "tasks", __name__, url_prefix="/api/<id:user_id>", description="What a user has to do."
 )
 
 
-@blueprint.post("")
+@blueprint.post("/tasks")
 @blueprint.arguments(NewTask)
 @blueprint.response(201, Task, headers=LOCATION | ETAG)
 def create_task(new: dict[str, Any], user_id: UUID) -> Response:
@@ -61,99 +77,173 @@ def create_task(new: dict[str, Any], user_id: UUID) -> Response:
     return response
 
 
-@blueprint.get("")
+@blueprint.get("/tasks")
 @blueprint.arguments(TaskQuery, location="query")
-@blueprint.response(200, Task(many=True), headers=LINK)
+@blueprint.response(200, Task(many=True), headers=LINK | ETAG)
+@blueprint.response(304, headers=ETAG)
 def list_tasks_of_user(query: dict[str, Any], user_id: UUID) -> Response:
-    """List the user's tasks, newest first, a page at a time.
+    """List the user's tasks, a page at a time.
 
-    `Link` names the next page for as long as there is one. A page of long tasks may end before
-    its limit, at 1 MiB.
+    Newest first, unless `sort` says otherwise; `deleted=true` lists the trash. `Link` names the
+    next page for as long as there is one. A page of long tasks may end before its limit, at 1 MiB.
+    A cursor is good for the query that it came from, and shows nothing twice.
     """
-    completed = query.get("completed")
+    filters = {name: query[name] for name in query.keys() & FILTERS.keys()}
+    if "q" in filters:
+        filters["q"] = pattern(filters["q"])
+    this = fingerprint(filters, query["sort"], query["deleted"])
     page = list_tasks(
         database(),
         user_id,
+        filters,
         limit=query["limit"],
-        completed=completed,
-        after=read_cursor(query.get("cursor"), completed=completed),
+        sort=query["sort"],
+        deleted=query["deleted"],
+        after=read_cursor(query.get("cursor"), this, query["sort"]),
+        known=known_revisions(),
     )
-    response = user_data(page.json)
+    response = collection(page.revision, b"[" + b",\n".join(page.tasks) + b"]")
     if page.end is not None:
-        following = request.args.to_dict() | {"cursor": cursor(page.end, completed=completed)}
+        following = request.args.to_dict() | {"cursor": cursor(page.end, this)}
         response.headers["Link"] = f'<{request.path}?{urlencode(following)}>; rel="next"'
     return response
 
 
-@blueprint.get("/<id:task_id>")
+@blueprint.get("/changes")
+@blueprint.arguments(ChangesQuery, location="query")
+@blueprint.response(200, Changes, headers=ETAG)
+@blueprint.response(304, headers=ETAG)
+@blueprint.response(410)
+def list_changes_of_user(query: dict[str, Any], user_id: UUID) -> Response:
+    """Tell what has changed since, in order, so that a client can hold what the server holds.
+
+    `since=0` starts a full sync: forget what you have, apply the pages while `more` is true, and
+    go on from `next` whenever you like. Of a deleted task there is only its id. 410 means that
+    what you have cannot be brought up to date any more: start a full sync.
+    """
+    since = read_since(query["since"])
+    page = list_changes(
+        database(),
+        user_id,
+        since=since.revision,
+        start=since.deletions_after,
+        limit=query["limit"],
+        known=known_revisions(),
+    )
+    if since.lost(page):
+        raise gone()
+    changes = b",\n".join(change.json for change in page.changes)
+    more = b"true" if page.more else b"false"
+    following = since.after(page).text().encode()
+    return collection(
+        page.revision,
+        b'{"changes": [' + changes + b'], "next": "' + following + b'", "more": ' + more + b"}",
+    )
+
+
+@blueprint.get("/tasks/<id:task_id>")
 @blueprint.response(200, Task, headers=ETAG)
+@blueprint.response(304, headers=ETAG)
 def get_task(user_id: UUID, task_id: UUID) -> Response:
     """Read one task."""
     return answer(find_task(database(), user_id, task_id))
 
 
-@blueprint.put("/<id:task_id>")
+@blueprint.put("/tasks/<id:task_id>")
 @blueprint.arguments(TaskReplacement)
 @blueprint.response(200, Task, headers=ETAG)
+@blueprint.response(201, Task, headers=LOCATION | ETAG)
+@blueprint.response(409)
+@blueprint.conditional
 def replace_task(replacement: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Replace a task's title and description.
 
-    A description that is not sent becomes null; `completed` is kept unless it is sent.
+    A description that is not sent becomes null; `completed` is kept unless it is sent. With
+    `If-None-Match: *` the task is created, under this id, and 412 if there is one.
     """
-    return answer(update_task(database(), user_id, task_id, replacement))
+    given = tags("If-None-Match")
+    if given is not None and given.any:
+        return create_named_task(replacement, user_id, task_id)
+    return answer_change(update_task(database(), user_id, task_id, replacement, condition()))
 
 
-@blueprint.patch("/<id:task_id>")
+def create_named_task(replacement: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
+    if tags("If-Match") is not None:
+        raise malformed_header("If-Match", "Contradicts If-None-Match: *.")
+    task, done = insert_named_task(database(), user_id, task_id, {"completed": False} | replacement)
+    if task is None:
+        raise not_found()
+    if not done and task.deleted:
+        raise conflict("in-trash", f"It is in the trash: POST {request.path}/restore.")
+    if not done:
+        raise precondition_failed(task.json, etag(task.revision))
+    response = answer(task, 201)
+    response.headers["Location"] = request.path
+    return response
+
+
+@blueprint.patch("/tasks/<id:task_id>")
 @blueprint.arguments(TaskPatch, content_type=MERGE_PATCH)
 @blueprint.response(200, Task, headers=ETAG)
+@blueprint.conditional
 def patch_task(changes: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Change the fields that are sent; the others stay as they are.
 
     The body is a JSON merge patch (RFC 7396). An empty one changes nothing.
     """
-    return answer(update_task(database(), user_id, task_id, changes))
+    return answer_change(update_task(database(), user_id, task_id, changes, condition()))
 
 
-@blueprint.patch("/<id:task_id>/complete")
+@blueprint.patch("/tasks/<id:task_id>/complete")
 @blueprint.arguments(Completion, required=False)
 @blueprint.response(200, Task, headers=ETAG)
+@blueprint.conditional
 def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Set whether a task is done: without a body, it is.
 
     It sets and never toggles, so that a repeated request does not undo the first.
     """
-    return answer(update_task(database(), user_id, task_id, completion))
+    return answer_change(update_task(database(), user_id, task_id, completion, condition()))
 
 
-@blueprint.delete("/<id:task_id>")
+@blueprint.delete("/tasks/<id:task_id>")
 @blueprint.response(204)
+@blueprint.conditional
 def remove_task(user_id: UUID, task_id: UUID) -> Response:
-    """Delete a task. A second time it is not found."""
-    if not delete_task(database(), user_id, task_id):
-        raise not_found()
+    """Put a task into the trash. A second time it is not found."""
+    answer_change(delete_task(database(), user_id, task_id, condition()))
     return no_content()
 
 
-def cursor(end: Position, *, completed: bool | None) -> str:
-    """An opaque name of where a page of this query ended."""
-    fields = [end.created_at.isoformat(), str(end.id), completed]
-    return urlsafe_b64encode(orjson.dumps(fields)).decode().rstrip("=")
+@blueprint.post("/tasks/<id:task_id>/restore")
+@blueprint.response(200, Task, headers=ETAG)
+@blueprint.response(409)
+@blueprint.conditional
+def restore(user_id: UUID, task_id: UUID) -> Response:
+    """Take a task out of the trash. One that is not in there is a conflict."""
+    found = restore_task(database(), user_id, task_id, condition())
+    if found.task is not None and not found.done and not found.task.deleted:
+        raise conflict("not-in-trash", "It is not in the trash.")
+    return answer_change(found)
 
 
-def read_cursor(text: str | None, *, completed: bool | None) -> Position | None:
-    """The position that `cursor` named; 422 if it is not one of this query."""
-    if text is None:
-        return None
-    try:
-        created_at, task_id, _ = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        position = Position(datetime.fromisoformat(created_at), UUID(task_id))
-    except (ValueError, TypeError, AttributeError):
-        position = None
-    if (
-        position is None
-        or position.created_at.tzinfo is not UTC
-        or cursor(position, completed=completed) != text
-    ):
-        detail = "Must come from the Link of a page of the same query."
-        raise invalid([{"parameter": "cursor", "detail": detail}])
-    return position
+def pattern(text: str) -> str:
+    """The text, anywhere, as an ILIKE pattern in which it means itself."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+def collection(revision: int, body: bytes) -> Response:
+    """A page, with the ETag of the owner's revision and the query; 304 if the client knows it."""
+    query = fingerprint(request.query_string)
+    tag = etag(revision, query)
+    given = tags("If-None-Match")
+    if given and (given.any or revision in given.revisions(query, weak=True)):
+        return not_modified(tag)
+    return user_data(body, tag)
+
+
+def known_revisions() -> list[int]:
+    """The revisions of which the client has this page."""
+    given = tags("If-None-Match")
+    return given.revisions(fingerprint(request.query_string), weak=True) if given else []

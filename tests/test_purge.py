@@ -1,0 +1,113 @@
+"""The purge: old trash goes for good, whoever runs it, and nothing else."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import as_login, execute, migrate
+
+from todo_api.purge import purge
+
+
+def age(connection, task, days):
+    """Let the task have been deleted so many days ago."""
+    connection.execute("SET session_replication_role = replica")
+    connection.execute(
+        "UPDATE tasks SET deleted_at = clock_timestamp() - %s * interval '1 day' WHERE id = %s",
+        (days, task["id"]),
+    )
+    connection.execute("RESET session_replication_role")
+
+
+def ids(connection, user_id):
+    rows = connection.execute("SELECT id::text FROM tasks WHERE user_id = %s", (user_id,))
+    return {row[0] for row in rows}
+
+
+def test_only_old_trash_is_purged(client, make_task, connection, database_url, user_id):
+    live, fresh, old = make_task(), make_task(), make_task()
+    for deleted in (fresh, old):
+        client.delete(deleted.url)
+    age(connection, fresh, 29)
+    age(connection, old, 31)
+
+    purge(database_url)
+
+    assert ids(connection, user_id) == {live["id"], fresh["id"]}
+
+
+def test_a_purge_moves_the_etag_of_the_trash(client, task, tasks_url, connection, database_url):
+    client.delete(task.url)
+    age(connection, task, 31)
+    trash = f"{tasks_url}?deleted=true"
+    before = client.get(trash)
+
+    purge(database_url)
+    after = client.get(trash, headers={"If-None-Match": before.headers["ETag"]})
+
+    assert [shown["id"] for shown in before.json] == [task["id"]]
+    assert (after.status_code, after.json) == (200, [])
+
+
+def test_a_purge_of_many_goes_on_to_the_end(connection, database_url, user_id, monkeypatch):
+    monkeypatch.setattr("todo_api.purge.BATCH", 7)
+    connection.execute("SET session_replication_role = replica")
+    connection.execute("INSERT INTO users (id, revision) VALUES (%s, 20)", (user_id,))
+    connection.execute(
+        """
+        INSERT INTO tasks (user_id, id, title, revision, deleted_at)
+        SELECT %s, gen_random_uuid(), 'Old', number, '2020-01-01' FROM generate_series(1, 20) number
+        """,
+        (user_id,),
+    )
+    connection.execute("RESET session_replication_role")
+
+    assert purge(database_url) >= 20
+
+    assert ids(connection, user_id) == set()
+    (row,) = connection.execute(
+        "SELECT purged_revision, revision > 20 FROM users WHERE id = %s", (user_id,)
+    )
+    assert row == (20, True)
+
+
+@pytest.mark.parametrize("attributes", ["", "CREATEROLE"])
+def test_a_plain_owner_of_the_tables_can_purge(
+    new_database, new_login, server, database_url, attributes
+):
+    """Row-level security is forced, so that its own DELETE would find no row, without an error."""
+    assert database_url  # whose migrations have made the roles
+    login = new_login("purger", "CREATEROLE")
+    url = new_database("purge", login)
+    execute(server, f"GRANT todo_app, todo_maintenance TO {login}")
+    owner_url = as_login(url, login)
+    migrate(owner_url)
+    if not attributes:
+        execute(server, f"ALTER ROLE {login} NOCREATEROLE")
+    execute(
+        url,
+        """
+        SET session_replication_role = replica;
+        INSERT INTO users (id, revision) VALUES ('00000000-0000-7000-8000-000000000001', 5);
+        INSERT INTO tasks (user_id, id, title, revision, deleted_at)
+        SELECT id, id, 'Old', 5, '2020-01-01' FROM users
+        """,
+    )
+
+    assert purge(owner_url) == 1
+    assert purge(owner_url) == 0
+
+
+def test_the_command_says_how_many(database_url, request):
+    ended = subprocess.run(
+        [sys.executable, "-m", "todo_api.purge"],
+        cwd=request.config.rootpath,
+        env=os.environ | {"DATABASE_URL": database_url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    assert '"event":"purged"' in ended.stderr

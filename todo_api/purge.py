@@ -1,0 +1,66 @@
+"""`make purge`: remove for good what has been in the trash for TRASH_DAYS."""
+
+from __future__ import annotations
+
+import sys
+
+import psycopg
+import structlog
+
+from todo_api.database import MAINTENANCE_ROLE
+from todo_api.logs import configure_logging
+from todo_api.settings import SettingsError, environment, load_database_settings
+
+log = structlog.get_logger(__name__)
+
+# Any number, but migrations' own: by this lock, purges take turns.
+TURN = 8_101_978
+BATCH = 1_000
+
+# Row-level security lets this role see and delete old trash only, whoever has logged in. An
+# owner's number moves, so that the trash has another ETag; and who has not heard of the purged
+# deletions is told to start anew. Tasks are locked before their owners, as by the trigger.
+PURGE = """
+    WITH old AS (
+        SELECT user_id, id FROM tasks WHERE deleted_at IS NOT NULL LIMIT %(batch)s
+    ), purged AS (
+        DELETE FROM tasks USING old
+        WHERE tasks.user_id = old.user_id AND tasks.id = old.id
+        RETURNING tasks.user_id, tasks.revision
+    ), owners AS (
+        SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
+    ), told AS (
+        UPDATE users SET revision = users.revision + 1,
+                         purged_revision = greatest(users.purged_revision, owners.revision)
+        FROM owners WHERE users.id = owners.user_id
+    )
+    SELECT count(*) FROM purged
+"""
+
+
+def purge(url: str) -> int:
+    """How many tasks were removed. In transactions of at most BATCH, each for itself."""
+    total = 0
+    with psycopg.connect(url, autocommit=True) as connection:
+        while True:
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
+                connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
+                row = connection.execute(PURGE, {"batch": BATCH}).fetchone()
+            count = row[0] if row else 0
+            total += count
+            if count < BATCH:
+                return total
+
+
+def main() -> None:
+    try:
+        settings = load_database_settings(environment())
+    except SettingsError as error:
+        sys.exit(str(error))
+    configure_logging(settings.log_level)
+    log.info("purged", tasks=purge(settings.database_url))
+
+
+if __name__ == "__main__":
+    main()
