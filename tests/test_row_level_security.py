@@ -75,7 +75,7 @@ def logins(server, database_url, new_login, new_database):  # noqa: ARG001  make
     guest = new_login("guest")
     above = new_login("above", "BYPASSRLS")
     # To the owner as to whomever: it finds a role todo_app that another database's owner has made.
-    execute(server, f"GRANT todo_app TO {owner}, {guest}, {above}")
+    execute(server, f"GRANT todo_app, todo_maintenance TO {owner}, {guest}, {above}")
     url = new_database("owned", owner=owner)
     migrate(as_login(url, owner))
     with psycopg.connect(url) as connection:
