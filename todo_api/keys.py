@@ -81,22 +81,28 @@ def algorithms_of(key: Key) -> set[str]:
 
 def parse_secret(text: str) -> VerificationKey:
     """The key of a shared secret, of 32 bytes at least (RFC 7518, section 3.2)."""
-    if len(text.encode()) < SECRET_BYTES:
+    if len(text.encode(errors="surrogateescape")) < SECRET_BYTES:
         raise KeyFormatError(f"It needs {SECRET_BYTES} bytes: openssl rand -hex 32.")
-    return VerificationKey.of(OctKey.import_key(text))
+    try:
+        return VerificationKey.of(OctKey.import_key(text))
+    except ValueError as error:  # joserfc's, for a public key, or bytes that are not UTF-8
+        raise KeyFormatError("It is no secret: a public key goes to JWT_PUBLIC_KEY.") from error
 
 
 def parse_public_key(text: str) -> VerificationKey:
     """The key of a PEM or of a JSON Web Key. Raises KeyFormatError."""
     try:
         if text.lstrip().startswith("{"):
-            key = JWKRegistry.import_key(json.loads(text))
+            members = json.loads(text)
+            if members.get("kty") == OctKey.key_type:
+                raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
+            key = JWKRegistry.import_key(members)
         else:
             key = import_pem(text)
-    except (JoseError, ValueError, TypeError, KeyError) as error:
+    except KeyFormatError:
+        raise
+    except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise KeyFormatError("It is neither a PEM nor a JSON Web Key.") from error
-    if isinstance(key, OctKey):
-        raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
     if key.is_private:
         raise KeyFormatError("It is a private key, which this server must not have.")
     return VerificationKey.of(key)
