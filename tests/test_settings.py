@@ -1,14 +1,26 @@
 """Settings: all faults at once, by name, before anything starts."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
+from todo_api.keys import parse_public_key
 from todo_api.settings import Settings, SettingsError, load_database_settings, load_settings
 
 FIT = {"DATABASE_URL": "postgresql://user:s3cret@localhost/todo", "AUTH_MODE": "none"}
+
+WITH_TOKENS = {"DATABASE_URL": FIT["DATABASE_URL"]}
+ISSUER = {"JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "todo-api"}
+SECRET = {"JWT_SECRET": "s3cret-" * 5}
+KEY_SET = {"JWT_JWKS_URL": "https://issuer.example/jwks"}
+P256 = ECKey.generate_key("P-256")
+PUBLIC_KEY = {"JWT_PUBLIC_KEY": P256.as_pem(private=False).decode()}
 
 
 def test_defaults_are_what_the_readme_says():
@@ -135,3 +147,265 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(tmp_path, request):
     )
 
     assert read.stdout == "9001 from-environment\n"
+
+
+def faults_of(environ: dict[str, str]) -> dict[str, str]:
+    """What is wrong with which variable; nothing of a secret is repeated."""
+    with pytest.raises(SettingsError) as fault:
+        load_settings(environ)
+    told = str(fault.value)
+    assert "s3cret" not in told
+    assert "PRIVATE" not in told
+    return dict(line.strip().split(": ", 1) for line in told.splitlines()[1:])
+
+
+@pytest.mark.parametrize("key", [SECRET, PUBLIC_KEY, KEY_SET | ISSUER])
+def test_one_source_of_keys_is_enough(key):
+    settings = load_settings(WITH_TOKENS | key)
+
+    assert settings.auth_mode == "jwt"
+
+
+def test_tokens_are_the_default_and_need_a_key():
+    assert faults_of(WITH_TOKENS) == {
+        "AUTH_MODE": "Needs one of JWT_JWKS_URL, JWT_PUBLIC_KEY, JWT_SECRET to verify tokens with."
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (SECRET | PUBLIC_KEY, "JWT_PUBLIC_KEY and JWT_SECRET"),
+        (SECRET | KEY_SET | ISSUER, "JWT_JWKS_URL and JWT_SECRET"),
+        (PUBLIC_KEY | KEY_SET | ISSUER, "JWT_JWKS_URL and JWT_PUBLIC_KEY"),
+        (
+            SECRET | PUBLIC_KEY | KEY_SET | ISSUER,
+            "JWT_JWKS_URL and JWT_PUBLIC_KEY and JWT_SECRET",
+        ),
+    ],
+)
+def test_two_sources_of_keys_are_too_many(keys, named):
+    assert faults_of(WITH_TOKENS | keys) == {"AUTH_MODE": f"Only one of these: {named}."}
+
+
+def test_every_fault_of_the_keys_is_named_at_once():
+    faults = faults_of(
+        WITH_TOKENS
+        | {
+            "JWT_JWKS_URL": "http://issuer.example/jwks",
+            "JWT_PUBLIC_KEY": "no-such-file-s3cret.pem",
+            "JWT_SECRET": "s3cret",
+            "CORS_ORIGINS": "*",
+        }
+    )
+
+    assert faults.keys() == {
+        "AUTH_MODE",
+        "JWT_JWKS_URL",
+        "JWT_PUBLIC_KEY",
+        "JWT_SECRET",
+        "JWT_ISSUER",
+        "JWT_AUDIENCE",
+        "CORS_ORIGINS",
+    }
+
+
+@pytest.mark.parametrize(
+    "secret", ["s3cret", "s3cret".ljust(31, "-"), "s3cret-\N{BEAR FACE}\u00e9"]
+)
+def test_a_secret_has_32_bytes_at_least(secret):
+    assert faults_of(WITH_TOKENS | {"JWT_SECRET": secret}) == {
+        "JWT_SECRET": "It needs 32 bytes: openssl rand -hex 32."
+    }
+
+
+@pytest.mark.parametrize("secret", ["s3cret".ljust(32, "-"), "\u00e9" * 16, " " * 32])
+def test_a_secret_of_32_bytes_is_taken_as_it_is(secret):
+    assert load_settings(WITH_TOKENS | {"JWT_SECRET": secret}).jwt_secret == secret
+
+
+@pytest.mark.parametrize("secret", [PUBLIC_KEY["JWT_PUBLIC_KEY"], "s3cret-\udcff" * 9])
+def test_what_everyone_may_have_or_is_no_text_is_no_secret(secret):
+    faults = faults_of(WITH_TOKENS | {"JWT_SECRET": secret})
+
+    assert faults["JWT_SECRET"].startswith("It is no secret")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example/.well-known/jwks.json?x=1",
+        "https://10.0.0.1:8443/jwks",
+        "http://localhost:3000/api/auth/jwks",
+        "http://127.0.0.1/jwks",
+        "http://[::1]:3000/jwks",
+        "HTTP://LOCALHOST/jwks",
+    ],
+)
+def test_a_key_set_comes_over_https_or_from_this_machine(url):
+    settings = load_settings(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url})
+
+    assert settings.jwt_jwks_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://issuer.example/jwks",
+        "http://10.0.0.1/jwks",
+        "http://localhost.issuer.example/jwks",
+        "http://127.0.0.1.issuer.example/jwks",
+        "http://127.0.0.1@issuer.example/jwks",
+        "http://issuer.example/127.0.0.1",
+        "http://localhos\u0165/jwks",
+        "http://[::2]/jwks",
+        "ftp://localhost/jwks",
+        "file:///etc/keys",
+        "//localhost/jwks",
+        "localhost/jwks",
+        "https:///jwks",
+        "https:issuer.example",
+    ],
+)
+def test_a_key_set_that_anyone_may_change_on_its_way_is_refused(url):
+    assert faults_of(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url}) == {
+        "JWT_JWKS_URL": "Must be an https:// URL; http:// is for loopback only."
+    }
+
+
+@pytest.mark.parametrize(
+    "missing", [{"JWT_ISSUER"}, {"JWT_AUDIENCE"}, {"JWT_ISSUER", "JWT_AUDIENCE"}]
+)
+def test_a_key_set_needs_an_issuer_and_an_audience(missing):
+    given = {name: value for name, value in ISSUER.items() if name not in missing}
+
+    assert faults_of(WITH_TOKENS | KEY_SET | given) == dict.fromkeys(
+        missing, "Must be set with JWT_JWKS_URL."
+    )
+
+
+@pytest.mark.parametrize("key", [P256, OKPKey.generate_key("Ed25519"), RSAKey.generate_key(2048)])
+def test_a_public_key_is_taken_in_every_form(tmp_path, key):
+    pem, jwk = key.as_pem(private=False).decode(), json.dumps(key.as_dict(private=False))
+    forms = [
+        pem,
+        pem.strip(),
+        pem.replace("\n", "\\n"),
+        pem.replace("\n", "\r\n"),
+        jwk,
+        f"\n {jwk}",
+    ]
+    for name, text in (("key.pem", pem), ("key.json", jwk)):
+        (tmp_path / name).write_text(text)
+        forms.append(str(tmp_path / name))
+
+    taken = [load_settings(WITH_TOKENS | {"JWT_PUBLIC_KEY": form}).jwt_public_key for form in forms]
+
+    assert {parse_public_key(text).thumbprint for text in taken} == {key.thumbprint()}
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        ("s3cret", "There is no such file, and it is no key."),
+        ("/no/such/s3cret.pem", "There is no such file, and it is no key."),
+        (".", "There is no such file, and it is no key."),
+        ("s3cret" * 1000, "There is no such file, and it is no key."),
+        ("s3cret\0", "There is no such file, and it is no key."),
+        (__file__, "It is neither a PEM nor a JSON Web Key."),
+        ("-----BEGIN PUBLIC KEY-----", "It is neither a PEM nor a JSON Web Key."),
+        (
+            "-----BEGIN PUBLIC KEY-----\ns3cret\n-----END PUBLIC KEY-----",
+            "It is neither a PEM nor a JSON Web Key.",
+        ),
+        ("{", "It is neither a PEM nor a JSON Web Key."),
+        ("{}", "It is neither a PEM nor a JSON Web Key."),
+        ('{"kty": ["RSA"]}', "It is neither a PEM nor a JSON Web Key."),
+        ('{"kty": "RSA", "n": "s3cret"}', "It is neither a PEM nor a JSON Web Key."),
+        ('{"keys": []}', "It is neither a PEM nor a JSON Web Key."),
+        ('{"a":' * 100_000, "It is neither a PEM nor a JSON Web Key."),
+        (
+            P256.as_pem(private=True).decode(),
+            "It is a private key, which this server must not have.",
+        ),
+        (
+            json.dumps(P256.as_dict(private=True)),
+            "It is a private key, which this server must not have.",
+        ),
+        (
+            json.dumps(OctKey.import_key("s3cret-" * 5).as_dict(private=True)),
+            "It is a secret: that is what JWT_SECRET is for.",
+        ),
+        (
+            json.dumps({"kty": "oct", "k": "AAAA"}),
+            "It is a secret: that is what JWT_SECRET is for.",
+        ),
+        (
+            OKPKey.generate_key("X25519").as_pem(private=False).decode(),
+            "It is not for verifying signatures.",
+        ),
+        (
+            json.dumps(P256.as_dict(private=False, use="enc")),
+            "It is not for verifying signatures.",
+        ),
+        (
+            json.dumps(P256.as_dict(private=False, alg="RS256")),
+            "It is not for verifying signatures.",
+        ),
+    ],
+)
+def test_a_public_key_that_will_not_do_is_refused(key, fault):
+    assert faults_of(WITH_TOKENS | {"JWT_PUBLIC_KEY": key}) == {"JWT_PUBLIC_KEY": fault}
+
+
+# joserfc warns besides: it would do with such a key.
+@pytest.mark.filterwarnings("ignore:Key size should be:joserfc.errors.SecurityWarning")
+def test_an_rsa_key_has_2048_bits_at_least():
+    key = rsa.generate_private_key(65537, 1024).public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+    faults = faults_of(WITH_TOKENS | {"JWT_PUBLIC_KEY": pem})
+
+    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs 2048 bits."}
+
+
+def test_without_tokens_their_settings_are_not_asked_for():
+    assert load_settings(FIT | KEY_SET | SECRET).auth_mode == "none"
+
+
+def test_origins_have_commas_between():
+    settings = load_settings(
+        FIT | {"CORS_ORIGINS": "https://app.example, http://localhost:5173,https://[::1]:8443"}
+    )
+
+    assert settings.cors_origins == (
+        "https://app.example",
+        "http://localhost:5173",
+        "https://[::1]:8443",
+    )
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "*",
+        "https://*.app.example",
+        "null",
+        "app.example",
+        "https://app.example/",
+        "https://app.example/path",
+        "https://app.example?x",
+        "https://app.example#x",
+        "https://app.example https://admin.example",
+        "https://app.example,",
+        "https://app.example,,https://admin.example",
+        "ftp://app.example",
+        "https://",
+        "capacitor:",
+        "https://app.example\nhttps://admin.example",
+    ],
+)
+def test_what_is_no_origin_is_refused(origins):
+    assert faults_of(FIT | {"CORS_ORIGINS": origins}) == {
+        "CORS_ORIGINS": "Each must be an origin: https://app.example, without a path."
+    }
