@@ -165,7 +165,8 @@ def make_settings(database_url: str):
 
 @pytest.fixture(scope="session")
 def app(make_settings, logged_to: io.StringIO) -> Flask:  # noqa: ARG001  logging comes first
-    application = create_app(make_settings())
+    # More threads than any test races with: as under gunicorn, none of them is turned away.
+    application = create_app(make_settings(WEB_THREADS="16"))
     yield application
     application.extensions["database"].close()
 
