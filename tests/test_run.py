@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,16 @@ class Server:
         )
         return {"Authorization": f"Bearer {made.stdout.strip()}"}
 
+    def crash(self, *, database: bool) -> None:
+        """Kill every process of it at once, that of the database only if told to."""
+        processes = [self.process.pid, *descendants(self.process.pid)]
+        postmaster = int((data_of(self.folder) / "postmaster.pid").read_text().splitlines()[0])
+        for process in processes:
+            if database or process not in (postmaster, *descendants(postmaster)):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        self.process.communicate(timeout=30)
+
     def end(self, how: signal.Signals = signal.SIGINT) -> str:
         """Send the signal as a terminal does, to every process of the group; the output."""
         if self.process.poll() is None:
@@ -112,6 +122,11 @@ def running(folder: Path, **options: Any):
         yield server
     finally:
         server.end()
+
+
+def descendants(process: int) -> list[int]:
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [each for child in children for each in (int(child), *descendants(int(child)))]
 
 
 def free_port() -> int:
@@ -139,9 +154,7 @@ def test_what_is_written_survives_a_crash_of_all(checkout):
     server = Server(folder)
     server.await_health()
     _, written = server.get(TASKS, {"title": "Buy oat milk"})
-    postmaster = int((data_of(folder) / "postmaster.pid").read_text().splitlines()[0])
-    server.end(signal.SIGKILL)
-    os.kill(postmaster, signal.SIGKILL)
+    server.crash(database=True)
 
     with running(folder) as server:
         assert server.get(TASKS) == (200, [written])
@@ -152,7 +165,7 @@ def test_a_database_that_was_left_running_is_taken_over(checkout):
     server = Server(folder)
     server.await_health()
     _, written = server.get(TASKS, {"title": "Buy oat milk"})
-    server.end(signal.SIGKILL)
+    server.crash(database=False)
 
     with running(folder) as server:
         assert server.get(TASKS) == (200, [written])
@@ -241,7 +254,8 @@ def test_a_token_of_another_checkout_means_nothing(checkout, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as refused:
             two.get(TASKS)
 
-    assert refused.value.code == 401
+    with refused.value as answer:
+        assert answer.code == 401
 
 
 def test_without_tokens_the_lines_that_it_prints_have_none(checkout):

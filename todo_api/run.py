@@ -116,11 +116,15 @@ def serve(stack: ExitStack) -> None:
         cluster.start()
         os.environ["DATABASE_URL"] = cluster.create_database("todo")
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
-    # gunicorn holds the lock too: whoever finds it free finds no server of ours.
     server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn"], pass_fds=[lock.fileno()] if lock else []
+        [sys.executable, "-m", "gunicorn"],
+        # gunicorn holds the lock too: whoever finds it free finds no server of ours.
+        pass_fds=[lock.fileno()] if lock else [],
+        # Out of reach of Ctrl-C, at which a worker of gunicorn 27 that is just accepting a
+        # connection waits for itself until it is killed. At SIGTERM it does not.
+        start_new_session=True,
     )
-    # First gunicorn ends, then the database. Ctrl-C reaches gunicorn by itself, too.
+    # First gunicorn ends, then the database.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: server.terminate())
     if answers(settings, server):
