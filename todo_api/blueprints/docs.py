@@ -21,7 +21,6 @@ ASSETS = {
     "start.js": OURS,
     "swagger-ui.css": SWAGGER_UI,
     "swagger-ui-bundle.js": SWAGGER_UI,
-    "swagger-ui-standalone-preset.js": SWAGGER_UI,
     "favicon-32x32.png": SWAGGER_UI,
 }
 
