@@ -15,16 +15,16 @@ from todo_api.database import ACT_AS_OWNER
 from todo_api.statements.pages import Position, list_statement
 from todo_api.statements.tasks import FIND, delete_statement, update_statement
 
-# 10,000 users with 100 tasks each and one with 20,000, theirs strewn among the others' as time does
-# it: every 51st of 10,200 tasks a turn, for 100 turns.
+# 10,000 users with 100 tasks each and one with 100,000, theirs strewn among the others' as time does
+# it: a turn is one task of each, and 1,000 of the one, and there are 100 turns.
 HEAVY_USER = uuid.UUID(int=1)
 FILL = """
     INSERT INTO tasks (user_id, id, title, completed, revision, created_at)
-    SELECT CASE WHEN number % 51 = 0 THEN '00000000-0000-0000-0000-000000000001'
+    SELECT CASE WHEN number % 11 = 0 THEN '00000000-0000-0000-0000-000000000001'
                 ELSE md5(number::text)::uuid END,
-           md5(turn || ' ' || number)::uuid, 'Task ' || number, (turn + number / 51) % 3 = 0, turn,
-           timestamptz '2026-01-01' + make_interval(secs => turn * 10200 + number)
-    FROM generate_series(1, 100) AS turn, generate_series(1, 10200) AS number
+           md5(turn || ' ' || number)::uuid, 'Task ' || number, (turn + number / 11) % 3 = 0, turn,
+           timestamptz '2026-01-01' + make_interval(secs => turn * 11000 + number)
+    FROM generate_series(1, 100) AS turn, generate_series(1, 11000) AS number
 """
 LIGHT_USER = "SELECT user_id FROM tasks WHERE user_id <> %s LIMIT 1"
 POSITIONS = """
@@ -93,7 +93,7 @@ class User(NamedTuple):
 
 @pytest.fixture(scope="module")
 def users(connection):
-    """One user of the many, and the one who has 20,000 tasks."""
+    """One user of the many, and the one who has 100,000 tasks."""
     (light_user,) = connection.execute(LIGHT_USER, (HEAVY_USER,)).fetchone()
     return {
         name: User(
