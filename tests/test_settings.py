@@ -409,3 +409,31 @@ def test_what_is_no_origin_is_refused(origins):
     assert faults_of(FIT | {"CORS_ORIGINS": origins}) == {
         "CORS_ORIGINS": "Each must be an origin: https://app.example, without a path."
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JWT_JWKS_URL", "https://[::1"),
+        ("JWT_JWKS_URL", "https://issuer.example:port/jwks"),
+        ("JWT_JWKS_URL", "https://issuer.example:99999999/jwks"),
+        ("JWT_JWKS_URL", "https://user:s3cret@issuer.example/jwks"),
+        ("CORS_ORIGINS", "https://App.example"),
+        ("CORS_ORIGINS", "https://app.example:443"),
+        ("CORS_ORIGINS", "http://app.example:80"),
+        ("CORS_ORIGINS", "https://user:s3cret@app.example"),
+    ],
+)
+def test_a_value_that_could_never_work_is_a_fault(name, value):
+    with pytest.raises(SettingsError, match=name) as fault:
+        load_settings(FIT | {"JWT_ISSUER": "i", "JWT_AUDIENCE": "a", name: value})
+
+    assert "s3cret" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["https://app.example", "http://localhost:3000,https://a.example:8443", "http://[::1]:5"],
+)
+def test_origins_are_taken_as_browsers_send_them(origins):
+    assert load_settings(FIT | {"CORS_ORIGINS": origins}).cors_origins == tuple(origins.split(","))

@@ -159,3 +159,24 @@ def test_a_user_leaves_while_others_create(app, user_url, user_id, kept):
     assert statuses == {"left": {204}, "created": {201}}
     app.test_client().delete(user_url)
     assert kept(user_id) == []
+
+
+def test_a_user_leaves_while_others_change(app, user_url, user_id, kept):
+    statuses = {"left": set(), "changed": set()}
+
+    def leave(client):
+        statuses["left"].add(client.delete(user_url).status_code)
+
+    def change(client):
+        url = client.post(f"{user_url}/tasks", json={"title": "x"}).headers["Location"]
+        for number in range(5):
+            answer = client.patch(url, json={"title": f"Change {number}"})
+            statuses["changed"].add(answer.status_code)
+        statuses["changed"].add(client.delete(url).status_code)
+
+    race(app, leave, change, change, change)
+
+    assert statuses["left"] == {204}
+    assert statuses["changed"] <= {200, 204, 404, 503}
+    app.test_client().delete(user_url)
+    assert kept(user_id) == []

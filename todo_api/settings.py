@@ -21,6 +21,10 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 KEY_SOURCES = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_SECRET")
 
 
+# As a browser writes it: in lower case, no path, no user, and no port that goes without saying.
+ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)https?://[a-z0-9.\-_\[\]:]+")
+
+
 class SettingsError(Exception):
     """The environment is not fit to start with; the message names every fault."""
 
@@ -38,10 +42,16 @@ def postgresql_url(value: str) -> None:
 
 def jwks_url(value: str) -> None:
     """An https:// URL, or http:// to this machine, else ValidationError."""
-    parts = urlsplit(value)
-    local = parts.scheme == "http" and parts.hostname in LOOPBACK
-    if not parts.hostname or not (parts.scheme == "https" or local):
+    try:
+        parts = urlsplit(value)
+        local = parts.scheme == "http" and parts.hostname in LOOPBACK
+        fit = parts.hostname and (parts.scheme == "https" or local) and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        fit = False
+    if not fit:
         raise ValidationError("Must be an https:// URL; http:// is for loopback only.")
+    if "@" in parts.netloc:
+        raise ValidationError("Must not hold a password: it would be logged, and is not sent.")
 
 
 class PublicKey(fields.String):
@@ -74,8 +84,8 @@ class Origins(fields.String):
 
     def _deserialize(self, value: str, *_: Any, **__: Any) -> tuple[str, ...]:  # type: ignore[override]
         origins = tuple(origin.strip() for origin in value.split(","))
-        if not all(re.fullmatch(r"https?://[^/?#\s*]+", origin) for origin in origins):
-            raise ValidationError("Each must be an origin: https://app.example, without a path.")
+        if not all(ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValidationError("Each must be as browsers send it: https://app.example.")
         return origins
 
 
