@@ -85,7 +85,7 @@ class Origins(fields.String):
     def _deserialize(self, value: str, *_: Any, **__: Any) -> tuple[str, ...]:  # type: ignore[override]
         origins = tuple(origin.strip() for origin in value.split(","))
         if not all(ORIGIN.fullmatch(origin) for origin in origins):
-            raise ValidationError("Each must be as browsers send it: https://app.example.")
+            raise ValidationError("Each must be an origin: https://app.example, without a path.")
         return origins
 
 
