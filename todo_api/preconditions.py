@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 # field must not pass off as unchanged what a client kept from before.
 REPRESENTATION = 1
 
+# Of its parts no two can match the same text, or a field of commas would take for ever to refuse.
 ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
-ENTITY_TAGS = re.compile(rf"\s*,?\s*{ENTITY_TAG}(?:\s*,\s*(?:{ENTITY_TAG})?)*\s*")
+ENTITY_TAGS = re.compile(rf"\*|[ \t,]*{ENTITY_TAG}(?:[ \t]*,[ \t,]*{ENTITY_TAG})*[ \t,]*")
+TAGS_LENGTH = 4000
 REVISION = re.compile(rf"{REPRESENTATION}\.([0-9]{{1,18}})(?:-([0-9a-f]+))?")
 
 
@@ -56,8 +58,8 @@ def tags(name: str) -> Tags | None:
     field = request.headers.get(name)
     if field is None:
         return None
-    if field.strip() == "*":
-        return Tags((), any=True)
+    if len(field) > TAGS_LENGTH:
+        raise malformed_header(name, f"Must have at most {TAGS_LENGTH} characters.")
     if not ENTITY_TAGS.fullmatch(field):
         raise malformed_header(name, 'Must be *, or entity tags like "1.7" with commas between.')
-    return Tags(tuple(re.findall(ENTITY_TAG, field)))
+    return Tags(tuple(re.findall(ENTITY_TAG, field)), any=field == "*")
