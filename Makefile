@@ -39,6 +39,10 @@ test: $(INSTALLED) ## Run the tests against a real PostgreSQL
 test-full: $(INSTALLED) ## Run the tests with every count in full
 	$(PY) -m pytest --numprocesses auto --full $(ARGS)
 
+.PHONY: bench-startup
+bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
+	$(PY) benchmarks/startup.py
+
 .PHONY: check
 check: lint types test ## Run all that CI runs
 
