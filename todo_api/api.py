@@ -16,8 +16,18 @@ from werkzeug.routing import UnicodeConverter
 
 from todo_api import strict_json
 from todo_api.auth import OPEN_BLUEPRINTS, UUID_TEXT
+from todo_api.document import (
+    HEADERS,
+    JSON,
+    NOT_MODIFIED,
+    REQUEST_HEADERS,
+    Kind,
+    Rules,
+    Shapes,
+    complete,
+    refusals,
+)
 from todo_api.errors import (
-    KIND_OF_STATUS,
     Fault,
     invalid,
     malformed,
@@ -28,7 +38,6 @@ from todo_api.errors import (
     unsupported_media_type,
 )
 from todo_api.preconditions import etag, tags
-from todo_api.schemas import ProblemDetails
 from todo_api.statements.tasks import Condition
 
 if TYPE_CHECKING:
@@ -42,13 +51,10 @@ if TYPE_CHECKING:
 
 View = TypeVar("View", bound="Callable[..., Response]")
 
-JSON = "application/json"
-MERGE_PATCH = "application/merge-patch+json"
 IDS = {"user_id", "task_id"}
 MAX_BODY = 128 * 1024  # bytes
 
 READS = {"GET", "HEAD"}
-NOT_MODIFIED = 304
 
 
 class IdConverter(UnicodeConverter):
@@ -89,13 +95,13 @@ def faults(messages: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """A blueprint whose operations document every refusal that `check_request` may give them."""
+    """A blueprint whose operations document all that they may answer, refusals included."""
 
     ARGUMENTS_PARSER = Parser()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._prepare_doc_cbks.append(self._prepare_refusals_doc)
+        self._prepare_doc_cbks.append(self._prepare_operation_doc)
 
     def response(self, *args: Any, **kwargs: Any) -> Callable[[View], View]:
         """Document an answer, no more: a view returns its Response whole."""
@@ -112,32 +118,18 @@ class Blueprint(flask_smorest.Blueprint):
         view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {"conditional": True}  # type: ignore[attr-defined]  # noqa: SLF001
         return view
 
-    def _prepare_refusals_doc(
+    def _prepare_operation_doc(
         self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        responses = doc.setdefault("responses", {})
-        parameters = doc.setdefault("parameters", [])
-        if doc_info.get("conditional"):
-            parameters += [header_parameter("If-Match"), header_parameter("If-None-Match")]
-            responses.update(dict.fromkeys((400, 412, 428)))
-        if NOT_MODIFIED in responses:
-            parameters.append(header_parameter("If-None-Match"))
-            responses.update(dict.fromkeys((400, 406)))
-        content = doc.get("requestBody", {}).get("content")
-        if content:
-            responses.update(dict.fromkeys((400, 413, 415)))
-        if MERGE_PATCH in (content or {}):
-            content[JSON] = content[MERGE_PATCH]
-        if "user_id" in (self.url_prefix or ""):
-            responses.update(dict.fromkeys((404, 422, 503)))
-        if self.name not in OPEN_BLUEPRINTS:
-            responses.update(dict.fromkeys((401, 503)))
-            doc["security"] = [{"bearer": []}]
-        responses[500] = None
-        for status in responses.keys() & KIND_OF_STATUS.keys():
-            responses[status] = refusal(status)
-        doc["responses"] = dict(sorted(responses.items()))
-        return doc
+        queries = doc.get("parameters", ())
+        kind = Kind(
+            of_user="user_id" in (self.url_prefix or ""),
+            secured=self.name not in OPEN_BLUEPRINTS,
+            conditional="conditional" in doc_info,
+            body="requestBody" in doc,
+            paged=any("cursor" in query["schema"]().fields for query in queries),
+        )
+        return complete(doc, kind)
 
 
 class Api(flask_smorest.Api):
@@ -150,33 +142,27 @@ class Api(flask_smorest.Api):
         app.url_map.converters["id"] = IdConverter
         # A path is what it says: no redirect to one with fewer slashes.
         app.url_map.merge_slashes = False
-        super().__init__(app)
-        self.register_converter(IdConverter, lambda _: {"type": "string", "format": "uuid"})
+        plugins = {"flask_plugin": Rules(), "marshmallow_plugin": Shapes()}
+        super().__init__(app, spec_kwargs=plugins)
         app.before_request(check_request)
 
     def _register_responses(self) -> None:
-        for status, (_, title) in KIND_OF_STATUS.items():
-            content = {"application/problem+json": {"schema": ProblemDetails}}
-            response = {"description": title, "content": content}
-            self.spec.components.response(refusal(status), response, lazy=True)
+        components = self.spec.components
+        for name, header in HEADERS.items():
+            components.header(name, deepcopy(header), lazy=True)
+        for name, parameter in REQUEST_HEADERS.items():
+            components.parameter(name, "header", deepcopy(parameter), lazy=True)
+        for name, response in refusals().items():
+            components.response(name, response, lazy=True)
+
+    def _register_etag_headers(self) -> None:
+        """document.py has them."""
+
+    def _register_pagination_header(self) -> None:
+        """document.py has it: Link."""
 
     def _register_error_handlers(self) -> None:
         """errors.py owns them."""
-
-
-def header_parameter(name: str) -> dict[str, Any]:
-    """A field of entity tags."""
-    example = {"If-Match": '"1.7"', "If-None-Match": '"1.8"'}[name]
-    return {
-        "in": "header",
-        "name": name,
-        "description": "Entity tags, or `*` (RFC 9110, section 13.1).",
-        "schema": {"type": "string", "maxLength": 1000, "example": example},
-    }
-
-
-def refusal(status: int) -> str:
-    return f"Problem{status}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,6 +12,7 @@ from todo_api.auth import Verifier, keys_of, require_tokens
 from todo_api.blueprints import operations, tasks, users
 from todo_api.blueprints.docs import docs
 from todo_api.database import Database
+from todo_api.document import OPENAPI
 from todo_api.errors import register_error_handlers
 from todo_api.headers import send_security_headers, share_with
 from todo_api.logs import log_requests
@@ -21,23 +21,6 @@ if TYPE_CHECKING:
     from todo_api.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-OPENAPI = {
-    "API_TITLE": "Todo API",
-    "API_VERSION": version("todo-api"),
-    "OPENAPI_VERSION": "3.1.0",
-    "API_SPEC_OPTIONS": {
-        "info": {
-            "description": "A todo backend in which every user owns tasks, and sees no other's.",
-            "license": {"name": "MIT", "identifier": "MIT"},
-        },
-        "components": {
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-            }
-        },
-    },
-}
 
 
 def create_app(settings: Settings) -> Flask:

@@ -72,20 +72,25 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         self.errors = list(errors)
         self.headers = headers or {}
 
-    def response(self) -> Response:
+    def body(self, instance: str) -> bytes:
+        """The problem details, of the request of this id."""
         kind, title = KIND_OF_STATUS.get(self.status, ("other", HTTPStatus(self.status).phrase))
         body: dict[str, Any] = {
             "type": f"/problems/{self.kind or kind}",
             "title": title,
             "status": self.status,
             "detail": self.detail,
-            "instance": request_id(),
+            "instance": instance,
         }
         if self.errors:
             body["errors"] = self.errors[:FAULTS_SHOWN]
         if self.current is not None:
             body["current"] = orjson.Fragment(self.current)
-        response = Response(orjson.dumps(body), self.status, mimetype="application/problem+json")
+        return orjson.dumps(body)
+
+    def response(self) -> Response:
+        body = self.body(request_id())
+        response = Response(body, self.status, mimetype="application/problem+json")
         response.headers.extend(self.headers)
         response.headers["Cache-Control"] = "no-store"
         return response

@@ -13,15 +13,27 @@ PAGE_LIMIT = 200
 SORTS = ["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 CURSOR_LENGTH = 2000  # a title of 255 characters is in it, in base64
 SINCE_LENGTH = 200
+FAULTS_SHOWN = 100
+FAULT_LENGTH = 1000
 
 # RFC 3339's date-time (section 5.6), whose offset must be there: a moment, not a wall clock.
 DATE_TIME = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
+    r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
+
+# What cursors.py writes.
+OPAQUE = "^[A-Za-z0-9_-]+$"
+
+# Something that is not white space, and no U+0000. The white space is Python's, spelled out: other
+# languages mean other characters by \\s.
+WHITE_SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 
 USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 TASK_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
 MOMENT = "2026-11-21T09:30:00.000000Z"
+REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
 
 
 class Characters(fields.String):
@@ -42,6 +54,14 @@ class StrippedCharacters(Characters):
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         return super()._deserialize(value, *args, **kwargs).strip()
+
+
+class Either(fields.Field[Any]):
+    """One of these shapes. It documents answers, and loads nothing."""
+
+    def __init__(self, *shapes: type[Schema]) -> None:
+        super().__init__()
+        self.shapes = shapes
 
 
 class TrueOrFalse(fields.Boolean):
@@ -87,6 +107,7 @@ TITLE: dict[str, Any] = {
     "validate": validate.Length(1, TITLE_LENGTH, error="Must have {min} to {max} characters."),
     "metadata": {
         "description": "What is to be done. White space around it is stripped.",
+        "pattern": NOT_BLANK,
         "example": "Buy oat milk",
     },
 }
@@ -166,8 +187,26 @@ class DeletedTask(Task):
     )
 
 
-class Change(Schema):
-    """A task as it is now; or, of one that was deleted, its id and when that was."""
+# A page of a list, which is of live tasks or of the trash.
+TASK_PAGE = {
+    "type": "array",
+    "maxItems": PAGE_LIMIT,
+    "items": {"oneOf": [Task, DeletedTask]},
+}
+
+
+class ChangedTask(Task):
+    """A task that has changed, as it is now."""
+
+    deleted = fields.Boolean(
+        required=True,
+        validate=validate.Equal(False),  # noqa: FBT003  it is a value here
+        metadata={"description": "It is not deleted.", "example": False},
+    )
+
+
+class Deletion(Schema):
+    """That a task was deleted."""
 
     id = fields.UUID(required=True, metadata={"description": "The task.", "example": TASK_ID})
     revision = fields.Integer(
@@ -176,20 +215,12 @@ class Change(Schema):
         metadata={"description": "The number of this change.", "example": 7},
     )
     deleted = fields.Boolean(
-        required=True, metadata={"description": "Whether the task was deleted.", "example": False}
-    )
-    user_id = fields.UUID(metadata={"description": "The owner.", "example": USER_ID})
-    title = fields.String(**TITLE)
-    description = fields.String(**DESCRIPTION)
-    completed = fields.Boolean(**COMPLETED)
-    created_at = fields.DateTime(
-        metadata={"description": "When it was created, in UTC.", "example": MOMENT}
-    )
-    updated_at = fields.DateTime(
-        metadata={"description": "When it was last changed, in UTC.", "example": MOMENT}
+        required=True,
+        validate=validate.Equal(True),  # noqa: FBT003  it is a value here
+        metadata={"description": "It is deleted.", "example": True},
     )
     deleted_at = fields.DateTime(
-        metadata={"description": "When it was deleted, in UTC.", "example": MOMENT}
+        required=True, metadata={"description": "When that was, in UTC.", "example": MOMENT}
     )
 
 
@@ -197,7 +228,7 @@ class Changes(Schema):
     """A page of changes, in the order in which they were made."""
 
     changes = fields.List(
-        fields.Nested(Change),
+        Either(ChangedTask, Deletion),
         required=True,
         validate=validate.Length(max=PAGE_LIMIT),
         metadata={"description": "Each task that has changed, once, as it is now."},
@@ -205,7 +236,11 @@ class Changes(Schema):
     next = fields.String(
         required=True,
         validate=validate.Length(1, SINCE_LENGTH),
-        metadata={"description": "Where to go on: the next `since`.", "example": "Wzcs"},
+        metadata={
+            "description": "Where to go on: the next `since`.",
+            "pattern": OPAQUE,
+            "example": "WzcsbnVsbCxmYWxzZSxudWxsLGZhbHNlXQ",
+        },
     )
     more = fields.Boolean(
         required=True,
@@ -217,7 +252,14 @@ def limit() -> QueryInteger:
     return QueryInteger(
         load_default=100,
         validate=validate.Range(1, PAGE_LIMIT, error="Must be {min} to {max}."),
-        metadata={"description": "How many tasks a page has at most."},
+        metadata={"description": "How many tasks a page has at most.", "example": 20},
+    )
+
+
+def moment(description: str) -> QueryMoment:
+    pattern = f"^{DATE_TIME.pattern}$"
+    return QueryMoment(
+        metadata={"description": description, "pattern": pattern, "example": "2026-11-21T09:30:00Z"}
     )
 
 
@@ -229,6 +271,7 @@ class ChangesQuery(Schema):
         validate=validate.Length(1, SINCE_LENGTH),
         metadata={
             "description": "`next` of the last page; a revision; or 0 for a full sync.",
+            "pattern": OPAQUE,
             "example": "0",
         },
     )
@@ -239,7 +282,10 @@ class TaskQuery(Schema):
     """Which of the user's tasks to list, in which order, and from where on."""
 
     completed = QueryBoolean(
-        metadata={"description": "Only the completed tasks, or only the open ones."}
+        metadata={
+            "description": "Only the completed tasks, or only the open ones.",
+            "example": False,
+        }
     )
     q = Characters(
         validate=validate.Length(1, 100, error="Must have {min} to {max} characters."),
@@ -248,22 +294,29 @@ class TaskQuery(Schema):
             "example": "milk",
         },
     )
-    created_after = QueryMoment(metadata={"description": "Only tasks created after this moment."})
-    created_before = QueryMoment(metadata={"description": "Only tasks created before this moment."})
-    updated_after = QueryMoment(metadata={"description": "Only tasks changed after this moment."})
-    updated_before = QueryMoment(
-        metadata={"description": "Only tasks last changed before this moment."}
+    created_after = moment("Only tasks created after this moment.")
+    created_before = moment("Only tasks created before this moment.")
+    updated_after = moment("Only tasks last changed after this moment.")
+    updated_before = moment("Only tasks last changed before this moment.")
+    deleted = QueryBoolean(
+        load_default=False, metadata={"description": "List the trash instead.", "example": False}
     )
-    deleted = QueryBoolean(load_default=False, metadata={"description": "List the trash instead."})
     sort = fields.String(
         load_default="-created_at",
         validate=validate.OneOf(SORTS, error="Must be one of: {choices}."),
-        metadata={"description": "What to sort by; - is for descending. Titles by code point."},
+        metadata={
+            "description": "What to sort by; - is for descending. Titles by code point.",
+            "example": "title",
+        },
     )
     limit = limit()
     cursor = fields.String(
         validate=validate.Length(1, CURSOR_LENGTH),
-        metadata={"description": "Where the page starts: from the `Link` of the one before."},
+        metadata={
+            "description": "Where the page starts: from the `Link` of the one before.",
+            "pattern": OPAQUE,
+            "example": "WyJCdXkiLCIwMTlhYTVjOCIsImZmIl0",
+        },
     )
 
 
@@ -271,14 +324,20 @@ class Fault(Schema):
     """One thing that is wrong with a request: where it is, and what."""
 
     pointer = fields.String(
-        metadata={"description": "A JSON Pointer (RFC 6901) into the body.", "example": "/title"}
+        validate=validate.Length(max=FAULT_LENGTH),
+        metadata={"description": "A JSON Pointer (RFC 6901) into the body.", "example": "/title"},
     )
     parameter = fields.String(
-        metadata={"description": "A parameter of the path or the query.", "example": "limit"}
+        validate=validate.Length(max=FAULT_LENGTH),
+        metadata={"description": "A parameter of the path or the query.", "example": "limit"},
     )
-    header = fields.String(metadata={"description": "A header field.", "example": "If-Match"})
+    header = fields.String(
+        validate=validate.Length(max=FAULT_LENGTH),
+        metadata={"description": "A header field.", "example": "If-Match"},
+    )
     detail = fields.String(
         required=True,
+        validate=validate.Length(1, FAULT_LENGTH),
         metadata={"description": "What is wrong.", "example": "Must have 1 to 255 characters."},
     )
 
@@ -288,13 +347,16 @@ class ProblemDetails(Schema):
 
     type = fields.String(
         required=True,
+        validate=validate.Length(1, 100),
         metadata={
             "description": "What kind of problem this is: a stable path.",
+            "pattern": "^/problems/[a-z-]+$",
             "example": "/problems/invalid",
         },
     )
     title = fields.String(
         required=True,
+        validate=validate.Length(1, 100),
         metadata={"description": "The kind in words.", "example": "A value breaks a rule"},
     )
     status = fields.Integer(
@@ -304,17 +366,30 @@ class ProblemDetails(Schema):
     )
     detail = fields.String(
         required=True,
+        validate=validate.Length(1, FAULT_LENGTH),
         metadata={"description": "What happened, and what to do.", "example": "See errors."},
     )
     instance = fields.String(
         required=True,
+        validate=validate.Length(1, 128),
         metadata={
             "description": "The request id, which the server's log has too.",
-            "example": "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2",
+            "pattern": "^[A-Za-z0-9._-]+$",
+            "example": REQUEST_ID,
         },
     )
     errors = fields.List(
-        fields.Nested(Fault), metadata={"description": "Each thing that is wrong."}
+        fields.Nested(Fault),
+        validate=validate.Length(1, FAULTS_SHOWN),
+        metadata={"description": "Each thing that is wrong, up to a hundred."},
+    )
+
+
+class TaskNow(ProblemDetails):
+    """Why a task was not changed, with the task as it is now."""
+
+    current = fields.Nested(
+        Task, required=True, metadata={"description": "What to go on from: its ETag is sent too."}
     )
 
 

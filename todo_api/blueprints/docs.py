@@ -7,7 +7,8 @@ import flask_swagger_ui
 import orjson
 from flask import Blueprint, Response, send_from_directory
 
-from todo_api.api import JSON, Api
+from todo_api.api import Api
+from todo_api.document import JSON
 
 OURS = Path(str(files("todo_api") / "docs"))
 SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"

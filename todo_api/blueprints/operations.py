@@ -3,7 +3,8 @@
 from flask import Response
 from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, UndefinedTable
 
-from todo_api.api import JSON, Blueprint, database
+from todo_api.api import Blueprint, database
+from todo_api.document import JSON
 from todo_api.errors import unavailable
 from todo_api.schemas import Status
 from todo_api.statements.operations import find_schema_version
@@ -18,7 +19,10 @@ blueprint = Blueprint("operations", __name__, description="Whether the service w
 @blueprint.get("/livez")
 @blueprint.response(200, Status)
 def livez() -> Response:
-    """Tell that the process answers; the database is not asked."""
+    """Tell that the process answers.
+
+    The database is not asked: for what starts a process anew when it hangs.
+    """
     return ok()
 
 

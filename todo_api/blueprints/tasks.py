@@ -9,7 +9,6 @@ from uuid import UUID
 from flask import Response, request
 
 from todo_api.api import (
-    MERGE_PATCH,
     Blueprint,
     answer,
     answer_change,
@@ -20,9 +19,11 @@ from todo_api.api import (
     user_data,
 )
 from todo_api.cursors import cursor, fingerprint, read_cursor, read_since
+from todo_api.document import MERGE_PATCH
 from todo_api.errors import conflict, gone, malformed_header, not_found, precondition_failed
 from todo_api.preconditions import etag, tags
 from todo_api.schemas import (
+    TASK_PAGE,
     Changes,
     ChangesQuery,
     Completion,
@@ -42,25 +43,6 @@ from todo_api.statements.tasks import (
     update_task,
 )
 
-ETAG = {
-    "ETag": {
-        "description": "The version of what is answered.",
-        "schema": {"type": "string", "maxLength": 64, "example": '"1.7"'},
-    }
-}
-LOCATION = {
-    "Location": {
-        "description": "The path of the new task.",
-        "schema": {"type": "string", "format": "uri-reference", "maxLength": 200},
-    }
-}
-LINK = {
-    "Link": {
-        "description": 'Where the next page is (`rel="next"`), if there is one.',
-        "schema": {"type": "string", "maxLength": 8000},
-    }
-}
-
 blueprint = Blueprint(
     "tasks", __name__, url_prefix="/api/<id:user_id>", description="What a user has to do."
 )
@@ -68,9 +50,12 @@ blueprint = Blueprint(
 
 @blueprint.post("/tasks")
 @blueprint.arguments(NewTask)
-@blueprint.response(201, Task, headers=LOCATION | ETAG)
+@blueprint.response(201, Task)
 def create_task(new: dict[str, Any], user_id: UUID) -> Response:
-    """Create a task."""
+    """Create a task.
+
+    All that it needs is a title. `Location` says where it is from then on.
+    """
     task = insert_task(database(), user_id, new)
     response = answer(task, 201)
     response.headers["Location"] = f"{request.path}/{task.id}"
@@ -79,8 +64,8 @@ def create_task(new: dict[str, Any], user_id: UUID) -> Response:
 
 @blueprint.get("/tasks")
 @blueprint.arguments(TaskQuery, location="query")
-@blueprint.response(200, Task(many=True), headers=LINK | ETAG)
-@blueprint.response(304, headers=ETAG)
+@blueprint.response(200, TASK_PAGE)
+@blueprint.response(304)
 def list_tasks_of_user(query: dict[str, Any], user_id: UUID) -> Response:
     """List the user's tasks, a page at a time.
 
@@ -111,8 +96,8 @@ def list_tasks_of_user(query: dict[str, Any], user_id: UUID) -> Response:
 
 @blueprint.get("/changes")
 @blueprint.arguments(ChangesQuery, location="query")
-@blueprint.response(200, Changes, headers=ETAG)
-@blueprint.response(304, headers=ETAG)
+@blueprint.response(200, Changes)
+@blueprint.response(304)
 @blueprint.response(410)
 def list_changes_of_user(query: dict[str, Any], user_id: UUID) -> Response:
     """Tell what has changed since, in order, so that a client can hold what the server holds.
@@ -142,17 +127,20 @@ def list_changes_of_user(query: dict[str, Any], user_id: UUID) -> Response:
 
 
 @blueprint.get("/tasks/<id:task_id>")
-@blueprint.response(200, Task, headers=ETAG)
-@blueprint.response(304, headers=ETAG)
+@blueprint.response(200, Task)
+@blueprint.response(304)
 def get_task(user_id: UUID, task_id: UUID) -> Response:
-    """Read one task."""
+    """Read one task.
+
+    With `If-None-Match` and the `ETag` of what you have: 304 for as long as that is how it is.
+    """
     return answer(find_task(database(), user_id, task_id))
 
 
 @blueprint.put("/tasks/<id:task_id>")
 @blueprint.arguments(TaskReplacement)
-@blueprint.response(200, Task, headers=ETAG)
-@blueprint.response(201, Task, headers=LOCATION | ETAG)
+@blueprint.response(200, Task)
+@blueprint.response(201, Task)
 @blueprint.response(409)
 @blueprint.conditional
 def replace_task(replacement: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
@@ -184,7 +172,7 @@ def create_named_task(replacement: dict[str, Any], user_id: UUID, task_id: UUID)
 
 @blueprint.patch("/tasks/<id:task_id>")
 @blueprint.arguments(TaskPatch, content_type=MERGE_PATCH)
-@blueprint.response(200, Task, headers=ETAG)
+@blueprint.response(200, Task)
 @blueprint.conditional
 def patch_task(changes: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Change the fields that are sent; the others stay as they are.
@@ -196,7 +184,7 @@ def patch_task(changes: dict[str, Any], user_id: UUID, task_id: UUID) -> Respons
 
 @blueprint.patch("/tasks/<id:task_id>/complete")
 @blueprint.arguments(Completion, required=False)
-@blueprint.response(200, Task, headers=ETAG)
+@blueprint.response(200, Task)
 @blueprint.conditional
 def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Set whether a task is done: without a body, it is.
@@ -210,17 +198,23 @@ def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> R
 @blueprint.response(204)
 @blueprint.conditional
 def remove_task(user_id: UUID, task_id: UUID) -> Response:
-    """Put a task into the trash. A second time it is not found."""
+    """Put a task into the trash.
+
+    For 30 days it can be restored; for all else it is not there: a second time is 404.
+    """
     answer_change(delete_task(database(), user_id, task_id, condition()))
     return no_content()
 
 
 @blueprint.post("/tasks/<id:task_id>/restore")
-@blueprint.response(200, Task, headers=ETAG)
+@blueprint.response(200, Task)
 @blueprint.response(409)
 @blueprint.conditional
-def restore(user_id: UUID, task_id: UUID) -> Response:
-    """Take a task out of the trash. One that is not in there is a conflict."""
+def restore_from_trash(user_id: UUID, task_id: UUID) -> Response:
+    """Take a task out of the trash.
+
+    It is as it was, with a new revision. A task that is not in the trash is a conflict.
+    """
     found = restore_task(database(), user_id, task_id, condition())
     if found.task is not None and not found.done and not found.task.deleted:
         raise conflict("not-in-trash", "It is not in the trash.")

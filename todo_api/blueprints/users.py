@@ -6,7 +6,8 @@ from uuid import UUID
 import orjson
 from flask import Response, g
 
-from todo_api.api import JSON, Blueprint, database, no_content
+from todo_api.api import Blueprint, database, no_content
+from todo_api.document import JSON
 from todo_api.errors import not_found
 from todo_api.schemas import Session
 from todo_api.statements.users import delete_user
@@ -41,9 +42,9 @@ def get_session() -> Response:
 @users.delete("")
 @users.response(204)
 def remove_user(user_id: UUID) -> Response:
-    """Erase the user and every task of theirs, at once and for good.
+    """Erase the user and every task of theirs.
 
-    The next task that is created under the same id begins anew.
+    It is done at once, and for good. The next task that is created under the same id begins anew.
     """
     delete_user(database(), user_id)
     return no_content()
