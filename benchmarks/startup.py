@@ -1,5 +1,7 @@
-"""Seconds from starting to the first 200 of /health: `make run` on a fresh folder and on one that
-is there, and gunicorn alone on a database that is up and migrated. `make bench-startup` runs it.
+"""Seconds from a start to the first 200 of /health; `make bench-startup` runs it.
+
+Of `make run` on a fresh folder and on one that is there, and of gunicorn alone on a database that
+is up and migrated.
 """
 
 from __future__ import annotations
