@@ -18,6 +18,8 @@ from todo_api.settings import SettingsError, environment, load_database_settings
 from todo_api.tables import metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
 
 # Any number, the same in every process: the lock by which migrations take turns.
@@ -37,26 +39,31 @@ def number_revision(_: Any, __: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
 
 
-def let_act_as(connection: psycopg.Connection[Any], login: str, role: str) -> None:
-    """Let the login drop to the role, if a migration has made it.
+def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
+    """Let each login drop to the application's roles, to those that a migration has made.
 
     From PostgreSQL 16 on, not even who creates a role may SET ROLE to it until it is granted.
     """
     privilege = "SET" if connection.info.server_version >= 160000 else "MEMBER"  # noqa: PLR2004
     missing = connection.execute(
-        "SELECT 1 FROM pg_roles WHERE rolname = %s AND NOT pg_has_role(%s, oid, %s)",
-        (role, login, privilege),
-    ).fetchone()
-    if not missing:
-        return
-    grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(login))
-    try:
-        with connection.transaction():
-            connection.execute(grant)
-    except psycopg.errors.UniqueViolation:
-        pass  # another database's migration has just granted it: roles belong to the cluster
-    except psycopg.errors.InsufficientPrivilege:
-        sys.exit(f"Run this as a role that may: {grant.as_string(connection)}")
+        """
+        SELECT rolname, login FROM pg_roles, unnest(%s::text[]) AS login
+        WHERE rolname = ANY (%s) AND NOT pg_has_role(login, oid, %s) ORDER BY login, rolname
+        """,
+        (list(logins), [APPLICATION_ROLE, MAINTENANCE_ROLE], privilege),
+    ).fetchall()
+    grants = [
+        sql.SQL("GRANT {} TO {};").format(sql.Identifier(role), sql.Identifier(login))
+        for role, login in missing
+    ]
+    for grant in grants:
+        try:
+            with connection.transaction():
+                connection.execute(grant)
+        except psycopg.errors.UniqueViolation:
+            pass  # another database's migration has just granted it: roles belong to the cluster
+        except psycopg.errors.InsufficientPrivilege:
+            sys.exit(f"As a role that may: {sql.SQL(' ').join(grants).as_string(connection)}")
 
 
 def migrate(connection: Connection, login: Any) -> None:
@@ -72,9 +79,7 @@ def migrate(connection: Connection, login: Any) -> None:
     )
     context.run_migrations()
     driver: Any = connection.connection.driver_connection
-    for each in dict.fromkeys((driver.info.user, login or driver.info.user)):
-        for role in (APPLICATION_ROLE, MAINTENANCE_ROLE):
-            let_act_as(driver, each, role)
+    let_act_as_roles(driver, {driver.info.user, login or driver.info.user})
 
 
 def run() -> None:

@@ -61,11 +61,11 @@ BESIDE = [
     "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
     "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
     "SELECT tablename, policyname, qual, with_check FROM pg_policies ORDER BY 1, 2",
-    # What todo_app holds in this database.
+    # What our roles hold in this database.
     """
     SELECT classid::regclass::text, count(*)
     FROM pg_shdepend JOIN pg_roles ON refobjid = pg_roles.oid
-    WHERE rolname = 'todo_app'
+    WHERE rolname IN ('todo_app', 'todo_maintenance')
       AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
     GROUP BY 1 ORDER BY 1
     """,
@@ -100,7 +100,7 @@ class Owned(NamedTuple):
 
 
 class Fresh:
-    """A server that no migration has ever seen: it has no role todo_app."""
+    """A server that no migration has ever seen: it has none of our roles."""
 
     def __init__(self, cluster):
         self._cluster = cluster
@@ -122,7 +122,7 @@ class Fresh:
     def clear(self):
         for name in self._databases:
             execute(self._cluster.url(), f"DROP DATABASE {name} WITH (FORCE)")
-        for name in ["todo_app", *self._logins]:
+        for name in ["todo_app", "todo_maintenance", *self._logins]:
             execute(self._cluster.url(), f"DROP ROLE IF EXISTS {name}")
 
 
@@ -364,7 +364,7 @@ def test_a_downgrade_takes_the_privileges_of_its_database_only(fresh, owned, mak
     assert catalog(owned.url) == EMPTY
     assert_serves(make_settings, other.url)
     migrate(other.url, "base")
-    execute(owned.superuser_url, "DROP ROLE todo_app")
+    execute(owned.superuser_url, "DROP ROLE todo_app, todo_maintenance")
 
 
 def scripts():

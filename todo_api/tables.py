@@ -47,14 +47,14 @@ users = Table(
     Column("id", Uuid, nullable=False),
     # The number of the user's latest change; the trigger on tasks moves it.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
-    # The latest of the changes that a purge has removed: who knows less has missed some.
-    Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     Column(
         "created_at",
         DateTime(timezone=True),
         nullable=False,
         server_default=func.clock_timestamp(),
     ),
+    # The latest of the changes that a purge has removed: who knows less has missed some.
+    Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id"),
     CheckConstraint("revision >= 0", name="revision_not_negative"),
     CheckConstraint("purged_revision BETWEEN 0 AND revision", name="purged_revision_known"),

@@ -24,8 +24,10 @@ def upgrade() -> None:
                 NULL;
             WHEN insufficient_privilege THEN
                 RAISE EXCEPTION 'There is no role todo_app, and % may not create it.', current_user
+                -- A later migration wants the second one: told of both, one has to ask but once.
                 USING HINT = format(
-                    'As a role that may: CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO %I;',
+                    'As a role that may: CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO %1$I; '
+                    'CREATE ROLE todo_maintenance NOLOGIN; GRANT todo_maintenance TO %1$I;',
                     current_user);
         END
         $$
