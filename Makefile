@@ -43,6 +43,10 @@ test-full: $(INSTALLED) ## Run the tests with every count in full
 bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
 	$(PY) benchmarks/startup.py
 
+.PHONY: bench-tokens
+bench-tokens: $(INSTALLED) ## Measure what verifying tokens costs (needs wrk)
+	$(PY) benchmarks/tokens.py
+
 .PHONY: check
 check: lint types test ## Run all that CI runs
 
