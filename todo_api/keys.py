@@ -8,7 +8,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from socket import SHUT_RDWR
+from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 SECRET_BYTES = 32
 RSA_BITS = 2048
 SET_BYTES = 64 * 1024
+ERROR_LENGTH = 200  # of what is logged: an error may quote the issuer
 
 # What a key may be used for is the key's to say, not the token's (RFC 8725, section 3.1).
 ALGORITHMS_OF_CURVE = {
@@ -92,13 +93,7 @@ def parse_secret(text: str) -> VerificationKey:
 def parse_public_key(text: str) -> VerificationKey:
     """The key of a PEM or of a JSON Web Key. Raises KeyFormatError."""
     try:
-        if text.lstrip().startswith("{"):
-            members = json.loads(text)
-            if members.get("kty") == OctKey.key_type:
-                raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
-            key = JWKRegistry.import_key(members)
-        else:
-            key = import_pem(text)
+        key = import_jwk(text) if text.lstrip().startswith("{") else import_pem(text)
     except KeyFormatError:
         raise
     except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -106,6 +101,13 @@ def parse_public_key(text: str) -> VerificationKey:
     if key.is_private:
         raise KeyFormatError("It is a private key, which this server must not have.")
     return VerificationKey.of(key)
+
+
+def import_jwk(text: str) -> Key:
+    members = json.loads(text)
+    if members.get("kty") == OctKey.key_type:
+        raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
+    return JWKRegistry.import_key(members)
 
 
 def import_pem(text: str) -> Key:
@@ -189,8 +191,8 @@ class IssuerKeys:
     def __init__(self, url: str, pace: Pace | None = None) -> None:
         self._url = url
         self._pace = pace or Pace()
-        self._keys: frozenset[VerificationKey] | None = None
-        self._fetched_at = self._began_at = float("-inf")
+        self._keys: tuple[VerificationKey, ...] = ()
+        self._fetched_at = self._next_at = float("-inf")
         self._underway = False
         self._ended = 0
         self._state = threading.Condition()
@@ -215,16 +217,16 @@ class IssuerKeys:
         if self._thread is None:
             self.open()
         known = self._keys
-        key = chosen(known or (), kid, algorithm)
-        named = any(kid == other.kid for other in known or ())
+        key = chosen(known, kid, algorithm)
+        named = any(kid == other.kid for other in known)
         if key is None and not named and self._await_fetch():
-            key = chosen(self._keys or (), kid, algorithm)
+            key = chosen(self._keys, kid, algorithm)
         if not self._fresh():
             raise KeysUnavailableError
         return key
 
     def holds(self, key: VerificationKey) -> bool:
-        return self._fresh() and key in (self._keys or ())
+        return self._fresh() and key in self._keys
 
     def _fresh(self) -> bool:
         return time.monotonic() - self._fetched_at <= self._pace.stale
@@ -236,8 +238,7 @@ class IssuerKeys:
         try:
             with self._state:
                 self._wanted.set()
-                soon = time.monotonic() - self._began_at >= self._pace.apart
-                if not (self._underway or soon):
+                if not self._underway and time.monotonic() < self._next_at:
                     return False
                 ended = self._ended
                 return self._state.wait_for(lambda: self._ended > ended, self._pace.patience)
@@ -248,23 +249,23 @@ class IssuerKeys:
         while not self._stop.is_set():
             self._wanted.clear()
             with self._state:
-                self._underway, self._began_at = True, time.monotonic()
+                self._underway = True
             keys = self._fetch()
             with self._state:
                 if keys is not None:
-                    self._keys, self._fetched_at = frozenset(keys), time.monotonic()
-                self._underway = False
+                    self._keys, self._fetched_at = tuple(keys), time.monotonic()
+                self._underway, self._next_at = False, time.monotonic() + self._pace.apart
                 self._ended += 1
                 self._state.notify_all()
-            self._stop.wait(self._pace.apart)
-            if keys is not None:
+            stopped = self._stop.wait(self._pace.apart)
+            if keys is not None and not stopped:
                 self._wanted.wait(self._pace.refresh - self._pace.apart)
 
     def _fetch(self) -> list[VerificationKey] | None:
         try:
             keys = parse_set(fetch(self._url, self._pace.timeout))
-        except (OSError, HTTPException, ValueError, RecursionError) as error:
-            log.warning("key set not fetched", url=self._url, error=repr(error))
+        except Exception as error:  # noqa: BLE001  whatever it was, there must be a next time
+            log.warning("key set not fetched", url=self._url, error=repr(error)[:ERROR_LENGTH])
             return None
         log.info("key set fetched", url=self._url, keys=len(keys))
         return keys
@@ -273,30 +274,50 @@ class IssuerKeys:
 def fetch(url: str, timeout: float) -> bytes:
     """The body of a 200, of SET_BYTES at most, within `timeout` seconds in all.
 
+    A host of several addresses of which the first do not answer takes half of that for each more.
     Follows no redirect. Raises OSError, HTTPException or ValueError.
     """
+    ends_at = time.monotonic() + timeout
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = connect(parts.hostname or "", parts.port, timeout=timeout)
+    # One half is for TCP, the other for TLS: until both are done, there is nothing to shut down.
+    connection = connect(parts.hostname or "", parts.port, timeout=timeout / 2)
+    with closing(connection):
+        connection.connect()
+        # The connection forgets its socket when it has read the headers of a last answer.
+        opened: socket = connection.sock
+        late = threading.Event()
 
-    def give_up() -> None:
+        def give_up() -> None:
+            late.set()
+            with suppress(OSError):
+                # Not the method of an SSLSocket, after which plain text would pass for TLS.
+                socket.shutdown(opened, SHUT_RDWR)
+
         # A timeout of a socket is for one read; an issuer that drips would have its way.
-        with suppress(OSError, AttributeError):
-            connection.sock.shutdown(SHUT_RDWR)
+        opened.settimeout(timeout)
+        deadline = threading.Timer(max(0, ends_at - time.monotonic()), give_up)
+        deadline.daemon = True
+        deadline.start()
+        try:
+            body = get(connection, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}")
+        except (OSError, HTTPException) as error:
+            if late.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            deadline.cancel()
+        if late.is_set():
+            raise TimeoutError
+        return body
 
-    deadline = threading.Timer(timeout, give_up)
-    deadline.daemon = True
-    deadline.start()
-    try:
-        with closing(connection):
-            path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-            connection.request("GET", path, headers={"Accept": "application/json"})
-            response = connection.getresponse()
-            if response.status != 200:  # noqa: PLR2004
-                raise ValueError(f"answered {response.status}")
-            body = response.read(SET_BYTES + 1)
-            if len(body) > SET_BYTES:
-                raise ValueError(f"more than {SET_BYTES} bytes")
-            return body
-    finally:
-        deadline.cancel()
+
+def get(connection: HTTPConnection, path: str) -> bytes:
+    connection.request("GET", path, headers={"Accept": "application/json"})
+    with connection.getresponse() as response:
+        if response.status != 200:  # noqa: PLR2004
+            raise ValueError(f"answered {response.status}")
+        body = response.read(SET_BYTES + 1)
+    if len(body) > SET_BYTES:
+        raise ValueError(f"more than {SET_BYTES} bytes")
+    return body
