@@ -57,6 +57,6 @@ def test_the_page_and_all_that_it_loads_come_from_us(client):
     linked = re.findall(r'(?:src|href)="([^"]*)"', page.text)
 
     assert page.mimetype == "text/html"
-    assert len(linked) == 5
+    assert len(linked) == 4
     for link in linked:
         assert client.get(f"/{link}", buffered=True).status_code == 200
