@@ -415,6 +415,7 @@ def test_what_is_no_origin_is_refused(origins):
     ("name", "value"),
     [
         ("JWT_JWKS_URL", "https://[::1"),
+        ("JWT_JWKS_URL", "https://issuer.example/a set"),
         ("JWT_JWKS_URL", "https://issuer.example:port/jwks"),
         ("JWT_JWKS_URL", "https://issuer.example:99999999/jwks"),
         ("JWT_JWKS_URL", "https://user:s3cret@issuer.example/jwks"),

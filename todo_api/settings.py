@@ -45,7 +45,12 @@ def jwks_url(value: str) -> None:
     try:
         parts = urlsplit(value)
         local = parts.scheme == "http" and parts.hostname in LOOPBACK
-        fit = parts.hostname and (parts.scheme == "https" or local) and parts.port != 0
+        fit = (
+            not re.search(r"\s", value)
+            and parts.hostname
+            and (parts.scheme == "https" or local)
+            and parts.port != 0
+        )
     except ValueError:  # a port or an address that is none
         fit = False
     if not fit:
