@@ -165,9 +165,9 @@ def test_a_full_sync_that_stopped_half_way_goes_on_through_a_purge(
     age(connection, tasks[0], 31)
     purge(database_url)
 
-    while device.page():
+    for _ in range(2):
+        assert device.page()
         assert device.restarts == 0, "the later pages of a full sync are never 410"
-    device.sync()
 
     assert device.sync() == held(client, tasks_url)
     assert device.restarts == 1
