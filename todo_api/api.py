@@ -15,7 +15,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.routing import UnicodeConverter
 
 from todo_api import strict_json
-from todo_api.auth import OPEN_BLUEPRINTS, UUID_TEXT
+from todo_api.auth import OPEN_BLUEPRINTS, SESSION, UUID_TEXT
 from todo_api.document import (
     HEADERS,
     JSON,
@@ -58,7 +58,14 @@ READS = {"GET", "HEAD"}
 
 
 class IdConverter(UnicodeConverter):
-    """Any text, for `check_request` to read as a UUID: what is none is 422, not 404."""
+    """Any text, for `check_request` to read as a UUID: what is none is 422, not 404.
+
+    But for the one name beside the users' ids: else its path would know their methods, too.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.regex = rf"(?!{SESSION.rpartition('/')[2]}$){self.regex}"
 
 
 class Parser(FlaskParser):

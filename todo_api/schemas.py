@@ -25,6 +25,9 @@ DATE_TIME = re.compile(
 # What cursors.py writes.
 OPAQUE = "^[A-Za-z0-9_-]+$"
 
+# What a client has sent, U+0000 included.
+ANYTHING = r"^[\s\S]*$"
+
 # Something that is not white space, and no U+0000. The white space is Python's, spelled out: other
 # languages mean other characters by \\s.
 WHITE_SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -325,11 +328,19 @@ class Fault(Schema):
 
     pointer = fields.String(
         validate=validate.Length(max=FAULT_LENGTH),
-        metadata={"description": "A JSON Pointer (RFC 6901) into the body.", "example": "/title"},
+        metadata={
+            "description": "A JSON Pointer (RFC 6901) into the body.",
+            "pattern": ANYTHING,
+            "example": "/title",
+        },
     )
     parameter = fields.String(
         validate=validate.Length(max=FAULT_LENGTH),
-        metadata={"description": "A parameter of the path or the query.", "example": "limit"},
+        metadata={
+            "description": "A parameter of the path or the query.",
+            "pattern": ANYTHING,
+            "example": "limit",
+        },
     )
     header = fields.String(
         validate=validate.Length(max=FAULT_LENGTH),
