@@ -723,6 +723,21 @@ def test_the_first_token_of_a_new_key_brings_it(issuer, new_verifier):
     assert len(issuer.asked) == 2
 
 
+def test_waiting_for_a_fetch_that_is_under_way_causes_no_other(issuer, new_verifier):
+    signer, answered = Signer("a key"), threading.Event()
+    body = key_set(signer.public())
+    issuer.answer = lambda asked: answered.wait(LONG) and asked.reply(body)
+    verifier = new_verifier(issuer, Pace(refresh=3600, apart=0.05, patience=LONG, timeout=LONG))
+    eventually(lambda: issuer.asked)
+    threading.Timer(0.1, answered.set).start()
+
+    identity = verifier.identify(signer.token())
+    time.sleep(0.3)  # when another would long have been made
+
+    assert identity.subject == "ada"
+    assert len(issuer.asked) == 1
+
+
 def test_one_request_waits_for_a_new_key_and_the_others_are_refused_at_once(issuer, new_verifier):
     old, new = Signer("old"), Signer("new")
     issuer.publish(old)

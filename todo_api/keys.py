@@ -237,9 +237,10 @@ class IssuerKeys:
             return False
         try:
             with self._state:
-                self._wanted.set()
-                if not self._underway and time.monotonic() < self._next_at:
-                    return False
+                if not self._underway:
+                    self._wanted.set()
+                    if time.monotonic() < self._next_at:
+                        return False
                 ended = self._ended
                 return self._state.wait_for(lambda: self._ended > ended, self._pace.patience)
         finally:
@@ -247,8 +248,8 @@ class IssuerKeys:
 
     def _keep_fresh(self) -> None:
         while not self._stop.is_set():
-            self._wanted.clear()
             with self._state:
+                self._wanted.clear()
                 self._underway = True
             keys = self._fetch()
             with self._state:
