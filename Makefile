@@ -47,6 +47,14 @@ bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
 bench-tokens: $(INSTALLED) ## Measure what verifying tokens costs (needs wrk)
 	$(PY) benchmarks/tokens.py
 
+.PHONY: faults
+faults: $(INSTALLED) ## Kill, cut, hold and flood real servers, and see that every promise is kept
+	$(PY) -m faults $(ARGS)
+
+# One part: make faults-postgres
+faults-%: $(INSTALLED)
+	$(PY) -m faults $(ARGS) $*
+
 .PHONY: check
 check: lint types test ## Run all that CI runs
 
