@@ -8,6 +8,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
+from todo_api import slots
 from todo_api.keys import IssuerKeys
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, environment, load_settings
@@ -53,6 +54,10 @@ worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
 # Nobody asks it, and it would be one more thing that listens.
 control_socket_disable = True
+
+# Before anything counts: which is when a worker loads the application.
+slots.share_metrics()
+pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_exit
 
 
 def post_worker_init(worker: Worker) -> None:

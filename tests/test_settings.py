@@ -43,6 +43,7 @@ def test_defaults_are_what_the_readme_says():
         web_threads=4,
         request_timeout=5.0,
         database_prepare=True,
+        metrics=False,
     )
 
 
@@ -58,6 +59,7 @@ def test_every_fault_is_named_at_once():
                 "WEB_THREADS": "0",
                 "REQUEST_TIMEOUT": "0",
                 "DATABASE_PREPARE": "perhaps",
+                "METRICS": "some",
             }
         )
 
@@ -72,6 +74,7 @@ def test_every_fault_is_named_at_once():
         "WEB_THREADS",
         "REQUEST_TIMEOUT",
         "DATABASE_PREPARE",
+        "METRICS",
     }
 
 

@@ -9,13 +9,14 @@ from flask import Flask
 
 from todo_api.api import Api
 from todo_api.auth import Verifier, keys_of, require_tokens
-from todo_api.blueprints import operations, tasks, users
+from todo_api.blueprints import metrics, operations, tasks, users
 from todo_api.blueprints.docs import docs
 from todo_api.database import Database
 from todo_api.document import OPENAPI
 from todo_api.errors import register_error_handlers
 from todo_api.headers import send_security_headers, share_with
 from todo_api.logs import log_requests
+from todo_api.metrics import observe_request
 
 if TYPE_CHECKING:
     from todo_api.settings import Settings
@@ -29,7 +30,7 @@ def create_app(settings: Settings) -> Flask:
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
     app.extensions["database"] = Database(settings)
     # In this order before a request, and in the opposite one after it.
-    log_requests(app)
+    log_requests(app, observe_request if settings.metrics else None)
     send_security_headers(app)
     if settings.cors_origins:
         share_with(app, settings.cors_origins)
@@ -43,4 +44,6 @@ def create_app(settings: Settings) -> Flask:
     for blueprint in (tasks.blueprint, users.users, users.session, operations.blueprint):
         api.register_blueprint(blueprint)
     app.register_blueprint(docs(api))
+    if settings.metrics:
+        app.register_blueprint(metrics.blueprint)
     return app

@@ -27,12 +27,13 @@ from todo_api.keys import (
     parse_public_key,
     parse_secret,
 )
+from todo_api.metrics import key_set_fetched
 
 if TYPE_CHECKING:
     from todo_api.settings import Settings
 
 # Whose routes need no token. Every other one does, and so does a path for which there is none.
-OPEN_BLUEPRINTS = frozenset({"docs", "operations"})
+OPEN_BLUEPRINTS = frozenset({"docs", "metrics", "operations"})
 
 # The one path below /api that begins with no user's id.
 SESSION = "/api/session"
@@ -168,7 +169,7 @@ def refused(detail: str) -> Problem:
 def keys_of(settings: Settings) -> Keys:
     """The one source of keys that the settings name."""
     if settings.jwt_jwks_url:
-        return IssuerKeys(settings.jwt_jwks_url)
+        return IssuerKeys(settings.jwt_jwks_url, report=key_set_fetched)
     if settings.jwt_public_key:
         return FixedKey(parse_public_key(settings.jwt_public_key))
     return FixedKey(parse_secret(settings.jwt_secret or ""))

@@ -17,7 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OctKey, OKPKey, RSAKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 log = structlog.get_logger(__name__)
 
@@ -188,9 +188,16 @@ class IssuerKeys:
     `pace.patience` at most, and only where `pace.apart` lets a fetch begin.
     """
 
-    def __init__(self, url: str, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        pace: Pace | None = None,
+        report: Callable[[int | None], None] = lambda _: None,
+    ) -> None:
+        """`report` is called at the end of each fetch, with the number of keys or None."""
         self._url = url
         self._pace = pace or Pace()
+        self._report = report
         self._keys: tuple[VerificationKey, ...] = ()
         self._fetched_at = self._next_at = float("-inf")
         self._underway = False
@@ -252,6 +259,7 @@ class IssuerKeys:
                 self._wanted.clear()
                 self._underway = True
             keys = self._fetch()
+            self._report(None if keys is None else len(keys))
             with self._state:
                 if keys is not None:
                     self._keys, self._fetched_at = tuple(keys), time.monotonic()

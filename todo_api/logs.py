@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from functools import cache
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 import orjson
 import structlog
@@ -15,7 +15,11 @@ from flask import Flask, Response, g, request
 from uuid_utils.compat import uuid7
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import EventDict, Processor
+
+    Observer: TypeAlias = Callable[[str | None, str, int, float], None]
 
 log = structlog.get_logger(__name__)
 
@@ -70,8 +74,11 @@ def template(rule: str) -> str:
     return re.sub("<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule)
 
 
-def log_requests(app: Flask) -> None:
-    """Give every request an id, answer it as `X-Request-Id`, and log one line for each."""
+def log_requests(app: Flask, observe: Observer | None = None) -> None:
+    """Give every request an id, answer it as `X-Request-Id`, and log one line for each.
+
+    `observe`, if there is one, is told of each: the route or None, the method, status and seconds.
+    """
 
     @app.before_request
     def begin() -> None:
@@ -85,13 +92,17 @@ def log_requests(app: Flask) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
+        # Not the path, which holds what the client wrote.
+        route = template(request.url_rule.rule) if request.url_rule else None
+        seconds = time.perf_counter() - g.started
         log.info(
             "request",
             method=request.method,
-            # Not the path, which holds what the client wrote.
-            route=template(request.url_rule.rule) if request.url_rule else None,
+            route=route,
             status=response.status_code,
-            duration_ms=round((time.perf_counter() - g.started) * 1000, 2),
+            duration_ms=round(seconds * 1000, 2),
             user_id=g.user_id,
         )
+        if observe:
+            observe(route, request.method, response.status_code, seconds)
         return response

@@ -125,6 +125,7 @@ class Environment(DatabaseEnvironment):
     WEB_THREADS = fields.Integer(load_default=4, validate=validate.Range(1, 64))
     REQUEST_TIMEOUT = fields.Float(load_default=5.0, validate=validate.Range(0.1, 60))
     DATABASE_PREPARE = fields.Boolean(load_default=True)
+    METRICS = fields.Boolean(load_default=False)
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def one_source_of_keys(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
@@ -180,6 +181,7 @@ class Settings(DatabaseSettings):
     web_threads: int
     request_timeout: float
     database_prepare: bool
+    metrics: bool
 
 
 def environment() -> dict[str, str]:

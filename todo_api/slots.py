@@ -1,0 +1,72 @@
+"""gunicorn's workers as one to whoever scrapes: one folder for all, and a slot in it for each.
+
+prometheus_client gives each process files named by its pid, and keeps those of the dead, or its
+counters would go back. Workers come and go, so that these files would pile up, and with them the
+time of a scrape. Here they are named by a slot, and a slot's next worker goes on counting where the
+one before it stopped: there are never more files than there were workers at a time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import values
+from prometheus_client.multiprocess import mark_process_dead
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
+
+# Of this process, once it is a worker; the master has none.
+slot: int | None = None
+
+
+@cache
+def share_metrics() -> None:
+    """Have all metrics that this process and its workers make from now on in one fresh folder.
+
+    A reload keeps it. An upgrade's new master makes its own, whatever the old one left it in the
+    environment. It is removed when the master exits.
+    """
+    folder = tempfile.mkdtemp(prefix="todo-api-", dir=MEMORY if MEMORY.is_dir() else None)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
+    atexit.register(remove, folder)
+
+
+def remove(folder: str) -> None:
+    # A worker inherits what its master does at exit.
+    if slot is None:
+        shutil.rmtree(folder)
+
+
+def pre_fork(server: Arbiter, worker: Worker) -> None:
+    """In the master: give the new worker the lowest slot that no other has."""
+    taken = {other.slot for other in server.WORKERS.values()}
+    worker.slot = next(number for number in count() if number not in taken)
+
+
+def post_fork(_: Arbiter, worker: Worker) -> None:
+    """In the worker, before it loads the application."""
+    global slot  # noqa: PLW0603  a process is one worker
+    slot = worker.slot
+    forget_gauges(worker)
+
+
+def child_exit(_: Arbiter, worker: Worker) -> None:
+    """In the master, when a worker has died."""
+    forget_gauges(worker)
+
+
+def forget_gauges(worker: Worker) -> None:
+    """Remove what was true of the slot's last worker only while it lived."""
+    mark_process_dead(worker.slot)  # type: ignore[no-untyped-call]
