@@ -36,8 +36,9 @@ test: $(INSTALLED) ## Run the tests against a real PostgreSQL
 	$(PY) -m pytest --numprocesses auto --cov --cov-report term $(ARGS)
 
 .PHONY: test-full
-test-full: $(INSTALLED) ## Run the tests with every count in full
+test-full: $(INSTALLED) ## Run the tests with every count in full, then all of them through PgBouncer
 	$(PY) -m pytest --numprocesses auto --full $(ARGS)
+	$(PY) -m pytest --numprocesses auto --pooler $(ARGS)
 
 .PHONY: bench-startup
 bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer

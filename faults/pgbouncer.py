@@ -67,8 +67,13 @@ class Pooler:
         self.url = self.through(database_url)
 
     def through(self, database_url: str) -> str:
-        """The database and the login of a URL of the server, by way of the pooler."""
-        given = conninfo_to_dict(database_url)
+        """The database and the login of the URL, by way of the pooler.
+
+        A URL of any other server stays as it is.
+        """
+        given = {name: str(value) for name, value in conninfo_to_dict(database_url).items()}
+        if (given.get("host"), given.get("port")) != self._server:
+            return database_url
         user = given.get("user", self._user)
         password = f":{quote(given['password'], '')}" if "password" in given else ""
         database = quote(given.get("dbname", user), "")
@@ -111,6 +116,8 @@ class Pooler:
             self._process.wait(STOP_TIMEOUT)
 
     def _configure(self, database_url: str, pool_size: int) -> None:
+        given = conninfo_to_dict(database_url)
+        self._server = (given.get("host"), given.get("port"))
         with psycopg.connect(database_url) as connection:
             server = connection.info
             host, port, self._user, password = (
@@ -128,7 +135,7 @@ class Pooler:
                 listen_port=PORT,
                 auth_type="scram-sha-256" if password else "trust",
                 user=self._user,
-                sslmode=conninfo_to_dict(database_url).get("sslmode", "prefer"),
+                sslmode=given.get("sslmode", "prefer"),
             )
         )
         doubled = [part.replace('"', '""') for part in (self._user, password or "")]

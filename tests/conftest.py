@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
+from faults.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from todo_api.app import create_app
 from todo_api.embedded import temporary_cluster
 from todo_api.logs import configure_logging
@@ -45,6 +46,26 @@ settings.load_profile("todo")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the counts that take long, in full")
+    parser.addoption("--pooler", action="store_true", help="reach the database through PgBouncer")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the applications' way to the database: straight, unless a mark or --pooler says else.
+
+    What is marked `pooled` goes both ways; what is marked `direct` never goes through PgBouncer.
+    """
+    if "pooler" not in metafunc.fixturenames:
+        return
+    marked = metafunc.definition.get_closest_marker
+    if marked("direct"):
+        ways = ["direct"]
+    elif metafunc.config.option.pooler:
+        ways = ["pooled"]
+    elif marked("pooled"):
+        ways = ["direct", "pooled"]
+    else:
+        return
+    metafunc.parametrize("pooler", ways, indirect=True, scope="session")
 
 
 SERVER = pytest.StashKey[str]()
@@ -156,9 +177,27 @@ def database_url(new_database) -> str:
 
 
 @pytest.fixture(scope="session")
-def make_settings(database_url: str):
+def pooler(server: str, request: pytest.FixtureRequest):
+    """A PgBouncer with room for few between applications and server, or None on the direct way."""
+    if getattr(request, "param", "direct") == "direct":
+        yield None
+    elif PGBOUNCER is None:
+        pytest.skip("PgBouncer is not installed")
+    else:
+        with pgbouncer(server, pool_size=3) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def make_settings(database_url: str, pooler: Pooler | None):
+    """Make settings as an application gets them: its way to the database is the one chosen."""
+
     def make(**changes: str) -> Settings:
-        return load_settings({"DATABASE_URL": database_url, "AUTH_MODE": "none"} | changes)
+        environ = {"DATABASE_URL": database_url, "AUTH_MODE": "none"} | changes
+        if pooler:
+            environ["DATABASE_URL"] = pooler.through(environ["DATABASE_URL"])
+            environ.setdefault("DATABASE_PREPARE", "false")
+        return load_settings(environ)
 
     return make
 

@@ -208,6 +208,7 @@ def test_health_accepts_a_newer_schema(make_app, new_database, version, status):
     assert answer.status_code == status
 
 
+@pytest.mark.direct("what a pooler's connection to the server has prepared, others have, too")
 @pytest.mark.parametrize(("prepare", "prepared"), [("true", True), ("false", False)])
 def test_statements_are_prepared_unless_told(make_app, tasks_url, prepare, prepared):
     app = make_app(DATABASE_PREPARE=prepare, WEB_THREADS="1")

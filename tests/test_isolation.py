@@ -25,9 +25,10 @@ from sqlalchemy import select
 from todo_api.api import Blueprint, answer, database
 from todo_api.app import create_app
 from todo_api.database import Database, Statement, compiled
-from todo_api.settings import load_settings
 from todo_api.statements.tasks import ID, TASK, TaskRow
 from todo_api.tables import tasks
+
+pytestmark = pytest.mark.pooled
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 MARK = "Nobody else may read this"
@@ -203,11 +204,11 @@ def operations(app: Flask) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def make_app(database_url, logged_to):  # noqa: ARG001  logging comes first
+def make_app(make_settings, database_url, logged_to):  # noqa: ARG001  logging comes first
     made = []
 
     def make(url: str = database_url, walls: type[Database] = Database) -> Flask:
-        settings = load_settings({"DATABASE_URL": url, "JWT_SECRET": SECRET})
+        settings = make_settings(DATABASE_URL=url, AUTH_MODE="jwt", JWT_SECRET=SECRET)
         app = create_app(settings)
         app.extensions["database"] = walls(settings)
         made.append(app)

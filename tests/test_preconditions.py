@@ -8,6 +8,8 @@ import pytest
 
 from todo_api.app import create_app
 
+pytestmark = pytest.mark.pooled
+
 WRITES = [
     ("PUT", "", {"title": "Changed"}),
     ("PATCH", "", {"title": "Changed"}),

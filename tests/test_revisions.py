@@ -13,6 +13,8 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
+pytestmark = pytest.mark.pooled
+
 # What one glance, one snapshot, shows of an owner: the revisions of the tasks, and the counter.
 GLANCE = """
     SELECT array(SELECT revision FROM tasks WHERE user_id = %(id)s ORDER BY revision),

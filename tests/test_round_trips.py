@@ -18,6 +18,8 @@ from todo_api.database import Database, compiled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.pooled
+
 # How long a side must be silent to be taken to have ended its turn.
 SILENCE = 0.05  # seconds
 
@@ -84,8 +86,9 @@ class Proxy:
 
 
 @pytest.fixture(scope="module")
-def proxy(database_url):
-    with psycopg.connect(database_url) as connection:
+def proxy(make_settings):
+    """In front of PostgreSQL, or of the pooler that stands between."""
+    with psycopg.connect(make_settings().database_url) as connection:
         host, port = connection.info.host, connection.info.port
 
     def upstream() -> socket.socket:
@@ -114,9 +117,9 @@ def flights(proxy):
 
 
 @pytest.fixture(scope="module")
-def proxied_url(database_url, proxy):
+def proxied_url(make_settings, proxy):
     """The worker's database, reached through the proxy, which can read what is sent."""
-    with psycopg.connect(database_url) as connection:
+    with psycopg.connect(make_settings().database_url) as connection:
         info = connection.info
         login = f"{info.user}:{info.password}" if info.password else info.user
         return (

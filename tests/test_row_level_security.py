@@ -26,6 +26,8 @@ from todo_api.database import Database, compiled
 from todo_api.statements.tasks import ID, OWNER, delete_task, find_task, insert_task
 from todo_api.tables import tasks, users
 
+pytestmark = pytest.mark.pooled
+
 # Statements of which the owner's condition was taken out.
 TITLE = bindparam("title", type_=Text)
 OTHER = bindparam("other", type_=Uuid)

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+pytestmark = pytest.mark.pooled
+
 
 def newer(answer, task):
     """The fields that the server moves with every change."""
