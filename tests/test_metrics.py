@@ -1,7 +1,153 @@
 """/metrics: closed unless asked for, of few labels, and one count of all of gunicorn's workers."""
 
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg_pool import ConnectionPool
+
+from todo_api import metrics, slots
+
+ROOT = Path(__file__).parent.parent
+GUNICORN = Path(sys.executable).parent / "gunicorn"
+LONG = 60  # seconds, for what takes a moment on a machine that is not busy
+WORKERS = 2
+
+
+class Samples(dict):
+    """What a scrape says, by name and sorted labels; what it does not say is 0."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            ((sample.name, *sorted(sample.labels.items())), sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        )
+
+    def of(self, name: str, **labels: str) -> float:
+        """The sum of all that has the name, and these labels among its own."""
+        return sum(
+            value
+            for (other, *pairs), value in self.items()
+            if other == name and labels.items() <= dict(pairs).items()
+        )
+
+
+def eventually(holds):
+    """Wait until it holds, and return what it is then."""
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline:
+        if found := holds():
+            return found
+        time.sleep(0.05)
+    return pytest.fail("it never came true")
+
+
+def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    """The answer to a request on a connection of its own, so that any worker may take it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+class Gunicorn:
+    def __init__(self, folder: Path, **environ: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        settings = {"AUTH_MODE": "none", "METRICS": "true", "WEB_CONCURRENCY": str(WORKERS)}
+        self.process = subprocess.Popen(
+            # Not `-m gunicorn`, whose folder an upgrade would put before the standard library.
+            [GUNICORN, "--config", ROOT / "gunicorn.conf.py"],
+            # Without a .env of ours.
+            cwd=folder,
+            env=kept | settings | {"PORT": str(self.port), "PYTHONPATH": str(ROOT)} | environ,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
+        return ask(self.port, path, method)
+
+    def scrape(self) -> Samples:
+        status, text = self.ask("/metrics")
+        assert status == 200
+        return Samples(text)
+
+    def livez(self) -> bool:
+        try:
+            return self.ask("/livez")[0] == 200
+        except OSError:
+            return False
+
+    def workers(self) -> set[int]:
+        return children(self.process.pid)
+
+    def await_workers(self, number: int) -> None:
+        eventually(lambda: self.scrape().of("todo_workers") == number)
+
+    def kill_workers(self) -> None:
+        """Kill them all at once, and wait for their successors."""
+        before = self.workers()
+        for worker in before:
+            os.kill(worker, signal.SIGKILL)
+        eventually(lambda: len(self.workers() - before) == WORKERS)
+        eventually(self.livez)
+        self.await_workers(WORKERS)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(LONG)
+
+
+def children(parent: int) -> set[int]:
+    """The processes that a process has started and that still run."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "--ppid", str(parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = (line.split() for line in found.stdout.splitlines())
+    return {int(pid) for pid, state in lines if not state.startswith("Z")}
+
+
+def folders(master: int) -> list[Path]:
+    """Where the workers of a master write their numbers."""
+    parent = slots.MEMORY if slots.MEMORY.is_dir() else Path("/tmp")
+    return list(parent.glob(f"{slots.PREFIX}{master}-*"))
+
+
+@pytest.fixture
+def serving(database_url, tmp_path):
+    """Run gunicorn with two workers that are there."""
+
+    @contextmanager
+    def serve(**environ: str):
+        server = Gunicorn(tmp_path, DATABASE_URL=database_url, **environ)
+        try:
+            eventually(server.livez)
+            server.await_workers(WORKERS)
+            yield server
+        finally:
+            server.end()
+
+    return serve
 
 
 @pytest.fixture
@@ -13,11 +159,223 @@ def test_metrics_are_closed_by_default(client):
     assert client.get("/metrics").status_code == 404
 
 
+def test_metrics_are_closed_by_default_where_tokens_are_asked_for(make_app):
+    closed = make_app(AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
+
+    assert closed.get("/metrics").status_code == 401
+
+
+def test_metrics_need_no_token_where_they_are_open(make_app):
+    opened = make_app(METRICS="true", AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
+
+    assert opened.get("/metrics").status_code == 200
+    assert opened.get("/metrics/").status_code == 401
+
+
 def test_metrics_are_in_the_format_of_prometheus(measured):
     answer = measured.get("/metrics")
 
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store"
-    names = {family.name for family in text_string_to_metric_families(answer.text)}
-    assert {"todo_http_requests", "todo_database_retries"} <= names
+    assert Samples(answer.text).of("todo_workers") == 1
+
+
+def test_every_metric_is_documented(request):
+    page = (request.config.rootpath / "docs" / "metrics.md").read_text()
+    metrics.key_set()
+
+    collected = {
+        family.name + "_total" * (family.type == "counter") for family in metrics.REGISTRY.collect()
+    }
+
+    assert {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")} == collected
+
+
+def test_no_metric_tells_a_version(measured):
+    assert "version" not in measured.get("/metrics").text
+    assert "python" not in measured.get("/metrics").text
+
+
+def test_a_request_is_counted_and_timed_by_route_method_and_status(measured, user_id):
+    labels = {"route": "/api/{user_id}/tasks", "method": "POST", "status": "422"}
+    before = Samples(measured.get("/metrics").text)
+
+    measured.post(f"/api/{user_id}/tasks", json={})
+
+    after = Samples(measured.get("/metrics").text)
+    count, number, seconds = (
+        after.of(f"todo_http_{name}", **labels) - before.of(f"todo_http_{name}", **labels)
+        for name in (
+            "requests_total",
+            "request_duration_seconds_count",
+            "request_duration_seconds_sum",
+        )
+    )
+    assert count == number == 1
+    assert 0 < seconds < LONG
+
+
+def test_what_clients_make_up_is_no_label(measured, user_id):
+    before = Samples(measured.get("/metrics").text)
+
+    for _ in range(50):
+        made_up = uuid.uuid4().hex
+        measured.open(f"/{made_up}/{made_up}", method=f"X{made_up}"[:20])
+        measured.open(f"/api/{made_up}", method=made_up[:10])
+        measured.get(f"/api/{uuid.uuid4()}/tasks/{uuid.uuid4()}")
+        measured.get(f"/api/{made_up}/tasks")
+
+    text = measured.get("/metrics").text
+    assert made_up not in text
+    assert user_id not in text
+    new = {dict(labels)["method"] for _, *labels in Samples(text).keys() - before.keys()}
+    assert new <= {"GET", "other"}
+    added = Samples(text).of("todo_http_requests_total", method="other") - before.of(
+        "todo_http_requests_total", method="other"
+    )
+    assert added == 100
+
+
+def test_a_pool_is_watched_until_it_is_closed(database_url, monkeypatch):
+    monkeypatch.setattr(metrics, "POOL_INTERVAL", 0.01)
+    opened = metrics.REGISTRY.get_sample_value("todo_database_connections_opened_total")
+
+    def value(name: str) -> float:
+        return metrics.REGISTRY.get_sample_value(f"todo_database_{name}")
+
+    with ConnectionPool(database_url, min_size=2, max_size=7) as pool:
+        pool.wait()
+        metrics.watch_pool(pool)
+        with pool.connection():
+            eventually(
+                lambda: (
+                    [
+                        value("pool_connections"),
+                        value("pool_idle_connections"),
+                        value("pool_max_connections"),
+                        value("pool_waiting_requests"),
+                        value("connections_opened_total"),
+                    ]
+                    == [2, 1, 7, 0, opened + 2]
+                )
+            )
+
+
+def test_a_key_set_tells_its_age_and_its_failures():
+    metrics.key_set()
+    before = metrics.REGISTRY.get_sample_value("todo_jwks_fetch_failures_total")
+    began = time.time()
+
+    metrics.key_set_fetched(3)
+    metrics.key_set_fetched(None)
+
+    assert metrics.REGISTRY.get_sample_value("todo_jwks_keys") == 3
+    assert metrics.REGISTRY.get_sample_value("todo_jwks_fetched_timestamp_seconds") >= began
+    assert metrics.REGISTRY.get_sample_value("todo_jwks_fetch_failures_total") == before + 1
+
+
+def test_counts_of_all_workers_add_up_exactly(serving):
+    def answered(_: int) -> int:
+        return server.ask("/nowhere")[0]
+
+    with serving() as server, ThreadPoolExecutor(8) as clients:
+        (folder,) = folders(server.process.pid)
+        asked = 0
+        while not all(b"unmatched" in file.read_bytes() for file in folder.glob("counter_*")):
+            assert asked < 10_000, "one worker answers all"
+            assert set(clients.map(answered, range(100))) == {404}
+            asked += 100
+
+        # Whichever worker answers.
+        counts = [
+            server.scrape().of("todo_http_requests_total", route="unmatched", status="404")
+            for _ in range(10)
+        ]
+
+    assert counts == [asked] * 10
+
+
+def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(serving):
+    with serving() as server:
+        for _ in range(20):
+            server.ask("/nowhere")
+        (folder,) = folders(server.process.pid)
+        files = sorted(folder.iterdir())
+        for _ in range(3):
+            server.kill_workers()
+
+        assert server.scrape().of("todo_http_requests_total", route="unmatched") == 20
+        assert sorted(folder.iterdir()) == files
+
+
+def test_a_worker_that_has_no_successor_takes_its_gauges_along(serving):
+    with serving() as server:
+        server.process.send_signal(signal.SIGTTIN)
+        server.await_workers(WORKERS + 1)
+
+        server.process.send_signal(signal.SIGTTOU)
+
+        server.await_workers(WORKERS)
+
+
+def test_a_reload_keeps_the_counts(serving):
+    with serving() as server:
+        before = server.workers()
+        for _ in range(20):
+            server.ask("/nowhere")
+
+        server.process.send_signal(signal.SIGHUP)
+
+        eventually(lambda: len(server.workers()) == WORKERS and not server.workers() & before)
+        eventually(server.livez)
+        server.await_workers(WORKERS)
+        assert server.scrape().of("todo_http_requests_total", route="unmatched") == 20
+        assert len(folders(server.process.pid)) == 1
+
+
+def test_an_upgrade_counts_for_itself_and_leaves_the_other_master_alone(serving):
+    with serving() as old:
+        old.ask("/nowhere")
+        before = old.workers()
+        old.process.send_signal(signal.SIGUSR2)
+        (new,) = eventually(lambda: [pid for pid in old.workers() - before if children(pid)])
+        try:
+            eventually(lambda: len(children(new)) == WORKERS)
+            assert len(folders(old.process.pid)) == len(folders(new)) == 1
+            old.end()
+
+            assert folders(old.process.pid) == []
+            eventually(lambda: old.livez() and old.scrape().of("todo_workers") == WORKERS)
+            assert old.scrape().of("todo_http_requests_total", route="unmatched") == 0
+        finally:
+            os.kill(new, signal.SIGTERM)
+            eventually(lambda: not folders(new))
+
+
+def test_a_file_that_a_worker_has_just_begun_is_passed_over(serving):
+    with serving() as server:
+        (folder,) = folders(server.process.pid)
+
+        (folder / "counter_9.db").touch()
+
+        assert server.scrape().of("todo_workers") == WORKERS
+
+
+def test_a_server_that_was_killed_leaves_a_folder_that_the_next_one_removes(serving):
+    with serving() as server:
+        workers = server.workers()
+        (folder,) = folders(server.process.pid)
+        for process in (server.process.pid, *workers):
+            os.kill(process, signal.SIGKILL)
+        server.process.wait(LONG)
+    assert folder.exists()
+    os.utime(folder, (0, 0))
+
+    with serving() as server:
+        assert not folder.exists()
+        # A folder that is in use stays, however old.
+        (folder,) = folders(server.process.pid)
+        os.utime(folder, (0, 0))
+        slots.remove_orphans(folder.parent)
+        assert folder.exists()

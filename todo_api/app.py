@@ -16,7 +16,7 @@ from todo_api.document import OPENAPI
 from todo_api.errors import register_error_handlers
 from todo_api.headers import send_security_headers, share_with
 from todo_api.logs import log_requests
-from todo_api.metrics import observe_request
+from todo_api.metrics import WORKERS, observe_request
 
 if TYPE_CHECKING:
     from todo_api.settings import Settings
@@ -45,5 +45,6 @@ def create_app(settings: Settings) -> Flask:
         api.register_blueprint(blueprint)
     app.register_blueprint(docs(api))
     if settings.metrics:
+        WORKERS.set(1)
         app.register_blueprint(metrics.blueprint)
     return app

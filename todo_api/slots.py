@@ -9,9 +9,12 @@ one before it stopped: there are never more files than there were workers at a t
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
 MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
+PREFIX = "todo-api-metrics-"
+NEW = 60  # seconds
 
 # Of this process, once it is a worker; the master has none.
 slot: int | None = None
@@ -35,9 +40,13 @@ def share_metrics() -> None:
     """Have all metrics that this process and its workers make from now on in one fresh folder.
 
     A reload keeps it. An upgrade's new master makes its own, whatever the old one left it in the
-    environment. It is removed when the master exits.
+    environment. It is removed when the master exits, or by a later master if it was killed.
     """
-    folder = tempfile.mkdtemp(prefix="todo-api-", dir=MEMORY if MEMORY.is_dir() else None)
+    parent = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
+    remove_orphans(parent)
+    folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent)
+    # For as long as the master or one of its workers lives: they inherit it.
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
     atexit.register(remove, folder)
@@ -47,6 +56,21 @@ def remove(folder: str) -> None:
     # A worker inherits what its master does at exit.
     if slot is None:
         shutil.rmtree(folder)
+
+
+def remove_orphans(parent: Path) -> None:
+    """Remove the folders that nobody locks. A new one is left alone: it is about to be locked."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        # Somebody else's, still locked, or just removed.
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime < NEW:
+                continue
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
