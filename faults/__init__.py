@@ -9,7 +9,17 @@ from __future__ import annotations
 
 # In the order in which they are run. Each has about the minutes of docs/faults.md in full, and a
 # few seconds with `short`.
-PARTS = ("postgres",)
+PARTS = (
+    "postgres",
+    "pooler",
+    "backends",
+    "workers",
+    "lost_answers",
+    "held",
+    "black_hole",
+    "cold_start",
+    "soak",
+)
 
 
 class Absent(Exception):  # noqa: N818  nothing is wrong

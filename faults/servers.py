@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,9 +28,15 @@ HOST = "127.0.0.1"
 DATABASE = "todo"
 
 
+# Below those that systems give to outgoing connections: a server that is killed gets its own back.
+PORTS = range(20_000, 32_000)
+
+
 def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listening:
-        return listening.getsockname()[1]
+    while True:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def await_that(holds: Callable[[], bool], what: str, seconds: float = 30) -> float:
@@ -116,14 +123,17 @@ def postgresql(**options: str) -> Iterator[Postgres]:
 
 
 def migrate(database_url: str) -> None:
-    subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
         cwd=ROOT,
         env=environment(DATABASE_URL=database_url),
-        capture_output=True,
-        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
         timeout=60,
     )
+    assert ended.returncode == 0, ended.stdout[-2000:]
 
 
 def environment(**settings: str) -> dict[str, str]:

@@ -62,6 +62,9 @@ class Journal:
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     latest: float = 0
+    requests: int = 0
+    pauses: list[float] = field(default_factory=list)  # from the end of a fault to the next write
+    slowest: float = 0  # the seconds that one attempt waited for its answer
     revisions: set[tuple[str, int]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,6 +79,11 @@ class Journal:
                     self.wrong.append(f"Revision {task.revision} twice: {task}")
                 self.revisions.add((task.user, task.revision))
 
+    def took(self, seconds: float) -> None:
+        with self.lock:
+            self.requests += 1
+            self.slowest = max(self.slowest, seconds)
+
     def count(self, outcome: str) -> None:
         with self.lock:
             self.outcomes[outcome] += 1
@@ -88,22 +96,30 @@ class Journal:
 class Writer(threading.Thread):
     """A client that goes on writing until it is told to stop, and then ends what it has begun."""
 
-    def __init__(self, api: Api, journal: Journal, users: list[str], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        api: Api,
+        journal: Journal,
+        users: list[str],
+        stop: threading.Event,
+        pause: float,
+    ) -> None:
         super().__init__(daemon=True)
         self._client = Client(api.address)
         self._journal = journal
         self._users = users
         self._stop_asked = stop
+        self._pause = pause
         self._random = random.Random()
         self._live: list[Task] = []
         self._trash: list[Task] = []
 
     def run(self) -> None:
         operations = [self.create, self.change, self.complete, self.delete]
-        operations += [self.restore, self.create_named]
-        weights = [30, 30, 15, 10, 8, 7]
+        operations += [self.restore, self.create_named, self.read]
+        weights = [30, 30, 15, 10, 8, 7, 10]
         try:
-            while not self._stop_asked.is_set():
+            while not self._stop_asked.wait(self._pause):
                 (operation,) = self._random.choices(operations, weights)
                 operation()
         except Exception as error:  # noqa: BLE001  told by the thread that waits for this one
@@ -167,11 +183,28 @@ class Writer(threading.Thread):
         task = self.pick(self._trash)
         if task is None:
             return
-        answer, doubtful = self.ask("POST", f"{task.path}/restore")
-        if doubtful and answer.status == 409:
+        # On the condition that it is this deletion: an attempt that is held up on its way must not
+        # undo a later one. The trash tells its revision.
+        query = f"deleted=true&q={task.title.removeprefix('Buy ')}"
+        answer, _ = self.ask("GET", f"/api/{task.user}/tasks?{query}")
+        if not self.told("trash", answer, 200):
+            return
+        ((there, revision),) = ((each["id"], each["revision"]) for each in answer.json)
+        assert there == task.id, f"Another task is in the trash: {there}"
+        condition = {"If-Match": f'"1.{revision}"'}
+        answer, doubtful = self.ask("POST", f"{task.path}/restore", None, condition)
+        if doubtful and answer.status in (409, 412):
             answer, _ = self.ask("GET", task.path)
         if self.told("restore", answer, 200):
             self.took("restore", task.user, task.values, answer.json)
+
+    def read(self) -> None:
+        if self._live:
+            task = self._random.choice(self._live)
+            answer, _ = self.ask("GET", task.path)
+            shown = {"revision": task.revision, **task.values}
+            if self.told("GET", answer, 200) and answer.json != answer.json | shown:
+                self._journal.complain(f"Acknowledged {task}, but read {answer}")
 
     def pick(self, tasks: list[Task]) -> Task | None:
         if not tasks:
@@ -209,12 +242,14 @@ class Writer(threading.Thread):
         doubtful = False
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
+            begun = time.monotonic()
             try:
                 answer = self._client.request(method, path, body, headers)
             except (OSError, HTTPException):
                 self._journal.count("no answer")
                 time.sleep(0.05)
             else:
+                self._journal.took(time.monotonic() - begun)
                 if answer.status != 503:
                     if "idempotent-replayed" in answer.headers:
                         self._journal.count("replayed")
@@ -229,11 +264,16 @@ class Writer(threading.Thread):
 
 
 @contextmanager
-def writers(api: Api, journal: Journal, clients: int = CLIENTS) -> Iterator[None]:
-    """Clients that write all the while; afterwards each has an answer to all that it asked."""
+def writers(
+    api: Api, journal: Journal, clients: int = CLIENTS, *, pause: float = 0
+) -> Iterator[None]:
+    """Clients that write all the while, each with a pause of so many seconds between two requests.
+
+    Afterwards each has an answer to all that it asked.
+    """
     users = [str(uuid.uuid4()) for _ in range(USERS)]
     stop = threading.Event()
-    threads = [Writer(api, journal, users, stop) for _ in range(clients)]
+    threads = [Writer(api, journal, users, stop, pause) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -261,7 +301,6 @@ def write_through(
     """
     journal = Journal()
     begun = time.monotonic()
-    pauses = []
     with writers(api, journal, clients):
         for number in range(1, times + 2):
             await_writes(journal, writes * number // (times + 1), begun + seconds)
@@ -269,7 +308,7 @@ def write_through(
                 fault()
                 before, failed = journal.acknowledged, time.monotonic()
                 await_writes(journal, before + 1, begun + seconds)
-                pauses.append(journal.latest - failed)
+                journal.pauses.append(journal.latest - failed)
     compare(journal, server)
     table(
         faults=times,
@@ -280,7 +319,8 @@ def write_through(
         requests_without_an_answer=journal.outcomes["no answer"],
         answers_of_503=journal.outcomes["503"],
         answers_replayed=journal.outcomes["replayed"],
-        longest_until_the_next_write=f"{max(pauses, default=0):.2f} s",
+        slowest_answer=f"{journal.slowest:.2f} s",
+        longest_until_the_next_write=f"{max(journal.pauses, default=0):.2f} s",
         lost_or_doubled=0,
     )
     return journal
