@@ -56,6 +56,10 @@ faults: $(INSTALLED) ## Kill, cut, hold and flood real servers, and see that eve
 faults-%: $(INSTALLED)
 	$(PY) -m faults $(ARGS) $*
 
+.PHONY: soak
+soak: $(INSTALLED) ## Serve a steady load for 10 minutes, and see that nothing grows: DURATION=7200 for 2 h
+	$(PY) -m faults soak
+
 .PHONY: check
 check: lint types test ## Run all that CI runs
 

@@ -43,7 +43,8 @@ def run(*, short: bool) -> None:
                 time.sleep(seconds / 100)
                 samples.append(sample(api, server))
                 assert not journal.wrong, "\n".join(journal.wrong[:20])
-        compare(journal, server)
+        with server.connect() as connection:
+            compare(journal, connection)
     warm, last = samples[20:40], samples[-20:]
     grown = {
         name: (

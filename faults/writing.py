@@ -18,6 +18,8 @@ from faults.clients import Answer, Client
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from psycopg import Connection
+
     from faults.servers import Api, Postgres
 
 CLIENTS = 8
@@ -309,7 +311,8 @@ def write_through(
                 before, failed = journal.acknowledged, time.monotonic()
                 await_writes(journal, before + 1, begun + seconds)
                 journal.pauses.append(journal.latest - failed)
-    compare(journal, server)
+    with server.connect() as connection:
+        compare(journal, connection)
     table(
         faults=times,
         clients=clients,
@@ -333,14 +336,16 @@ def await_writes(journal: Journal, writes: int, deadline: float) -> None:
         time.sleep(0.002)
 
 
-def compare(journal: Journal, server: Postgres) -> None:
-    """Compare what was acknowledged with what the database holds: neither more nor less."""
+def compare(journal: Journal, connection: Connection[tuple[Any, ...]]) -> None:
+    """Compare what was acknowledged with what the database holds: neither more nor less.
+
+    The connection is a superuser's, who sees what is there. AssertionError tells what differs.
+    """
     wrong = list(journal.wrong)
-    with server.connect() as connection:
-        rows = connection.execute(
-            "SELECT user_id::text, id::text, title, description, completed,"
-            " deleted_at IS NOT NULL, revision FROM tasks"
-        ).fetchall()
+    rows = connection.execute(
+        "SELECT user_id::text, id::text, title, description, completed,"
+        " deleted_at IS NOT NULL, revision FROM tasks"
+    ).fetchall()
     held = {row[1]: Task(*row) for row in rows}
     for task_id, task in journal.tasks.items():
         there = held.pop(task_id, None)
