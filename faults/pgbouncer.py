@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from faults import Absent
 from todo_api.embedded import account
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Pooler:
     def start(self) -> None:
         """Start it, or start it again on the same URL; it accepts connections on return."""
         if PGBOUNCER is None:
-            raise FileNotFoundError("PgBouncer is not installed (Debian: apt install pgbouncer).")
+            raise Absent("PgBouncer is not installed (Debian's package pgbouncer).")
         as_whom: dict[str, Any] = (
             {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
             if self._account

@@ -95,7 +95,10 @@ def run() -> None:
         configure_logging(settings.log_level)
     url = settings.migration_database_url
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
+        "postgresql+psycopg://",
+        # Nothing is prepared: should the URL be a pooler's, it may not carry it.
+        creator=lambda: psycopg.connect(url, prepare_threshold=None),
+        poolclass=NullPool,
     )
     with engine.begin() as connection:
         migrate(connection, conninfo_to_dict(settings.database_url).get("user"))

@@ -41,7 +41,8 @@ PURGE = """
 def purge(url: str) -> int:
     """How many tasks were removed. In transactions of at most BATCH, each for itself."""
     total = 0
-    with psycopg.connect(url, autocommit=True) as connection:
+    # Nothing is prepared: a pooler may not carry it.
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
         while True:
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
