@@ -6,6 +6,7 @@ PYTHON ?= python3
 # A relative path, and never the scripts beside it: neither minds a checkout whose path has spaces.
 PY := .venv/bin/python
 INSTALLED := .venv/installed
+JUDGES := .venv-judge/installed
 
 .PHONY: help
 help: ## Say what there is
@@ -60,6 +61,20 @@ faults-%: $(INSTALLED)
 soak: $(INSTALLED) ## Serve a steady load for 10 minutes, and see that nothing grows: DURATION=7200 for 2 h
 	$(PY) -m faults soak
 
+$(JUDGES): judge/requirements.lock
+	$(PYTHON) -m venv --clear .venv-judge
+	.venv-judge/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r judge/requirements.lock
+	@touch $@
+
+# No script of a package runs: none of these needs one.
+judge/node_modules/installed: judge/package-lock.json
+	npm ci --prefix judge --ignore-scripts --loglevel error
+	@touch $@
+
+.PHONY: judge
+judge: $(INSTALLED) $(JUDGES) judge/node_modules/installed ## Let Spectral, Redocly, httplint and schemathesis judge the API (needs nodejs and npm)
+	$(PY) judge/run.py
+
 .PHONY: check
 check: lint types test ## Run all that CI runs
 
@@ -99,8 +114,11 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' setup.cfg --extra dev --constraint requirements.lock \
 		--output-file requirements-dev.lock
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' judge/requirements.in --output-file judge/requirements.lock
 
 .PHONY: clean
 clean: ## Remove what make made, but not the data in .dev
+	rm -rf .venv-judge .schemathesis judge/node_modules tests/typescript/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
