@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from joserfc.jwk import OKPKey
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import ConnectionPool
 
@@ -294,6 +298,52 @@ def test_counts_of_all_workers_add_up_exactly(serving):
         ]
 
     assert counts == [asked] * 10
+
+
+class KeySetOfTwo(BaseHTTPRequestHandler):
+    BODY = json.dumps(
+        {"keys": [OKPKey.generate_key("Ed25519").as_dict(private=False) for _ in range(2)]}
+    ).encode()
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.BODY)))
+        self.end_headers()
+        self.wfile.write(self.BODY)
+
+    def log_message(self, *_):
+        """Nothing of it is news."""
+
+
+@pytest.fixture
+def issuer():
+    with ThreadingHTTPServer(("127.0.0.1", 0), KeySetOfTwo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/jwks"
+        server.shutdown()
+
+
+def trusting(url: str) -> dict[str, str]:
+    names = {"JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "todo"}
+    return names | {"AUTH_MODE": "jwt", "JWT_JWKS_URL": url}
+
+
+def test_the_key_set_is_told_as_the_workers_have_it(serving, issuer):
+    began = time.time()
+
+    with serving(**trusting(issuer)) as server:
+        eventually(lambda: server.scrape().of("todo_jwks_keys") == 2)
+
+        told = server.scrape()
+        assert began <= told.of("todo_jwks_fetched_timestamp_seconds") <= time.time()
+        assert told.of("todo_jwks_fetch_failures_total") == 0
+
+
+def test_a_key_set_that_cannot_be_had_is_told(serving):
+    with serving(**trusting("http://127.0.0.1:1/jwks")) as server:
+        eventually(lambda: server.scrape().of("todo_jwks_fetch_failures_total") >= WORKERS)
+
+        assert server.scrape()["todo_jwks_fetched_timestamp_seconds",] == 0
 
 
 def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(serving):
