@@ -63,6 +63,6 @@ pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_e
 def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     extensions: dict[str, Any] = worker.wsgi.extensions
-    extensions["database"].open()
+    extensions["pool"].open()
     if isinstance(extensions.get("keys"), IssuerKeys):
         extensions["keys"].open()

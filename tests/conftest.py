@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,8 +22,10 @@ from psycopg import sql
 
 from faults.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from todo_api.app import create_app
+from todo_api.database import Database
 from todo_api.embedded import temporary_cluster
 from todo_api.logs import configure_logging
+from todo_api.pool import Pool
 from todo_api.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -207,7 +210,7 @@ def app(make_settings, logged_to: io.StringIO) -> Flask:  # noqa: ARG001  loggin
     # More threads than any test races with: as under gunicorn, none of them is turned away.
     application = create_app(make_settings(WEB_THREADS="16"))
     yield application
-    application.extensions["database"].close()
+    application.extensions["pool"].close()
 
 
 @pytest.fixture
@@ -217,8 +220,21 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
 
         def make(**changes: str) -> Flask:
             application = create_app(make_settings(**changes))
-            stack.callback(application.extensions["database"].close)
+            stack.callback(application.extensions["pool"].close)
             return application
+
+        yield make
+
+
+@pytest.fixture
+def open_database(make_settings):
+    """Open the database as the application does, for the time of a test."""
+    with ExitStack() as stack:
+
+        def make(**changes: str) -> Database:
+            pool = Pool(make_settings(**changes))
+            stack.callback(pool.close)
+            return Database(pool, deadline=time.monotonic() + 60)
 
         yield make
 

@@ -248,7 +248,7 @@ def new_app():
             app = create_app(load_settings(environment_of(issuer)))
             app.extensions["keys"]._pace = pace
             stack.enter_context(closing(app.extensions["keys"]))
-            stack.callback(app.extensions["database"].close)
+            stack.callback(app.extensions["pool"].close)
             return app
 
         yield make

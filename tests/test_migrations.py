@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from conftest import ROOT, VOLATILE, as_login, execute, migrate
 from psycopg import errors
 from sqlalchemy import NullPool, create_engine, exc
 
-from todo_api.database import Database
 from todo_api.embedded import temporary_cluster
 from todo_api.statements.tasks import find_task, insert_task
 from todo_api.tables import SCHEMA_VERSION, metadata
@@ -173,16 +172,15 @@ def assert_succeeds(process):
     assert process.returncode == 0, output
 
 
-def assert_serves(make_settings, url):
+def assert_serves(open_database, url):
     """The application's path works for this login."""
     new = {"title": "Buy oat milk", "description": None, "completed": False}
-    with closing(Database(make_settings(DATABASE_URL=url))) as database:
-        owner = uuid.uuid4()
-        task = insert_task(database, owner, new)
-        assert find_task(database, owner, task.id) == task
+    database, owner = open_database(DATABASE_URL=url), uuid.uuid4()
+    task = insert_task(database, owner, new)
+    assert find_task(database, owner, task.id) == task
 
 
-def test_migrations_go_up_and_down_and_up(owned, make_settings):
+def test_migrations_go_up_and_down_and_up(owned, open_database):
     migrate(owned.url)
     up = catalog(owned.url)
     migrate(owned.url, "base")
@@ -194,7 +192,7 @@ def test_migrations_go_up_and_down_and_up(owned, make_settings):
     assert up == again
     assert all(up)
     assert version(owned.url) == SCHEMA_VERSION
-    assert_serves(make_settings, owned.url)
+    assert_serves(open_database, owned.url)
 
 
 def test_every_migration_undoes_what_it_did(owned):
@@ -287,7 +285,7 @@ def test_a_migration_gives_up_on_a_lock_and_leaves_the_schema_as_it_was(new_data
     assert version(url) == SCHEMA_VERSION
 
 
-def test_who_may_not_make_the_role_is_told_the_sql(fresh, make_settings):
+def test_who_may_not_make_the_role_is_told_the_sql(fresh, open_database):
     owned = fresh.database(fresh.login("owner"))
 
     with pytest.raises(exc.DBAPIError) as error:
@@ -296,11 +294,11 @@ def test_who_may_not_make_the_role_is_told_the_sql(fresh, make_settings):
     assert (catalog(owned.url), version(owned.url)) == (EMPTY, None)
     execute(owned.superuser_url, told_sql(error.value.orig.diag.message_hint))
     migrate(owned.url)
-    assert_serves(make_settings, owned.url)
+    assert_serves(open_database, owned.url)
 
 
 @pytest.mark.parametrize("attributes", ["", "CREATEROLE"])
-def test_who_may_not_use_the_role_is_told_the_sql(fresh, cluster, make_settings, attributes):
+def test_who_may_not_use_the_role_is_told_the_sql(fresh, cluster, open_database, attributes):
     migrate(fresh.database("postgres").url)
     owned = fresh.database(fresh.login("owner", attributes))
 
@@ -310,7 +308,7 @@ def test_who_may_not_use_the_role_is_told_the_sql(fresh, cluster, make_settings,
     assert (catalog(owned.url), version(owned.url)) == (EMPTY, None)
     execute(cluster.url(), told_sql(error.value.code))
     migrate(owned.url)
-    assert_serves(make_settings, owned.url)
+    assert_serves(open_database, owned.url)
 
 
 def told_sql(message):
@@ -330,7 +328,7 @@ def test_the_error_on_the_command_line_names_the_sql(fresh, alembic):
 
 
 def test_the_applications_login_may_be_another_than_the_migrations(
-    fresh, owned, alembic, make_settings
+    fresh, owned, alembic, open_database
 ):
     login = as_login(owned.superuser_url, fresh.login("application"))
 
@@ -338,11 +336,11 @@ def test_the_applications_login_may_be_another_than_the_migrations(
         alembic("upgrade", "head", DATABASE_URL=login, MIGRATION_DATABASE_URL=owned.url)
     )
 
-    assert_serves(make_settings, login)
+    assert_serves(open_database, login)
 
 
 def test_an_applications_login_that_changes_needs_only_another_run(
-    fresh, owned, alembic, make_settings
+    fresh, owned, alembic, open_database
 ):
     migrate(owned.url)
     login = as_login(owned.superuser_url, fresh.login("application"))
@@ -351,10 +349,10 @@ def test_an_applications_login_that_changes_needs_only_another_run(
         alembic("upgrade", "head", DATABASE_URL=login, MIGRATION_DATABASE_URL=owned.url)
     )
 
-    assert_serves(make_settings, login)
+    assert_serves(open_database, login)
 
 
-def test_a_downgrade_takes_the_privileges_of_its_database_only(fresh, owned, make_settings):
+def test_a_downgrade_takes_the_privileges_of_its_database_only(fresh, owned, open_database):
     other = fresh.database(owned.owner)
     migrate(owned.url)
     migrate(other.url)
@@ -362,7 +360,7 @@ def test_a_downgrade_takes_the_privileges_of_its_database_only(fresh, owned, mak
     migrate(owned.url, "base")
 
     assert catalog(owned.url) == EMPTY
-    assert_serves(make_settings, other.url)
+    assert_serves(open_database, other.url)
     migrate(other.url, "base")
     execute(owned.superuser_url, "DROP ROLE todo_app, todo_maintenance")
 

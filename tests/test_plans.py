@@ -86,6 +86,8 @@ class User(NamedTuple):
             "rows": limit + 1,
             "completed": False,
             "known": [],
+            "attempt": uuid.uuid4(),
+            "elapsed": None,
             "after_value": at.value,
             "after_id": at.id,
         }
@@ -114,7 +116,8 @@ def explain(connection, request):
         numbered = PLACEHOLDER.sub(lambda found: f"${names.index(found[1]) + 1}", text)
         values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
         with connection.transaction(force_rollback=True):
-            connection.execute(ACT_AS_OWNER, {"owner": parameters["owner"], "timeout": "60000"})
+            settings = {"owner": parameters["owner"], "attempt": None, "timeout": "60000"}
+            connection.execute(ACT_AS_OWNER, settings)
             connection.execute(f"SET LOCAL plan_cache_mode = {request.param}")
             connection.execute(f"PREPARE statement AS {numbered}")
             explained = connection.execute(EXPLAIN.format(values)).fetchone()

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import func, literal_column, select
 
-from todo_api.database import Database, compiled
+from todo_api.database import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,13 +178,13 @@ def test_a_warm_request_is_one_flight(client, tasks_url, flights, method, path, 
     assert counted == [1]
 
 
-def test_the_one_flight_runs_under_row_level_security(make_settings, proxied_url, flights):
+def test_the_one_flight_runs_under_row_level_security(open_database, proxied_url, flights):
     owner = uuid.uuid4()
-    with closing(Database(make_settings(DATABASE_URL=proxied_url))) as database:
-        database.one(owner, WHO)
+    database = open_database(DATABASE_URL=proxied_url)
+    database.one(owner, WHO)
 
-        with flights() as counted:
-            row = database.one(owner, WHO)
+    with flights() as counted:
+        row = database.one(owner, WHO)
 
     assert row == ("todo_app", str(owner), True)
     assert counted == [1]

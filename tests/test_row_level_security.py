@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import closing
 from typing import NamedTuple
 
 import psycopg
@@ -22,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from todo_api.database import Database, compiled
+from todo_api.database import compiled
 from todo_api.statements.tasks import ID, OWNER, delete_task, find_task, insert_task
 from todo_api.tables import tasks, users
 
@@ -95,10 +94,9 @@ def login(logins, request):
 
 
 @pytest.fixture
-def database(make_settings, login):
+def database(open_database, login):
     """The application's path, with one connection: each statement meets what the last one left."""
-    with closing(Database(make_settings(DATABASE_URL=login.url, WEB_THREADS="1"))) as opened:
-        yield opened
+    return open_database(DATABASE_URL=login.url, WEB_THREADS="1")
 
 
 @pytest.fixture
@@ -268,7 +266,7 @@ def test_a_connection_is_clean_and_usable_after_an_error(
 
 
 def left_behind(database):
-    with database._pool.connection() as connection:
+    with database.pool.connection(database.deadline) as connection:
         return connection.execute(LEFT_BEHIND).fetchone()
 
 

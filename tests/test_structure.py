@@ -32,6 +32,10 @@ INTERNAL = {
     "ck_users_purged_revision_known",
     "ck_users_revision_not_negative",
     "ck_tasks_revision_positive",
+    "pk_idempotency_keys",
+    "fk_idempotency_keys_user_id_users",
+    "ck_idempotency_keys_key_length",
+    "ck_idempotency_keys_fingerprint_length",
 }
 
 
@@ -63,10 +67,12 @@ def test_every_statement_names_the_owner_wherever_it_reads_or_writes():
     """Each FROM or UPDATE of a table is followed by its owner; each INSERT begins with it."""
     for name, statement in statements():
         text = re.sub(r"\s+", " ", statement.sql.decode())
-        touched = re.findall(r"(?:FROM|UPDATE|JOIN|INTO|USING) (users|tasks)\b", text)
+        touched = re.findall(
+            r"(?:FROM|UPDATE|JOIN|INTO|USING) (users|tasks|idempotency_keys)\b", text
+        )
         named = re.findall(
-            r"WHERE tasks\.user_id = %\(owner\)s::UUID|WHERE users\.id = %\(owner\)s::UUID"
-            r"|INSERT INTO tasks \(user_id, .*?(?:VALUES \(|SELECT )%\(owner\)s::UUID",
+            r"WHERE (?:users\.id|(?:tasks|idempotency_keys)\.user_id) = %\(owner\)s::UUID"
+            r"|INSERT INTO (?:tasks|idempotency_keys) \(user_id, .*?SELECT %\(owner\)s::UUID",
             text,
         )
         if statement in OF_NO_USER:
@@ -95,6 +101,7 @@ def test_every_table_has_row_level_security_forced(connection):
 
     assert sorted(rows) == [
         ("alembic_version", False, False),
+        ("idempotency_keys", True, True),
         ("tasks", True, True),
         ("users", True, True),
     ]
@@ -110,15 +117,16 @@ def test_every_policy_is_for_the_owner_reading_and_writing(connection):
     ).fetchall()
 
     assert [row[:3] for row in rows] == [
+        ("idempotency_keys", "PERMISSIVE", "ALL"),
         ("tasks", "PERMISSIVE", "ALL"),
         ("users", "PERMISSIVE", "ALL"),
     ]
     for table, _, _, using, with_check in rows:
-        column = {"users": "id", "tasks": "user_id"}[table]
+        column = "id" if table == "users" else "user_id"
         assert using == with_check == f"({column} = ({owner}"
 
 
-def test_one_role_goes_across_users_and_sees_old_trash_only(connection):
+def test_one_role_goes_across_users_and_sees_only_what_is_old(connection):
     rows = connection.execute(
         """
         SELECT tablename, roles::text, qual FROM pg_policies
@@ -128,6 +136,11 @@ def test_one_role_goes_across_users_and_sees_old_trash_only(connection):
 
     assert rows == [
         (
+            "idempotency_keys",
+            "{todo_maintenance}",
+            "(created_at < (clock_timestamp() - '24:00:00'::interval))",
+        ),
+        (
             "tasks",
             "{todo_maintenance}",
             "(deleted_at < (clock_timestamp() - '30 days'::interval))",
@@ -135,6 +148,7 @@ def test_one_role_goes_across_users_and_sees_old_trash_only(connection):
         ("users", "{todo_maintenance}", "true"),
     ]
     assert tables.TRASH_DAYS == 30
+    assert tables.KEY_HOURS == 24
 
 
 def test_every_constraint_is_mapped_or_internal(connection):
@@ -151,7 +165,11 @@ def test_every_constraint_is_mapped_or_internal(connection):
 
 
 def test_every_key_and_index_begins_with_the_owner():
-    keys = [tables.tasks.primary_key, *tables.tasks.foreign_key_constraints, *tables.tasks.indexes]
+    keys = [
+        key
+        for table in (tables.tasks, tables.idempotency_keys)
+        for key in (table.primary_key, *table.foreign_key_constraints, *table.indexes)
+    ]
 
     assert {next(iter(key.columns)).name for key in keys} == {"user_id"}
 

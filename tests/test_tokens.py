@@ -144,7 +144,7 @@ def make_door(logged_to) -> Iterator[Callable[..., Flask]]:  # noqa: ARG001  log
 
     yield make
     for app in doors.values():
-        app.extensions["database"].close()
+        app.extensions["pool"].close()
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def attack(make_door):
 
 def never_asked(app: Flask) -> bool:
     """Whether the application has opened no connection: the first request for one opens a pool."""
-    return app.extensions["database"]._pool.closed
+    return app.extensions["pool"]._pool.closed
 
 
 def request(app: Flask, field: str | None, path: str = PATH, method: str = "GET", **options: Any):

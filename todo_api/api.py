@@ -16,6 +16,7 @@ from werkzeug.routing import UnicodeConverter
 
 from todo_api import strict_json
 from todo_api.auth import OPEN_BLUEPRINTS, SESSION, UUID_TEXT
+from todo_api.database import Database
 from todo_api.document import (
     HEADERS,
     JSON,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from flask import Request
     from marshmallow import Schema, ValidationError
 
-    from todo_api.database import Database
+    from todo_api.pool import Pool
     from todo_api.statements.tasks import Found, TaskRow
 
 View = TypeVar("View", bound="Callable[..., Response]")
@@ -125,6 +126,11 @@ class Blueprint(flask_smorest.Blueprint):
         view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {"conditional": True}  # type: ignore[attr-defined]  # noqa: SLF001
         return view
 
+    def idempotent(self, view: View) -> View:
+        """Document that the view heeds Idempotency-Key, as `idempotency_key` reads it."""
+        view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {"idempotent": True}  # type: ignore[attr-defined]  # noqa: SLF001
+        return view
+
     def _prepare_operation_doc(
         self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
@@ -133,6 +139,7 @@ class Blueprint(flask_smorest.Blueprint):
             of_user="user_id" in (self.url_prefix or ""),
             secured=self.name not in OPEN_BLUEPRINTS,
             conditional="conditional" in doc_info,
+            idempotent="idempotent" in doc_info,
             body="requestBody" in doc,
             paged=any("cursor" in query["schema"]().fields for query in queries),
         )
@@ -248,9 +255,9 @@ def parsed_body(operation: Operation) -> Any:
 
 
 def database() -> Database:
-    """The database of the application that serves this request."""
-    found: Database = current_app.extensions["database"]
-    return found
+    """The application's database, for as long as this request may take."""
+    pool: Pool = current_app.extensions["pool"]
+    return Database(pool, g.started + pool.request_timeout)
 
 
 def answer(task: TaskRow | None, status: int = 200) -> Response:

@@ -11,12 +11,12 @@ from todo_api.api import Api
 from todo_api.auth import Verifier, keys_of, require_tokens
 from todo_api.blueprints import metrics, operations, tasks, users
 from todo_api.blueprints.docs import docs
-from todo_api.database import Database
 from todo_api.document import OPENAPI
 from todo_api.errors import register_error_handlers
 from todo_api.headers import send_security_headers, share_with
 from todo_api.logs import log_requests
 from todo_api.metrics import WORKERS, observe_request
+from todo_api.pool import Pool
 
 if TYPE_CHECKING:
     from todo_api.settings import Settings
@@ -25,10 +25,10 @@ log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings) -> Flask:
-    """The application with its database, which connects at its first use."""
+    """The application, whose pool connects at its first use."""
     app = Flask("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
-    app.extensions["database"] = Database(settings)
+    app.extensions["pool"] = Pool(settings)
     # In this order before a request, and in the opposite one after it.
     log_requests(app, observe_request if settings.metrics else None)
     send_security_headers(app)

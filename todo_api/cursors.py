@@ -22,7 +22,7 @@ REVISION = re.compile("[0-9]{1,18}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def fingerprint(*query: Any) -> str:
+def digest(*query: Any) -> str:
     """The same for the same query, and for no other one."""
     canonical = orjson.dumps(
         query, default=bytes.hex, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z

@@ -1,54 +1,81 @@
-"""The one place that opens connections: a pool, and one statement as one user."""
+"""One statement as one user in one round trip; and once more where the first may have failed."""
 
 from __future__ import annotations
 
-import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from psycopg import Connection
-from psycopg.adapt import Loader
-from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
-from psycopg_pool import ConnectionPool
+import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from uuid_utils.compat import uuid7
+
+from todo_api import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from psycopg.abc import Buffer
     from sqlalchemy.sql import ClauseElement
     from sqlalchemy.sql.compiler import SQLCompiler
 
-    from todo_api.settings import Settings
-
-Json: TypeAlias = bytes
-Row: TypeAlias = tuple[Any, ...]
+    from todo_api.pool import Connection, Pool, Row
 
 # The role that requests run as. It cannot log in and cannot bypass row-level security; whatever
 # role the connection logged in as, a superuser included, a request drops to it.
 APPLICATION_ROLE = "todo_app"
 
-# The role that purges: it sees nothing but what has been in the trash for long enough.
+# The role that purges: it sees nothing but what has been kept for long enough.
 MAINTENANCE_ROLE = "todo_maintenance"
 
-# All local to the transaction: nothing is left for the next user of a pooled connection. A plan
-# that knows the values sorts a small user's tasks where the generic one reads them off an index.
+# All local to the transaction: nothing is left for the next user of a pooled connection. The
+# trigger stamps what is changed with the id of the attempt. A plan that knows the values sorts a
+# small user's tasks where the generic one reads them off an index.
 ACT_AS_OWNER = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
+           set_config('todo.attempt', %(attempt)s::text, true),
            set_config('statement_timeout', %(timeout)s, true),
            set_config('plan_cache_mode', 'force_generic_plan', true)
 """.encode()
 
+# Of the time that is left, what a statement may take: the server's own refusal is to come first,
+# for it leaves the connection as it was.
+SHARE = 0.95
 
-# The server has undone what was sent, for another was faster: it can be sent again, once.
-ROLLED_BACK = (DeadlockDetected, SerializationFailure, UniqueViolation)
+# SQLSTATEs of what the server has undone because another was faster (PostgreSQL, appendix A).
+ROLLED_BACK = frozenset(
+    {
+        "23505",  # unique_violation: the second time, one sees what the winner of the race did
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+    }
+)
+# Those of a connection that is no more; poolers use all of class 08, and psycopg has none at all.
+LOST = frozenset(
+    {
+        "25P03",  # idle_in_transaction_session_timeout
+        "25P04",  # transaction_timeout
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+    }
+)
+CONNECTION_EXCEPTION = "08"
+QUERY_CANCELED = "57014"
+
+
+class OutcomeUnknownError(psycopg.OperationalError):
+    """Whether a change was made cannot be told: its answer was lost."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL with `%(name)s` placeholders; `owner` is always one that it may name."""
+    """SQL with `%(name)s` placeholders.
+
+    It may name `owner`; `attempt`, the id that what it changes is stamped with, be it the first
+    time or the second; and `elapsed`, the seconds since the first one began, NULL for that one.
+    """
 
     sql: bytes
 
@@ -66,94 +93,95 @@ def compiled(statement: ClauseElement) -> Statement:
     return Statement(str(compilation).encode())
 
 
-class JsonLoader(Loader):
-    """JSON as PostgreSQL wrote it: it is passed on, not parsed."""
-
-    def load(self, data: Buffer) -> Json:
-        return bytes(data)
-
-
+@dataclass(frozen=True)
 class Database:
-    """A pool of connections to the database of `settings`; the first use opens it.
+    """The database, for one request: until `deadline`, by time.monotonic()."""
 
-    A worker process makes its own, after the fork.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._timeout = settings.request_timeout
-        self._statement_timeout = str(round(settings.request_timeout * 1000))
-        self._opening = threading.Lock()
-        self._pool = ConnectionPool(
-            settings.database_url,
-            kwargs={
-                "autocommit": True,
-                "application_name": "todo-api",
-                "connect_timeout": max(2, round(settings.request_timeout)),
-                # Prepared at the first run, or never where a pooler does not carry them.
-                "prepare_threshold": 0 if settings.database_prepare else None,
-            },
-            configure=configure,
-            open=False,
-            min_size=1,
-            max_size=settings.web_threads,
-            max_waiting=settings.web_threads,
-            timeout=settings.request_timeout,
-            # Poolers and firewalls close what is older than five minutes.
-            max_lifetime=280,
-        )
-
-    def open(self) -> None:
-        """Start connecting, without waiting for it. Opening twice is harmless."""
-        with self._opening:
-            if self._pool.closed:
-                self._pool.open()
-
-    def close(self) -> None:
-        """Close every connection; the database cannot be opened again."""
-        self._pool.close()
+    pool: Pool
+    deadline: float
 
     def one(self, owner: UUID, statement: Statement, **parameters: Any) -> Row | None:
-        """The first row of the statement, run as `owner`, or None if it has no row."""
-        (rows,) = self.run(owner, [statement], parameters)
+        """The first row of the statement, read as `owner`, or None if it has no row."""
+        (rows,) = self.read(owner, [statement], parameters)
         return rows[0] if rows else None
 
     def all(self, owner: UUID, statement: Statement, **parameters: Any) -> list[Row]:
-        """Every row of the statement, run as `owner`."""
-        (rows,) = self.run(owner, [statement], parameters)
+        """Every row of the statement, read as `owner`."""
+        (rows,) = self.read(owner, [statement], parameters)
         return rows
 
-    def run(
+    def read(
         self, owner: UUID, statements: Sequence[Statement], parameters: Mapping[str, Any]
+    ) -> list[list[Row]]:
+        """The rows of each statement, read as `owner`, in one transaction and one round trip.
+
+        Raises psycopg.Error, and psycopg_pool's kinds of it when there is no connection to be had.
+        """
+        return self._run(owner, statements, parameters)
+
+    def write(
+        self,
+        owner: UUID,
+        statements: Sequence[Statement],
+        parameters: Mapping[str, Any],
+        *,
+        again: Sequence[Statement],
     ) -> list[list[Row]]:
         """The rows of each statement, run as `owner`, in one transaction and one round trip.
 
-        A later statement sees what others committed while an earlier one waited. Raises
-        psycopg.Error, and psycopg_pool's kinds of it when there is no connection to be had.
+        A later statement sees what others committed while an earlier one waited. After a failure
+        that may pass, or of which it cannot be told whether it was one, `again` is run in their
+        place, once: it must recognise what the first attempt did. Raises as `read` does, and
+        OutcomeUnknownError.
         """
-        if self._pool.closed:
-            self.open()
-        try:
-            return self._run(owner, statements, parameters)
-        except ROLLED_BACK:
-            return self._run(owner, statements, parameters)
+        return self._run(owner, statements, parameters, again)
 
     def _run(
-        self, owner: UUID, statements: Sequence[Statement], parameters: Mapping[str, Any]
+        self,
+        owner: UUID,
+        statements: Sequence[Statement],
+        parameters: Mapping[str, Any],
+        again: Sequence[Statement] | None = None,
+    ) -> list[list[Row]]:
+        began = time.monotonic()
+        values = {"owner": owner, "attempt": uuid7(), "elapsed": None, **parameters}
+        with self.pool.connection(self.deadline) as connection:
+            try:
+                return self._transact(connection, statements, values)
+            except psycopg.Error as error:
+                reason = reason_to_repeat(error)
+                if reason is None:
+                    raise
+                metrics.RETRIES.labels(reason).inc()
+        values["elapsed"] = time.monotonic() - began
+        try:
+            with self.pool.connection(self.deadline) as connection:
+                return self._transact(connection, again or statements, values)
+        except psycopg.Error as error:
+            if again is None or not (reason_to_repeat(error) or error.sqlstate == QUERY_CANCELED):
+                raise
+            metrics.OUTCOMES_UNKNOWN.inc()
+            raise OutcomeUnknownError from error
+
+    def _transact(
+        self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
     ) -> list[list[Row]]:
         # Between two Syncs of a pipeline all statements are one implicit transaction, so the
         # settings hold for the others and vanish with them (PostgreSQL, "Pipelining" in the
         # chapter on the message flow).
-        settings = {"owner": owner, "timeout": self._statement_timeout}
-        values = {"owner": owner, **parameters}
-        connection = self._pool.getconn()
-        try:
-            with connection.pipeline():
-                connection.execute(ACT_AS_OWNER, settings)
-                cursors = [connection.execute(statement.sql, values) for statement in statements]
-            return [cursor.fetchall() for cursor in cursors]
-        finally:
-            self._pool.putconn(connection)
+        left = self.deadline - time.monotonic()
+        values["timeout"] = str(max(1, round(left * SHARE * 1000)))
+        with connection.pipeline():
+            connection.execute(ACT_AS_OWNER, values)
+            cursors = [connection.execute(statement.sql, values) for statement in statements]
+        return [cursor.fetchall() for cursor in cursors]
 
 
-def configure(connection: Connection[Row]) -> None:
-    connection.adapters.register_loader("json", JsonLoader)
+def reason_to_repeat(error: psycopg.Error) -> str | None:
+    """Why the same may well succeed when it is run again; None if it would not."""
+    state = error.sqlstate
+    if state in ROLLED_BACK:
+        return "rolled_back"
+    if state is None:
+        return "connection_lost" if isinstance(error, psycopg.OperationalError) else None
+    return "connection_lost" if state in LOST or state.startswith(CONNECTION_EXCEPTION) else None

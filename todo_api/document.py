@@ -29,9 +29,11 @@ from todo_api.errors import (
     unavailable,
     unsupported_media_type,
 )
+from todo_api.idempotency import KEY
 from todo_api.logs import WELL_FORMED
 from todo_api.preconditions import ENTITY_TAGS, REVISION, TAGS_LENGTH
 from todo_api.schemas import REQUEST_ID, TASK_ID, USER_ID, Either, ProblemDetails, Task, TaskNow
+from todo_api.tables import KEY_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import KeysView
@@ -49,6 +51,11 @@ A todo backend in which every user owns tasks, and sees no other's.
 
 **Who you are.** Send a token as `Authorization: Bearer TOKEN`; `GET /api/session` tells the
 `user_id` that it is for. A path of any other user is 404, whether or not that user exists.
+
+**Sending again.** PUT, PATCH and DELETE can be sent again as they are. A POST that creates takes an
+`Idempotency-Key`: sent again with the same one, it gets the first one's answer, marked by
+`Idempotent-Replayed: true`, and creates nothing. An answer of 503 asks for that, after
+`Retry-After` seconds.
 
 **Safe editing.** A task's `ETag` goes into `If-Match`: where the task has changed meanwhile, the
 answer is 412, with the task as it is now in `current`. `If-None-Match` makes an unchanged read 304.
@@ -194,6 +201,14 @@ REQUEST_HEADERS = {
             '"1.8"',
         ),
     )
+} | {
+    "Idempotency-Key": {
+        "description": (
+            "What marks requests as one and the same, sent again: of one's own making, and new for "
+            "each task, such as a UUID."
+        ),
+        "schema": text(KEY, 2 * KEY_LENGTH + 2, REQUEST_ID),
+    },
 }
 
 HEADERS: dict[str, dict[str, Any]] = {
@@ -204,6 +219,10 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ETag": {
         "description": "The version of what is answered, for If-Match and If-None-Match.",
         "schema": text(re.compile(f'"{REVISION.pattern}"'), 64, '"1.7"'),
+    },
+    "Idempotent-Replayed": {
+        "description": "That this is the answer to an earlier request of the same Idempotency-Key.",
+        "schema": {"type": "string", "enum": ["true"]},
     },
     "Link": {
         "description": "Where the next page is, if there is one (RFC 8288): a relative reference.",
@@ -309,12 +328,14 @@ def refusals() -> dict[str, dict[str, Any]]:
 class Kind:
     """What decides what an operation may answer, beside what its view declares.
 
-    Its path names a user; it wants a token; it heeds If-Match; it has a body; it tells of pages.
+    Its path names a user; it wants a token; it heeds If-Match, or Idempotency-Key; it has a body;
+    it tells of pages.
     """
 
     of_user: bool
     secured: bool
     conditional: bool
+    idempotent: bool
     body: bool
     paged: bool
 
@@ -324,6 +345,7 @@ class Kind:
             *EVERY_HEADER,
             *(["ETag"] if self.of_user and status != NO_CONTENT else ()),
             *(["Location"] if status == CREATED else ()),
+            *(["Idempotent-Replayed"] if self.idempotent and status == CREATED else ()),
             *(["Link"] if self.paged and status == OK else ()),
         ]
         return {name: name for name in names}
@@ -334,7 +356,7 @@ class Kind:
             *(declared & KIND_OF_STATUS.keys()),
             *(406, 422, 500),
             *((400, 412, 428) if self.conditional else ()),
-            *((400,) if NOT_MODIFIED in declared else ()),
+            *((400,) if NOT_MODIFIED in declared or self.idempotent else ()),
             *((400, 413, 415) if self.body else ()),
             *((404, 503) if self.of_user else ()),
             *((401, 503) if self.secured else ()),
@@ -357,6 +379,8 @@ def complete(doc: dict[str, Any], kind: Kind) -> dict[str, Any]:
     heeded = ["If-Match", "If-None-Match"] if kind.conditional else []
     if NOT_MODIFIED in declared:
         heeded = ["If-None-Match"]
+    if kind.idempotent:
+        heeded = ["Idempotency-Key"]
     return doc | {
         "parameters": [*doc.get("parameters", ()), *heeded],
         "responses": dict(sorted(responses.items())),

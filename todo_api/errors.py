@@ -12,13 +12,14 @@ import structlog
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+from todo_api.database import OutcomeUnknownError
 from todo_api.keys import KeysUnavailableError
 from todo_api.logs import request_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from todo_api.database import Json
+    from todo_api.pool import Json
 
 log = structlog.get_logger(__name__)
 
@@ -152,6 +153,16 @@ def invalid(errors: Iterable[Fault]) -> Problem:
     return Problem(422, "See errors for what is wrong, and where.", errors=errors)
 
 
+def key_reused() -> Problem:
+    detail = "Another request has had this key: a new one needs a key of its own."
+    return Problem(
+        422,
+        "See errors for what is wrong, and where.",
+        kind="key-reused",
+        errors=[{"header": "Idempotency-Key", "detail": detail}],
+    )
+
+
 def unavailable(detail: str) -> Problem:
     return Problem(503, detail, headers={"Retry-After": str(RETRY_AFTER)})
 
@@ -210,6 +221,12 @@ def of_database_error(error: psycopg.Error) -> Problem:
     if fault is not None:
         pointer, detail = fault
         return invalid([{"pointer": pointer, "detail": detail}])
+    if isinstance(error, OutcomeUnknownError):
+        log.warning("outcome unknown", cause=type(error.__cause__).__name__)
+        return unavailable(
+            "The database was lost on the way: whether the change was made cannot be told. "
+            "Read before you ask again, or ask again with the same If-Match or Idempotency-Key."
+        )
     # Without an SQLSTATE: the connection broke, or the pool had none to give.
     lost = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
     if lost or error.sqlstate in UNAVAILABLE:

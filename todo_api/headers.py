@@ -11,7 +11,7 @@ METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
 )
-EXPOSED = "ETag, Link, Location, Retry-After, X-Request-Id"
+EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-Id"
 PREFLIGHT_AGE = 7200  # seconds: more than this no browser keeps
 
 

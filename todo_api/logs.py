@@ -82,7 +82,7 @@ def log_requests(app: Flask, observe: Observer | None = None) -> None:
 
     @app.before_request
     def begin() -> None:
-        g.started = time.perf_counter()
+        g.started = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if WELL_FORMED.fullmatch(given) else str(uuid7())
         g.user_id = None
@@ -94,7 +94,7 @@ def log_requests(app: Flask, observe: Observer | None = None) -> None:
         response.headers["X-Request-Id"] = g.request_id
         # Not the path, which holds what the client wrote.
         route = template(request.url_rule.rule) if request.url_rule else None
-        seconds = time.perf_counter() - g.started
+        seconds = time.monotonic() - g.started
         log.info(
             "request",
             method=request.method,

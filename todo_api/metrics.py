@@ -118,6 +118,11 @@ CONNECTIONS_OPENED = Counter(
     "Connections opened.",
     registry=REGISTRY,
 )
+CONNECTIONS_LOST = Counter(
+    "todo_database_connections_lost_total",
+    "Connections that broke, or were given up, while a request had them.",
+    registry=REGISTRY,
+)
 CONNECT_FAILURES = Counter(
     "todo_database_connect_failures_total",
     "Attempts to connect that failed.",
@@ -191,13 +196,11 @@ def keep_watching(pool: ConnectionPool[Any]) -> None:
 
 
 def read_pool(pool: ConnectionPool[Any]) -> None:
-    # The counts since they were popped last.
-    stats = pool.pop_stats()
+    stats = pool.get_stats()
     POOL_SIZE.set(stats["pool_size"])
     POOL_IDLE.set(stats["pool_available"])
     POOL_MOST.set(stats["pool_max"])
     POOL_WAITING.set(stats["requests_waiting"])
-    CONNECTIONS_OPENED.inc(stats.get("connections_num", 0))
 
 
 def exposition() -> bytes:

@@ -1,8 +1,9 @@
-"""`make purge`: remove for good what has been in the trash for TRASH_DAYS."""
+"""`make purge`: remove for good what has been kept for long enough."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any, LiteralString
 
 import psycopg
 import structlog
@@ -17,7 +18,7 @@ log = structlog.get_logger(__name__)
 TURN = 8_101_978
 BATCH = 1_000
 
-# Row-level security lets this role see and delete old trash only, whoever has logged in. An
+# Row-level security lets this role see and delete only what is old, whoever has logged in. An
 # owner's number moves, so that the trash has another ETag; and who has not heard of the purged
 # deletions is told to start anew. Tasks are locked before their owners, as by the trigger.
 PURGE = """
@@ -37,21 +38,38 @@ PURGE = """
     SELECT count(*) FROM purged
 """
 
+# Keys that are KEY_HOURS old: nobody sends a request again after that.
+PURGE_KEYS = """
+    WITH old AS (
+        SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
+    ), purged AS (
+        DELETE FROM idempotency_keys AS keys USING old
+        WHERE keys.user_id = old.user_id AND keys.key = old.key
+        RETURNING keys.key
+    )
+    SELECT count(*) FROM purged
+"""
 
-def purge(url: str) -> int:
-    """How many tasks were removed. In transactions of at most BATCH, each for itself."""
-    total = 0
+
+def purge(url: str) -> tuple[int, int]:
+    """How many tasks were removed, and how many idempotency keys."""
     # Nothing is prepared: a pooler may not carry it.
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
-        while True:
-            with connection.transaction():
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
-                connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
-                row = connection.execute(PURGE, {"batch": BATCH}).fetchone()
-            count = row[0] if row else 0
-            total += count
-            if count < BATCH:
-                return total
+        return remove(connection, PURGE), remove(connection, PURGE_KEYS)
+
+
+def remove(connection: psycopg.Connection[Any], statement: LiteralString) -> int:
+    """How many rows were removed. In transactions of at most BATCH, each for itself."""
+    total = 0
+    while True:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
+            connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
+            row = connection.execute(statement, {"batch": BATCH}).fetchone()
+        count = row[0] if row else 0
+        total += count
+        if count < BATCH:
+            return total
 
 
 def main() -> None:
@@ -60,7 +78,8 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)
-    log.info("purged", tasks=purge(settings.database_url))
+    tasks, keys = purge(settings.database_url)
+    log.info("purged", tasks=tasks, idempotency_keys=keys)
 
 
 if __name__ == "__main__":

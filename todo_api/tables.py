@@ -1,6 +1,7 @@
 """The schema. Migrations are generated from it, statements are built on it."""
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -8,6 +9,7 @@ from sqlalchemy import (
     DateTime,
     ForeignKeyConstraint,
     Index,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Table,
@@ -21,10 +23,11 @@ from sqlalchemy import (
 )
 
 # The migration that this code needs. /health asks the database for it or a later one.
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0007"
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 10_000
+KEY_LENGTH = 255
 
 # What Python's str.strip() removes, as an SQL literal: the database holds what the schema promises.
 STRIPPED = "U&'{}'".format(
@@ -84,6 +87,9 @@ tasks = Table(
     ),
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column("deleted_at", DateTime(timezone=True)),
+    # What the latest change was made by: from this, an attempt whose answer was lost recognises,
+    # when it is repeated, that it was made. The trigger sets it.
+    Column("attempt", Uuid),
     PrimaryKeyConstraint("user_id", "id"),
     ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
     CheckConstraint(f"char_length(title) BETWEEN 1 AND {TITLE_LENGTH}", name="title_length"),
@@ -95,8 +101,10 @@ tasks = Table(
 LIVE = tasks.c.deleted_at.is_(None)
 DELETED = tasks.c.deleted_at.is_not(None)
 
-# How long deleted tasks are kept, as the policy of the role that purges has it.
+# How long deleted tasks are kept, and idempotency keys, as the policies of the role that purges
+# have it.
 TRASH_DAYS = 30
+KEY_HOURS = 24
 
 # A page of the list, newest first, of all tasks and of the open or the completed ones.
 Index(None, tasks.c.user_id, tasks.c.created_at, tasks.c.id, postgresql_where=LIVE)
@@ -107,6 +115,30 @@ Index(
     tasks.c.created_at,
     tasks.c.id,
     postgresql_where=LIVE,
+)
+
+# What a request with an Idempotency-Key was answered, to be given again when it is repeated.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", Uuid, nullable=False),
+    Column("key", Text, nullable=False),
+    # Of the request that had the key first: SHA-256.
+    Column("fingerprint", LargeBinary, nullable=False),
+    # The new task: what was answered is made of these three. JSON keeps a text as it is.
+    Column("task_id", Uuid, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("body", JSON, nullable=False),
+    Column(
+        "created_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.clock_timestamp(),
+    ),
+    PrimaryKeyConstraint("user_id", "key"),
+    ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
+    CheckConstraint(f"char_length(key) BETWEEN 1 AND {KEY_LENGTH}", name="key_length"),
+    CheckConstraint("octet_length(fingerprint) = 32", name="fingerprint_length"),
 )
 
 # What has changed, in order; and the trash.

@@ -18,9 +18,18 @@ from todo_api.api import (
     not_modified,
     user_data,
 )
-from todo_api.cursors import cursor, fingerprint, read_cursor, read_since
+from todo_api.cursors import cursor, digest, read_cursor, read_since
 from todo_api.document import MERGE_PATCH
-from todo_api.errors import conflict, gone, malformed_header, not_found, precondition_failed
+from todo_api.errors import (
+    conflict,
+    gone,
+    key_reused,
+    malformed_header,
+    not_found,
+    precondition_failed,
+)
+from todo_api.idempotency import REPLAYED, fingerprint, idempotency_key
+from todo_api.metrics import REPLAYS
 from todo_api.preconditions import etag, tags
 from todo_api.schemas import (
     TASK_PAGE,
@@ -39,6 +48,7 @@ from todo_api.statements.tasks import (
     find_task,
     insert_named_task,
     insert_task,
+    insert_task_once,
     restore_task,
     update_task,
 )
@@ -51,14 +61,27 @@ blueprint = Blueprint(
 @blueprint.post("/tasks")
 @blueprint.arguments(NewTask)
 @blueprint.response(201, Task)
+@blueprint.idempotent
 def create_task(new: dict[str, Any], user_id: UUID) -> Response:
     """Create a task.
 
-    All that it needs is a title. `Location` says where it is from then on.
+    All that it needs is a title. `Location` says where it is from then on. With an
+    `Idempotency-Key`, a request that is sent again creates nothing: it gets the first one's answer,
+    for 24 hours at least.
     """
-    task = insert_task(database(), user_id, new)
+    key = idempotency_key()
+    if key is None:
+        task, replayed = insert_task(database(), user_id, new), False
+    else:
+        answered = insert_task_once(database(), user_id, new, key, fingerprint())
+        if answered is None:
+            raise key_reused()
+        task, replayed = answered
     response = answer(task, 201)
-    response.headers["Location"] = f"{request.path}/{task.id}"
+    response.headers["Location"] = f"/api/{user_id}/tasks/{task.id}"
+    if replayed:
+        REPLAYS.inc()
+        response.headers[REPLAYED] = "true"
     return response
 
 
@@ -76,7 +99,7 @@ def list_tasks_of_user(query: dict[str, Any], user_id: UUID) -> Response:
     filters = {name: query[name] for name in query.keys() & FILTERS.keys()}
     if "q" in filters:
         filters["q"] = pattern(filters["q"])
-    this = fingerprint(filters, query["sort"], query["deleted"])
+    this = digest(filters, query["sort"], query["deleted"])
     page = list_tasks(
         database(),
         user_id,
@@ -231,7 +254,7 @@ def pattern(text: str) -> str:
 
 def collection(revision: int, body: bytes) -> Response:
     """A page, with the ETag of the owner's revision and the query; 304 if the client knows it."""
-    query = fingerprint(request.query_string)
+    query = digest(request.query_string)
     tag = etag(revision, query)
     given = tags("If-None-Match")
     if given and (given.any or revision in given.revisions(query, weak=True)):
@@ -242,4 +265,4 @@ def collection(revision: int, body: bytes) -> Response:
 def known_revisions() -> list[int]:
     """The revisions of which the client has this page."""
     given = tags("If-None-Match")
-    return given.revisions(fingerprint(request.query_string), weak=True) if given else []
+    return given.revisions(digest(request.query_string), weak=True) if given else []

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     ColumnElement,
+    Double,
+    LargeBinary,
     Text,
     Update,
     Uuid,
     any_,
     bindparam,
+    cast,
     exists,
     func,
     insert,
@@ -24,13 +29,17 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from uuid_utils.compat import uuid7
 
-from todo_api.database import Database, Json, Statement, compiled
-from todo_api.tables import DELETED, LIVE, TRASH_DAYS, tasks
+from todo_api.database import Database, OutcomeUnknownError, Statement, compiled
+from todo_api.tables import DELETED, LIVE, TRASH_DAYS, idempotency_keys, tasks
+
+if TYPE_CHECKING:
+    from todo_api.pool import Json, Row
 
 OWNER = bindparam("owner", type_=Uuid)
 ID = bindparam("id", type_=Uuid)
@@ -112,16 +121,6 @@ TASK = (task_json, tasks.c.revision, tasks.c.id, DELETED)
 
 OWN = (tasks.c.user_id == OWNER, tasks.c.id == ID)
 
-INSERT = compiled(insert(tasks).values(user_id=OWNER, id=ID, **VALUES).returning(*TASK))
-
-
-def insert_task(database: Database, owner: UUID, values: Mapping[str, Any]) -> TaskRow:
-    """The new task of `title`, `description` and `completed`, its id a UUIDv7."""
-    row = database.one(owner, INSERT, id=uuid7(), **values)
-    assert row is not None  # noqa: S101  INSERT ... RETURNING has a row or raises
-    return TaskRow(*row)
-
-
 FIND = compiled(select(*TASK).where(*OWN, LIVE))
 FIND_EVEN_DELETED = compiled(select(*TASK).where(*OWN))
 
@@ -132,9 +131,37 @@ def find_task(database: Database, owner: UUID, task_id: UUID) -> TaskRow | None:
     return TaskRow(*row) if row else None
 
 
+# What a change that is repeated, because the answer to its first attempt was lost, has to know of a
+# task: whether that attempt was the last to change it; and whether it has been changed since the
+# attempt began, perhaps after it, by another device. Clocks are read for a duration only, and never
+# compared; MARGIN is for what one message may be on its way longer than another.
+MINE = tasks.c.attempt == bindparam("attempt", type_=Uuid)
+ELAPSED = cast(bindparam("elapsed"), Double) * literal_column("interval '1 second'")
+MARGIN: ColumnElement[timedelta] = literal_column("interval '100 milliseconds'")
+CHANGED_SINCE = (tasks.c.updated_at > func.now() - ELAPSED - MARGIN).is_(true())
+UNDISTURBED = or_(MINE, ~CHANGED_SINCE)
+RECOGNISE = compiled(select(*TASK, MINE, CHANGED_SINCE).where(*OWN))
+
+
+def recognised(rows: Sequence[Row], *, even_deleted: bool = False) -> Found:
+    """What RECOGNISE has to tell of a change that did nothing when it was run, just now.
+
+    Raises OutcomeUnknownError where the first attempt may have been made, and been overwritten.
+    """
+    if not rows:
+        return Found(None, done=False)
+    *columns, mine, changed_since = rows[0]
+    task = TaskRow(*columns)
+    if mine:
+        return Found(task, done=True)
+    if changed_since:
+        raise OutcomeUnknownError
+    return Found(task if even_deleted or not task.deleted else None, done=False)
+
+
 # Not ON CONFLICT DO NOTHING: the trigger would take a number for a row that is not inserted. Who
-# loses a race for the id gets a unique violation, and the statement is run once more.
-INSERT_NAMED = compiled(
+# loses a race for the id gets a unique violation, and is repeated.
+INSERT = compiled(
     insert(tasks)
     .from_select(
         ["user_id", "id", *VALUES],
@@ -144,14 +171,88 @@ INSERT_NAMED = compiled(
 )
 
 
+def insert_task(database: Database, owner: UUID, values: Mapping[str, Any]) -> TaskRow:
+    """The new task of `title`, `description` and `completed`, its id a UUIDv7."""
+    parameters = {"id": uuid7(), **values}
+    inserted, *there = database.write(
+        owner, [INSERT], parameters, again=[INSERT, FIND_EVEN_DELETED]
+    )
+    # The id is new: what is there already, the first attempt has made.
+    return TaskRow(*(inserted or there[0])[0])
+
+
 def insert_named_task(
     database: Database, owner: UUID, task_id: UUID, values: Mapping[str, Any]
 ) -> Found:
     """The new task of this id; not done if there is one already, be it in the trash."""
-    inserted, there = database.run(
-        owner, [INSERT_NAMED, FIND_EVEN_DELETED], {"id": task_id, **values}
+    statements = [INSERT, RECOGNISE]
+    parameters = {"id": task_id, **values}
+    _, there = database.write(owner, statements, parameters, again=statements)
+    return recognised(there, even_deleted=True)
+
+
+ANSWERED = (
+    idempotency_keys.c.user_id == OWNER,
+    idempotency_keys.c.key == bindparam("key", type_=Text),
+)
+NEW = (
+    insert(tasks)
+    .from_select(
+        ["user_id", "id", *VALUES],
+        select(OWNER, ID, *VALUES.values()).where(~exists().where(*ANSWERED)),
     )
-    return Found(TaskRow(*there[0]), bool(inserted))
+    .returning(task_json.label("body"), tasks.c.revision, tasks.c.id)
+    .cte("new")
+)
+INSERT_ONCE = compiled(
+    insert(idempotency_keys)
+    .from_select(
+        ["user_id", "key", "fingerprint", "task_id", "revision", "body"],
+        select(
+            OWNER,
+            bindparam("key", type_=Text),
+            bindparam("fingerprint", type_=LargeBinary),
+            NEW.c.id,
+            NEW.c.revision,
+            NEW.c.body,
+        ),
+    )
+    .returning(idempotency_keys.c.task_id)
+)
+FIND_ANSWER = compiled(
+    select(
+        idempotency_keys.c.fingerprint,
+        cast(idempotency_keys.c.body, JSON),
+        idempotency_keys.c.revision,
+        idempotency_keys.c.task_id,
+    ).where(*ANSWERED)
+)
+
+
+class Answered(NamedTuple):
+    """A task as it was when it was made, and whether that was by an earlier request."""
+
+    task: TaskRow
+    replayed: bool
+
+
+def insert_task_once(
+    database: Database, owner: UUID, values: Mapping[str, Any], key: str, fingerprint: bytes
+) -> Answered | None:
+    """The task that the first request of this key made, or None if that was another request.
+
+    The task and its answer are one statement's: there are both or none. Who loses a race for the
+    key waits for the winner, gets a unique violation, and finds the answer when it is repeated.
+    """
+    task_id = uuid7()
+    parameters = {"id": task_id, "key": key, "fingerprint": fingerprint, **values}
+    statements = [INSERT_ONCE, FIND_ANSWER]
+    _, ((first, body, revision, found_id),) = database.write(
+        owner, statements, parameters, again=statements
+    )
+    if first != fingerprint:
+        return None
+    return Answered(TaskRow(body, revision, found_id, deleted=False), found_id != task_id)
 
 
 REVISION_HOLDS = (
@@ -183,7 +284,9 @@ def restore_statement(*, conditional: bool = False) -> Statement:
 
 
 def returning(change: Update, *, conditional: bool) -> Statement:
-    return compiled((change.where(*REVISION_HOLDS) if conditional else change).returning(*TASK))
+    """The change, which leaves alone what another device did since it was first attempted."""
+    holds = (UNDISTURBED, *(REVISION_HOLDS if conditional else ()))
+    return compiled(change.where(*holds).returning(*TASK))
 
 
 def update_task(
@@ -198,7 +301,7 @@ def update_task(
         task = find_task(database, owner, task_id)
         return Found(task, task is not None and (condition or Condition()).holds(task.revision))
     statement = update_statement(*sorted(changes), conditional=condition is not None)
-    return change(database, owner, task_id, statement, FIND, condition, changes)
+    return change(database, owner, task_id, statement, condition, changes)
 
 
 def delete_task(
@@ -206,7 +309,7 @@ def delete_task(
 ) -> Found:
     """The owner's task, put into the trash, if its revision is what the condition says."""
     statement = delete_statement(conditional=condition is not None)
-    return change(database, owner, task_id, statement, FIND, condition)
+    return change(database, owner, task_id, statement, condition)
 
 
 def restore_task(
@@ -214,7 +317,8 @@ def restore_task(
 ) -> Found:
     """The owner's task, taken out of the trash; not done if it is not in there."""
     statement = restore_statement(conditional=condition is not None)
-    return change(database, owner, task_id, statement, FIND_EVEN_DELETED, condition or Condition())
+    condition = condition or Condition()
+    return change(database, owner, task_id, statement, condition, even_deleted=True)
 
 
 def change(
@@ -222,22 +326,23 @@ def change(
     owner: UUID,
     task_id: UUID,
     statement: Statement,
-    find: Statement,
     condition: Condition | None,
     values: Mapping[str, Any] | None = None,
+    *,
+    even_deleted: bool = False,
 ) -> Found:
     """Run the change and, where it may fail to hold, read the task as it is then.
 
     The check is the change's own: between the two, nobody else can have written.
     """
     parameters: dict[str, Any] = {"id": task_id, **(values or {})}
-    if condition is None:
-        row = database.one(owner, statement, **parameters)
-        return Found(TaskRow(*row) if row else None, row is not None)
-    match = [] if condition.none else condition.match
-    parameters["match"] = None if match is None else list(match)
-    parameters["none_match"] = list(condition.none_match)
-    changed, there = database.run(owner, [statement, find], parameters)
+    once = [statement]
+    if condition is not None:
+        match = [] if condition.none else condition.match
+        parameters["match"] = None if match is None else list(match)
+        parameters["none_match"] = list(condition.none_match)
+        once.append(RECOGNISE)
+    changed, *there = database.write(owner, once, parameters, again=[statement, RECOGNISE])
     if changed:
         return Found(TaskRow(*changed[0]), done=True)
-    return Found(TaskRow(*there[0]) if there else None, done=False)
+    return recognised(there[0], even_deleted=even_deleted) if there else Found(None, done=False)

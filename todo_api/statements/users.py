@@ -26,5 +26,6 @@ DELETE = compiled(delete(users).where(users.c.id == OWNER).returning(users.c.id)
 
 def delete_user(database: Database, owner: UUID) -> bool:
     """Whether there was anything of the user to erase."""
-    _, deleted = database.run(owner, [LOCK, DELETE], {})
+    statements = [LOCK, DELETE]
+    _, deleted = database.write(owner, statements, {}, again=statements)
     return bool(deleted)

@@ -1,0 +1,241 @@
+"""Where connections come from: bounded in number, in time, and in what waits for them."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import psycopg
+import structlog
+from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
+
+from todo_api import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg.abc import RV, Buffer, PQGen
+
+    from todo_api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Json: TypeAlias = bytes
+Row: TypeAlias = tuple[Any, ...]
+
+# How long all places may be taken, none of them newly, before who comes is turned away, in
+# seconds. The thread that waits here is the last one: /livez waits behind it.
+PATIENCE = 0.04
+
+# A compute that was suspended takes connections this soon; what takes longer is an outage.
+COLD_START = 2.5
+
+# Between two attempts to connect during an outage, of one process.
+PAUSE = 0.25
+
+ERROR_LENGTH = 200
+
+
+class JsonLoader(Loader):
+    """JSON as PostgreSQL wrote it: it is passed on, not parsed."""
+
+    def load(self, data: Buffer) -> Json:
+        return bytes(data)
+
+
+class Connection(psycopg.Connection[Row]):
+    """A connection that waits for its server until `deadline`, by time.monotonic().
+
+    A wait that reaches it is an OperationalError without an SQLSTATE, and leaves the connection
+    with an answer that is still to come.
+    """
+
+    deadline = math.inf
+    opened_at = 0.0
+
+    @classmethod
+    def connect(cls, conninfo: str = "", *, outage: Outage, **kwargs: Any) -> Connection:  # type: ignore[override]
+        """A new connection, however long it takes: see Outage.connect."""
+        connection = outage.connect(lambda: super(Connection, cls).connect(conninfo, **kwargs))
+        connection.adapters.register_loader("json", JsonLoader)
+        connection.opened_at = time.monotonic()
+        return connection
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        if self.deadline is not math.inf:
+            timeout = max(0.0, self.deadline - time.monotonic())
+        return super().wait(gen, interval, timeout)
+
+
+class Outage:
+    """Whether the database takes connections, and the attempts until it does.
+
+    The pool's own backoff doubles its pauses: after a minute without a database, it would take
+    another minute to notice that it is back.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._turn = threading.Lock()
+        self._over = threading.Event()
+
+    def patience(self) -> float:
+        """How long a request may hope for a connection, in seconds: not at all if at most 0."""
+        since = self._since
+        return math.inf if since is None else since + COLD_START - time.monotonic()
+
+    def connect(self, attempt: Callable[[], Connection]) -> Connection:
+        """The connection of the first attempt that succeeds. Once one has failed, one at a time.
+
+        Raises the last attempt's psycopg.OperationalError when `give_up` is called.
+        """
+        try:
+            return self._try(attempt)
+        except psycopg.OperationalError as error:
+            failure = error
+        with self._turn:
+            while self._since is None or not self._over.wait(PAUSE):
+                try:
+                    return self._try(attempt)
+                except psycopg.OperationalError as error:
+                    failure = error
+        raise failure
+
+    def _try(self, attempt: Callable[[], Connection]) -> Connection:
+        began = time.monotonic()
+        try:
+            connection = attempt()
+        except psycopg.OperationalError as error:
+            metrics.CONNECT_FAILURES.inc()
+            if self._since is None:
+                self._since = began
+                log.warning("database unreachable", error=str(error)[:ERROR_LENGTH])
+            raise
+        metrics.CONNECTIONS_OPENED.inc()
+        since, self._since = self._since, None
+        if since is not None:
+            log.info("database reachable", after_s=round(time.monotonic() - since, 1))
+        return connection
+
+    def give_up(self) -> None:
+        """Let no further attempt follow one that fails."""
+        self._over.set()
+
+
+class Gate:
+    """Fewer places than a worker has threads, so that one is free for what needs no database.
+
+    Who finds them all taken waits for as long as they are taken and left in quick turn.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._moved_at = 0.0
+        self._left = threading.Condition()
+
+    def enter(self) -> None:
+        """Take a place. Raises TooManyRequests when none has been taken or left for PATIENCE."""
+        with self._left:
+            while not self._free:
+                patience = self._moved_at + PATIENCE - time.monotonic()
+                if patience <= 0:
+                    metrics.SHEDS.labels("gate").inc()
+                    raise TooManyRequests("every place has been taken for too long")
+                self._left.wait(patience)
+            self._free -= 1
+            self._moved_at = time.monotonic()
+
+    def leave(self) -> None:
+        with self._left:
+            self._free += 1
+            self._moved_at = time.monotonic()
+            self._left.notify()
+
+
+class Pool:
+    """Connections to the database of `settings`; the first use opens it.
+
+    A worker process makes its own, after the fork.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        places = max(1, settings.web_threads - 1)
+        self.request_timeout = settings.request_timeout
+        self._watched = settings.metrics
+        self._gate = Gate(places)
+        self._outage = Outage()
+        self._opening = threading.Lock()
+        self._drained_at = 0.0
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            settings.database_url,
+            connection_class=Connection,
+            kwargs={
+                "outage": self._outage,
+                "autocommit": True,
+                "application_name": "todo-api",
+                # Less than two seconds libpq does not take. A compute that wakes takes its time.
+                "connect_timeout": max(2, round(settings.request_timeout)),
+                # What was sent and is not even acknowledged: the network is gone.
+                "tcp_user_timeout": round(settings.request_timeout * 1000),
+                # Prepared at the first run, or never where a pooler does not carry them.
+                "prepare_threshold": 0 if settings.database_prepare else None,
+            },
+            open=False,
+            min_size=1,
+            max_size=places,
+            # Poolers and firewalls close what is older than five minutes.
+            max_lifetime=280,
+        )
+
+    def open(self) -> None:
+        """Start connecting, without waiting for it. Opening twice is harmless."""
+        with self._opening:
+            if self._pool.closed:
+                self._pool.open()
+                if self._watched:
+                    metrics.watch_pool(self._pool)
+
+    def close(self) -> None:
+        """Close every connection; the pool cannot be opened again."""
+        self._outage.give_up()
+        self._pool.close()
+
+    @contextmanager
+    def connection(self, deadline: float) -> Iterator[Connection]:
+        """A connection until `deadline`, by time.monotonic().
+
+        Raises psycopg_pool's TooManyRequests or PoolTimeout if there is none to be had.
+        """
+        if self._pool.closed:
+            self.open()
+        self._gate.enter()
+        try:
+            patience = min(deadline - time.monotonic(), self._outage.patience())
+            if patience <= 0:
+                metrics.SHEDS.labels("outage").inc()
+                raise PoolTimeout("the database takes no connections")
+            connection = self._pool.getconn(patience)
+            try:
+                connection.deadline = deadline
+                yield connection
+            finally:
+                self._return(connection)
+        finally:
+            self._gate.leave()
+
+    def _return(self, connection: Connection) -> None:
+        # Where something is still to come, or nothing can, the connection is of no more use. What
+        # was opened before it is not likely to be: after a suspend, the whole pool is dead.
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            connection.close()
+            metrics.CONNECTIONS_LOST.inc()
+            if connection.opened_at > self._drained_at:
+                self._drained_at = time.monotonic()
+                self._pool.drain()
+        connection.deadline = math.inf
+        self._pool.putconn(connection)
