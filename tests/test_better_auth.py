@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.request
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from node import install
 
 from todo_api.keys import Pace
 
@@ -24,34 +23,13 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
 
 FOLDER = Path(__file__).parent / "better_auth"
-OLDEST_NODE = 20
 BRISK = Pace(refresh=0.5, apart=0.1)
 LONG = 20  # seconds
 
 
 @pytest.fixture(scope="module")
 def installed() -> None:
-    """Better Auth as its lock file has it, installed once for all workers and runs."""
-    node = shutil.which("node")
-    if node is None or shutil.which("npm") is None:
-        pytest.skip("Better Auth needs Node and npm")
-    version = subprocess.check_output([node, "--version"], text=True, timeout=LONG).strip()
-    if int(version.removeprefix("v").split(".")[0]) < OLDEST_NODE:
-        pytest.skip(f"Better Auth needs Node {OLDEST_NODE} or later, and this is {version}")
-    with (FOLDER / "package-lock.json").open() as wanted:
-        fcntl.flock(wanted, fcntl.LOCK_EX)
-        found = FOLDER / "node_modules" / ".package-lock.json"
-        if found.exists() and found.stat().st_mtime > os.fstat(wanted.fileno()).st_mtime:
-            return
-        try:
-            subprocess.run(
-                ["npm", "ci"], cwd=FOLDER, timeout=240, check=True, capture_output=True, text=True
-            )
-        except subprocess.CalledProcessError as error:
-            why = [line for line in error.stderr.splitlines() if line.startswith("npm error")]
-            pytest.skip(f"npm cannot install Better Auth: {'; '.join(why[:3])}")
-        except subprocess.TimeoutExpired:
-            pytest.skip("npm cannot install Better Auth in four minutes")
+    install(FOLDER)
 
 
 class BetterAuth:

@@ -1,0 +1,72 @@
+"""A TypeScript client of the contract, README's own, on a whole journey against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+from node import install
+
+from faults.servers import serving
+from todo_api.run import token
+from todo_api.settings import load_settings
+
+ROOT = Path(__file__).parent.parent
+FOLDER = Path(__file__).parent / "typescript"
+SOURCES = ("journey.ts", "package.json", "tsconfig.json")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A TypeScript project with README's client, generated and compiled as README says."""
+    install(FOLDER)
+    for name in SOURCES:
+        shutil.copy(FOLDER / name, tmp_path)
+    (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    section = (ROOT / "README.md").read_text().partition("\n## A client\n")[2]
+    command, client = (
+        re.search(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[1]
+        for language in ("sh", "ts")
+    )
+    (tmp_path / "client.ts").write_text(client)
+    generate = next(line for line in command.splitlines() if line.startswith("npx "))
+    run(tmp_path, *shlex.split(generate, comments=True)[1:])
+    run(tmp_path, "tsc")
+    return tmp_path
+
+
+def run(project: Path, program: str, *arguments: str, **environ: str) -> str:
+    """The output of a program of the project's packages, or of Node itself."""
+    own = project / "node_modules" / ".bin" / program
+    done = subprocess.run(
+        [own if own.exists() else program, *arguments],
+        cwd=project,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_generated_client_makes_a_whole_journey(project, database_url):
+    secret = secrets.token_hex(32)
+    settings = {"DATABASE_URL": database_url, "AUTH_MODE": "jwt", "JWT_SECRET": secret}
+    made = token(load_settings(settings), str(uuid.uuid4()))
+
+    with serving(database_url, AUTH_MODE="jwt", JWT_SECRET=secret) as api:
+        url = f"http://127.0.0.1:{api.port}"
+        said = run(project, "node", "built/journey.js", API_URL=url, API_TOKEN=made)
+
+    assert int(said.removesuffix(" answers checked\n")) > 40
