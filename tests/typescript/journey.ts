@@ -106,6 +106,30 @@ async function create(user_id: string): Promise<Task[]> {
   return tasks;
 }
 
+/** One task, though its request is sent twice: as where the first answer was lost. */
+async function createOnce(user_id: string): Promise<Task> {
+  const params = { path: { user_id }, header: { "Idempotency-Key": randomUUID() } };
+  const body = { title: "Once", description: "However often it is sent" };
+  const first = await api.POST("/api/{user_id}/tasks", { params, body });
+  const created = success(first, 201);
+  assert.equal(first.response.headers.get("Idempotent-Replayed"), null);
+
+  const second = await api.POST("/api/{user_id}/tasks", { params, body });
+  assert.deepEqual(success(second, 201), created);
+  assert.equal(second.response.headers.get("Idempotent-Replayed"), "true");
+  for (const name of ["ETag", "Location"]) {
+    assert.equal(second.response.headers.get(name), first.response.headers.get(name));
+  }
+
+  const other = { title: "Another task, by the same key" };
+  const reused = await api.POST("/api/{user_id}/tasks", { params, body: other });
+  assert.deepEqual(
+    problem(reused, 422, "key-reused").errors?.map((fault) => fault.header),
+    ["Idempotency-Key"],
+  );
+  return created;
+}
+
 async function list(user_id: string, tasks: Task[]): Promise<void> {
   const path = { user_id };
   const newestFirst = [...tasks].reverse();
@@ -118,7 +142,7 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
   const open = await api.GET("/api/{user_id}/tasks", { params: { path, query } });
   assert.deepEqual(
     success(open, 200),
-    tasks.filter((task) => !task.completed),
+    tasks.filter((task) => !task.completed && task.title.startsWith("Task")),
   );
 
   const again = await api.GET("/api/{user_id}/tasks", {
@@ -137,7 +161,7 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
   } while (cursor !== undefined);
   assert.deepEqual(
     pages.map((page) => page.length),
-    [3, 3, 1],
+    [3, 3, 2],
   );
   assert.deepEqual(pages.flat(), newestFirst);
 }
@@ -346,7 +370,7 @@ async function leave(user_id: string): Promise<void> {
 }
 
 const user_id = await whoAmI();
-const tasks = await create(user_id);
+const tasks = [...(await create(user_id)), await createOnce(user_id)];
 await list(user_id, tasks);
 const [, second] = tasks;
 assert.ok(second);
