@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -99,39 +98,6 @@ def test_a_statement_that_takes_too_long_is_stopped(make_app, task, database_url
     assert 0.4 <= took < 2
     assert elsewhere.json == task
     assert client.patch(task.url, json={"title": "Buy oats"}).status_code == 200
-
-
-def test_whom_the_pool_has_no_connection_for_is_refused(make_app, tasks_url):
-    app = make_app(REQUEST_TIMEOUT="0.5", WEB_THREADS="1")
-    client = app.test_client()
-    client.get(tasks_url)
-
-    with app.extensions["pool"]._pool.connection():
-        answer = client.get(tasks_url)
-
-    assert_unavailable(answer)
-    assert client.get(tasks_url).status_code == 200
-
-
-def test_whom_the_pool_has_no_room_to_wait_for_is_refused_at_once(make_app, tasks_url):
-    app = make_app(REQUEST_TIMEOUT="5", WEB_THREADS="1")
-    pool = app.extensions["pool"]._pool
-    app.test_client().get(tasks_url)
-
-    with ThreadPoolExecutor(1) as thread:
-        with pool.connection():
-            waiting = thread.submit(app.test_client().get, tasks_url)
-            while not pool.get_stats()["requests_waiting"]:
-                assert not waiting.done()
-                time.sleep(0.005)
-            began = time.monotonic()
-            refused = app.test_client().get(tasks_url)
-            took = time.monotonic() - began
-        served = waiting.result(timeout=10)
-
-    assert_unavailable(refused)
-    assert took < 1
-    assert served.status_code == 200
 
 
 @pytest.mark.parametrize(

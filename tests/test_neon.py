@@ -157,7 +157,7 @@ def test_migrations_and_purges_get_through_a_pooler(new_database, server, user_i
             migrate(url, revision)
         for _ in range(2):
             execute(direct, OLD_TRASH.format(user_id))
-            assert purge(url) == 9
+            assert purge(url) == (9, 0)
 
 
 OLD_TRASH = """
