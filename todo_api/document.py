@@ -297,7 +297,7 @@ PROBLEMS = {
         invalid([{"pointer": "/title", "detail": "Must have 1 to 255 characters."}]),
         precondition_required(),
         bug(),
-        unavailable("The database does not answer now. Try again."),
+        unavailable("The database takes no connections. Try again."),
     )
 }
 

@@ -10,6 +10,8 @@ import orjson
 import psycopg
 import structlog
 from flask import Flask, Response
+from psycopg.errors import QueryCanceled
+from psycopg_pool import PoolTimeout, TooManyRequests
 from werkzeug.exceptions import HTTPException
 
 from todo_api.database import OutcomeUnknownError
@@ -212,6 +214,14 @@ UNAVAILABLE = frozenset(
 )
 
 
+# What there is too little of, as far as it can be told.
+DETAIL_OF_WANT: dict[type[psycopg.Error], str] = {
+    PoolTimeout: "The database takes no connections. Try again.",
+    TooManyRequests: "Too many requests are with the database. Try again.",
+    QueryCanceled: "The database took too long. Try again.",
+}
+
+
 def of_database_error(error: psycopg.Error) -> Problem:
     """The problem of an SQLSTATE or a constraint; logged unless a client caused it.
 
@@ -231,7 +241,7 @@ def of_database_error(error: psycopg.Error) -> Problem:
     lost = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
     if lost or error.sqlstate in UNAVAILABLE:
         log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
-        return unavailable("The database does not answer now. Try again.")
+        return unavailable(DETAIL_OF_WANT.get(type(error), "The database is not well. Try again."))
     log.error(
         "database error",
         error=type(error).__name__,
