@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psycopg
 import pytest
 from joserfc.jwk import OKPKey
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 GUNICORN = Path(sys.executable).parent / "gunicorn"
 LONG = 60  # seconds, for what takes a moment on a machine that is not busy
 WORKERS = 2
+PLACES = 3  # connections of each: one fewer than its threads
 
 
 class Samples(dict):
@@ -264,6 +266,73 @@ def test_a_pool_is_watched_until_it_is_closed(database_url, monkeypatch):
             )
 
 
+@pytest.fixture
+def counted():
+    """Tell how often something was counted since the test began."""
+
+    def value(name: str, **labels: str) -> float:
+        return metrics.REGISTRY.get_sample_value(f"todo_{name}_total", labels) or 0
+
+    before = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in metrics.REGISTRY.collect()
+        for sample in family.samples
+    }
+    return lambda name, **labels: (
+        value(name, **labels) - before.get((f"todo_{name}_total", *sorted(labels.items())), 0)
+    )
+
+
+def test_an_answer_that_is_given_again_is_counted(client, tasks_url, counted):
+    for _ in range(3):
+        client.post(tasks_url, json={"title": "Buy oats"}, headers={"Idempotency-Key": "once"})
+
+    assert counted("idempotency_replays") == 2
+
+
+def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, tasks_url, counted):
+    app = make_app(WEB_THREADS="1")
+    client = app.test_client()
+    client.get(tasks_url)
+    with app.extensions["pool"]._pool.connection() as only:
+        descriptor = os.dup(only.fileno())
+    with socket.socket(fileno=descriptor) as held:
+        held.shutdown(socket.SHUT_RDWR)
+
+    assert client.get(tasks_url).status_code == 200
+
+    assert counted("database_retries", reason="connection_lost") == 1
+    assert counted("database_connections_lost") == 1
+    assert counted("database_connections_opened") >= 2
+    assert counted("database_outcomes_unknown") == 0
+
+
+def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url, counted):
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    client = make_app(DATABASE_URL=nowhere, REQUEST_TIMEOUT="0.2").test_client()
+
+    eventually(
+        lambda: (
+            client.get(tasks_url).status_code == 503 and counted("database_sheds", reason="outage")
+        )
+    )
+
+    assert counted("database_connect_failures") >= 1
+
+
+def test_who_finds_no_room_is_counted(make_app, task, database_url, counted):
+    app = make_app(WEB_THREADS="1", REQUEST_TIMEOUT="30")
+
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as other:
+        other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
+        thread.submit(app.test_client().patch, task.url, json={"title": "Buy oats"})
+        eventually(lambda: not app.extensions["pool"]._gate._free)
+        refused = app.test_client().get(task.url)
+
+    assert refused.status_code == 503
+    assert counted("database_sheds", reason="gate") == 1
+
+
 def test_a_key_set_tells_its_age_and_its_failures():
     metrics.key_set()
     before = metrics.REGISTRY.get_sample_value("todo_jwks_fetch_failures_total")
@@ -350,9 +419,13 @@ def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(se
             server.ask("/nowhere")
         (folder,) = folders(server.process.pid)
         files = sorted(folder.iterdir())
+        connections = WORKERS * PLACES
+        eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
+
         for _ in range(3):
             server.kill_workers()
 
+        eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
         assert server.scrape().of("todo_http_requests_total", route="unmatched") == 20
         assert sorted(folder.iterdir()) == files
 
