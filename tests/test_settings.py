@@ -88,6 +88,8 @@ def test_every_fault_is_named_at_once():
 )
 def test_a_url_is_taken_as_it_is_given(url):
     assert load_settings(FIT | {"DATABASE_URL": url}).database_url == url
+    direct = load_database_settings({"DATABASE_URL": "postgres://", "MIGRATION_DATABASE_URL": url})
+    assert direct.migration_database_url == url
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 FOLDER_OF_VERSION = {16: "pginstall", 18: "pginstall18"}
-# libc's C.UTF-8 is not on every system; the builtin provider came with PostgreSQL 17.
-LOCALE_OF_VERSION = {16: ["--no-locale"], 18: ["--locale-provider=builtin", "--locale=C.UTF-8"]}
+
+# libc's C.UTF-8 is not on every system; the builtin one came with PostgreSQL 17.
+BUILTIN_LOCALE_SINCE = 17
+BUILTIN_LOCALE = ["--locale-provider=builtin", "--locale=C.UTF-8"]
+
 SUPERUSER = "postgres"
 SOCKET_PREFIX = "todo-api-"
 START_TIMEOUT = STOP_TIMEOUT = 30  # seconds
@@ -192,7 +195,7 @@ class Cluster:
         process = self._popen(
             programs / "initdb",
             *("-D", unfinished, "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8"),
-            *LOCALE_OF_VERSION[self._version],
+            *(BUILTIN_LOCALE if self._version >= BUILTIN_LOCALE_SINCE else ["--no-locale"]),
             "--no-instructions",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

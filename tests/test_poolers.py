@@ -1,10 +1,11 @@
-"""As on Neon: few connections behind a PgBouncer in transaction mode; TLS, and nothing without."""
+"""As on Neon: a PgBouncer in transaction mode, with fewer connections than it has clients."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from conftest import execute, migrate
 from sqlalchemy import func, literal_column, select
 
 from faults.pgbouncer import PGBOUNCER, pgbouncer
-from todo_api.database import compiled
+from todo_api.database import Database, compiled
 from todo_api.purge import purge
 
 needs_pgbouncer = pytest.mark.skipif(
@@ -63,7 +64,7 @@ def test_users_who_race_through_three_connections_meet_nothing_of_each_other(
     make_app, bouncer, count
 ):
     app = make_app(DATABASE_URL=bouncer.url, DATABASE_PREPARE="false", WEB_THREADS="16")
-    database = app.extensions["database"]
+    database = Database(app.extensions["pool"], deadline=time.monotonic() + 120)
     one, other = (str(uuid.uuid4()) for _ in range(2))
     latest = {user: str(uuid.uuid4()) for user in (one, other)}
     connections_of = {user: set() for user in (one, other)}
