@@ -30,4 +30,4 @@ def table(**figures: object) -> None:
     """Print a part's figures, one a line."""
     for name, figure in figures.items():
         shown = f"{figure:,}" if isinstance(figure, int) else figure
-        print(f"  {name.replace('_', ' '):40} {shown:>12}", flush=True)
+        print(f"  {name.replace('_', ' '):40} {shown!s:>12}", flush=True)

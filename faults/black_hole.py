@@ -10,9 +10,8 @@ import itertools
 import time
 
 from faults import table
-from faults.lost_answers import through
 from faults.proxy import Proxy
-from faults.servers import postgresql, serving
+from faults.servers import postgresql, serving, through
 from faults.writing import write_through
 
 DEADLINE = 1.0  # seconds, REQUEST_TIMEOUT
@@ -25,7 +24,7 @@ def run(*, short: bool) -> None:
     with (
         postgresql() as server,
         Proxy(server.address) as proxy,
-        serving(through(server, proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
+        serving(through(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
     ):
         begin = itertools.cycle([proxy.drop, proxy.hold])
 

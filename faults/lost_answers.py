@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from faults import table
 from faults.clients import Answer, Client
-from faults.proxy import Proxy, postgresql_answered
-from faults.servers import postgresql, serving
+from faults.proxy import Proxy, http_answered, postgresql_answered
+from faults.servers import postgresql, serving, through
 
 if TYPE_CHECKING:
     from faults.servers import Postgres
@@ -68,7 +68,7 @@ def lose_the_databases(server: Postgres, times: int) -> None:
     done = dict.fromkeys(WRITES, 0)
     with (
         Proxy(server.address, postgresql_answered) as proxy,
-        serving(through(server, proxy)) as api,
+        serving(through(server.url(), proxy)) as api,
         Client(api.address) as client,
     ):
         for _, name in zip(range(times), itertools.cycle(WRITES), strict=False):
@@ -76,11 +76,6 @@ def lose_the_databases(server: Postgres, times: int) -> None:
             done[name] += 1
         assert len(proxy.lost) == times
     table(answers_lost_between_database_and_API=times, **done, done_twice_or_told_wrong=0)
-
-
-def through(server: Postgres, proxy: Proxy) -> str:
-    """The URL of the server's database by way of the proxy."""
-    return server.url().replace(f":{server.port}/", f":{proxy.address[1]}/")
 
 
 def lose_one(server: Postgres, proxy: Proxy, client: Client, name: str) -> None:
@@ -118,7 +113,7 @@ def lose_one(server: Postgres, proxy: Proxy, client: Client, name: str) -> None:
 def lose_the_servers(server: Postgres, times: int) -> None:
     with (
         serving(server.url()) as api,
-        Proxy(api.address) as proxy,
+        Proxy(api.address, http_answered) as proxy,
         Client(proxy.address) as client,
     ):
         for _ in range(times):

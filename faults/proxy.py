@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import select
 import socket
 import struct
@@ -232,6 +233,13 @@ class Connection:
         self.client.close()
         if self._server:
             self._server.close()
+
+
+def http_answered(answer: bytes) -> bool:
+    """Whether the answer has its head, and a body as long as its Content-Length says."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head.lower())
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 def drop_all(each: socket.socket) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -22,6 +23,8 @@ from todo_api.embedded import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from faults.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -136,6 +139,13 @@ def migrate(database_url: str) -> None:
     assert ended.returncode == 0, ended.stdout[-2000:]
 
 
+def through(database_url: str, proxy: Proxy) -> str:
+    """The URL of a Postgres, by way of the proxy in front of it."""
+    scheme, _, rest = database_url.partition("@")
+    host, port = proxy.address
+    return f"{scheme}@{host}:{port}/{rest.partition('/')[2]}"
+
+
 def environment(**settings: str) -> dict[str, str]:
     """The settings over an environment that holds none of the project's own."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
@@ -150,7 +160,7 @@ class Api:
         self.log = log
         self.environment = environment(
             **{"DATABASE_URL": database_url, "PORT": str(self.port), "AUTH_MODE": "none"}
-            | {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning"}
+            | {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning", "METRICS": "true"}
             | settings
         )
         self.process: subprocess.Popen[bytes] | None = None
@@ -187,6 +197,18 @@ class Api:
     def workers(self) -> list[int]:
         assert self.process
         return children(self.process.pid)
+
+    def metrics(self) -> dict[str, float]:
+        """Each of the metrics that /metrics tells, over all of its labels."""
+        with Client(self.address) as client:
+            answer = client.request("GET", "/metrics")
+        assert answer.status == 200, answer
+        sums: dict[str, float] = defaultdict(float)
+        for line in answer.body.decode().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                sums[name.partition("{")[0]] += float(value)
+        return sums
 
     def stop(self) -> None:
         # Not SIGINT, at which a worker of gunicorn 27 that is just accepting waits for ever.
