@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
@@ -11,10 +12,10 @@ from gunicorn.workers.base import Worker
 from todo_api import slots
 from todo_api.keys import IssuerKeys
 from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, environment, load_settings
+from todo_api.settings import SettingsError, server_settings
 
 try:
-    settings = load_settings(environment())
+    settings = server_settings()
 except SettingsError as error:
     sys.exit(str(error))
 
@@ -35,7 +36,7 @@ bind = f"{settings.host}:{settings.port}"
 logger_class = OneStream
 
 workers = settings.web_concurrency
-worker_class = "gthread"
+worker_class = "todo_api.worker.Worker"
 threads = settings.web_threads
 
 # A worker starts anew now and then, so that nothing can grow for ever; not all at the same time.
@@ -52,6 +53,9 @@ graceful_timeout = round(settings.request_timeout) + 5
 # The heartbeat goes to memory: on a slow disk, gunicorn would kill workers that are well.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
+# No proxy of ours sends these, and a client's would change what its path means.
+forwarder_headers = ""
+
 # Nobody asks it, and it would be one more thing that listens.
 control_socket_disable = True
 
@@ -66,3 +70,12 @@ def post_worker_init(worker: Worker) -> None:
     extensions["pool"].open()
     if isinstance(extensions.get("keys"), IssuerKeys):
         extensions["keys"].open()
+
+
+def pre_exec(server: Arbiter) -> None:
+    """Start an upgrade's master as `python -m gunicorn`, however this one was started.
+
+    gunicorn would run the module's file: its folder, then the first to import from, has an `http`.
+    """
+    python, _, *arguments = server.START_CTX["args"]
+    server.START_CTX["args"] = [python, "-m", "gunicorn", *arguments]

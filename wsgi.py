@@ -2,8 +2,8 @@
 
 from todo_api.app import create_app
 from todo_api.logs import configure_logging
-from todo_api.settings import environment, load_settings
+from todo_api.settings import server_settings
 
-settings = load_settings(environment())
+settings = server_settings()
 configure_logging(settings.log_level)
 app = create_app(settings)

@@ -18,6 +18,8 @@ PARTS = (
     "held",
     "black_hole",
     "cold_start",
+    "deploys",
+    "hostile",
     "soak",
 )
 

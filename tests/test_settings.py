@@ -11,7 +11,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from todo_api.keys import parse_public_key
-from todo_api.settings import Settings, SettingsError, load_database_settings, load_settings
+from todo_api.settings import (
+    Settings,
+    SettingsError,
+    load_database_settings,
+    load_settings,
+    server_settings,
+)
 
 FIT = {"DATABASE_URL": "postgresql://user:s3cret@localhost/todo", "AUTH_MODE": "none"}
 
@@ -443,3 +449,16 @@ def test_a_value_that_could_never_work_is_a_fault(name, value):
 )
 def test_origins_are_taken_as_browsers_send_them(origins):
     assert load_settings(FIT | {"CORS_ORIGINS": origins}).cors_origins == tuple(origins.split(","))
+
+
+def test_the_servers_settings_stay_what_they_were_at_its_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://")
+    server_settings.cache_clear()
+    (tmp_path / ".env").write_text("AUTH_MODE=none\nPORT=9001\n")
+    before = server_settings()
+    (tmp_path / ".env").write_text("AUTH_MODE=none\nPORT=nonsense\n")
+
+    assert server_settings() is before
+    assert before.port == 9001
+    server_settings.cache_clear()

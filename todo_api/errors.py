@@ -10,6 +10,7 @@ import orjson
 import psycopg
 import structlog
 from flask import Flask, Response
+from gunicorn.http.errors import ParseException
 from psycopg.errors import QueryCanceled
 from psycopg_pool import PoolTimeout, TooManyRequests
 from werkzeug.exceptions import HTTPException
@@ -41,9 +42,12 @@ KIND_OF_STATUS = {
     410: ("gone", "Too far back"),
     412: ("precondition-failed", "The task has changed"),
     413: ("too-large", "The body is too large"),
+    414: ("uri-too-long", "The request line is too long"),
     415: ("unsupported-media-type", "The body is of another type"),
+    417: ("expectation-failed", "The expectation cannot be met"),
     422: ("invalid", "A value breaks a rule"),
     428: ("precondition-required", "Say which version you mean"),
+    431: ("header-fields-too-large", "The header fields are too large"),
     500: ("internal-error", "Our fault"),
     503: ("unavailable", "Not available now"),
 }
@@ -263,6 +267,10 @@ def register_error_handlers(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def of_refusal(error: HTTPException) -> Response:
         return of_http_exception(error).response()
+
+    @app.errorhandler(ParseException)
+    def of_unreadable_body(_: ParseException) -> Response:
+        return malformed("The body's chunks cannot be read.").response()
 
     @app.errorhandler(psycopg.Error)
     def of_failed_statement(error: psycopg.Error) -> Response:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -198,6 +199,16 @@ def load_database_settings(environ: Mapping[str, str]) -> DatabaseSettings:
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """What the server needs, or SettingsError with every fault."""
     return Settings(**checked(Environment(), environ))
+
+
+@cache
+def server_settings() -> Settings:
+    """What this process was started with, or SettingsError with every fault.
+
+    Read once, by gunicorn's master: a worker that is started later, after a fault perhaps, finds
+    in its memory what the others have, whatever `.env` says by then.
+    """
+    return load_settings(environment())
 
 
 def checked(schema: Schema, environ: Mapping[str, str]) -> dict[str, Any]:

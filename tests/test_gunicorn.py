@@ -1,0 +1,271 @@
+"""gunicorn as in production: what it refuses and how, and what it does at a reload and a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from faults import hostile
+from faults.clients import Client
+from faults.deploys import load, none_failed, reload, terminate, upgrade
+from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
+from faults.servers import ROOT, await_that, children, environment, free_port, serving
+
+PARSERS = ["fast", "python"]
+
+
+@pytest.fixture(scope="module", params=PARSERS)
+def api(request, database_url):
+    """A server of one worker and one thread, so that who holds that holds up everybody."""
+    arguments = f"--http-parser {request.param}"
+    settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "LOG_LEVEL": "info"}
+    with serving(database_url, GUNICORN_CMD_ARGS=arguments, **settings) as server:
+        yield server
+        log = server.log.read_text()
+        assert "Traceback" not in log
+        assert "smuggled" not in log
+        assert {json.loads(line)["level"] for line in log.splitlines()} <= {"info", "warning"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_http_is_refused_once_and_the_connection_closed(api, form):
+    status, sent = FORMS[form]
+
+    assert_refused(exchange(api.address, sent + SMUGGLED), status)
+
+
+def test_a_refusal_says_that_the_connection_is_closed(api):
+    answer = one_answer(exchange(api.address, get(host=b"")))
+
+    assert answer.headers["connection"] == "close"
+    assert answer.json["type"] == "/problems/malformed"
+    assert answer.json["detail"] == "The request is not well-formed HTTP/1.1."
+
+
+def test_json_that_is_nested_too_deeply_is_refused(api):
+    assert_refused(exchange(api.address, hostile.deep(10_000)), 400)
+
+
+def test_a_refusal_of_a_head_has_no_body(api):
+    received = exchange(api.address, get(line=b"HEAD /livez HTTP/1.1", host=b""))
+
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert body == b""
+
+
+def test_http_1_0_needs_no_host(api):
+    answer = one_answer(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
+
+    assert answer.status == 200
+
+
+def test_chunks_that_nobody_reads_are_not_answered_a_second_time(api):
+    sent = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED
+
+    assert one_answer(exchange(api.address, sent)).status == 200
+
+
+def answers(address, *requests: bytes) -> list[tuple[int, str]]:
+    """The status of each request's answer and its id, on one connection, one after another."""
+    found = []
+    with socket.create_connection(address, timeout=30) as connection:
+        for sent in requests:
+            connection.sendall(sent)
+            response = HTTPResponse(connection)
+            response.begin()
+            response.read()
+            found.append((response.status, response.headers["X-Request-Id"]))
+    return found
+
+
+NEXT = get(b"X-Request-Id: next")
+UNREAD = SMUGGLED * 400  # about 32 KiB
+
+
+@pytest.mark.parametrize(
+    ("status", "sent"),
+    [
+        (404, get(b"Content-Length: %d" % len(UNREAD), line=b"POST /nothing HTTP/1.1") + UNREAD),
+        (415, post(b"Content-Type: text/plain", b"Content-Length: 5", body=b"12345")),
+        (415, get(b"Content-Length: %d" % len(UNREAD), line=post().split(b"\r\n")[0]) + UNREAD),
+        (201, chunked(b"19\r\n" + hostile.TITLE + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
+        (201, post(b"Expect: 100-continue", hostile.LENGTH, body=hostile.TITLE)),
+    ],
+)
+def test_a_body_is_never_taken_for_the_next_request(api, status, sent):
+    if b"text/plain" in sent:
+        sent = sent.replace(b"Content-Type: application/json\r\n", b"")
+
+    (first, _), (second, second_id) = answers(api.address, sent, NEXT)
+
+    assert first == status
+    assert (second, second_id) == (200, "next")
+
+
+def test_clients_that_send_nothing_hold_nobody_up(api):
+    """The worker of gunicorn itself gives each of them its thread for 5 s."""
+    with ExitStack() as idle:
+        for _ in range(6):
+            idle.enter_context(hostile.silent(api.address, b""))
+        begun = time.monotonic()
+
+        with Client(api.address) as client:
+            assert client.request("GET", "/livez").status == 200
+
+    assert time.monotonic() - begun < 20
+
+
+def test_clients_that_do_not_close_hold_nobody_up(api):
+    """The worker of gunicorn itself accepts nothing for up to 2 s after each such answer."""
+    with ExitStack() as held:
+        begun = time.monotonic()
+        for _ in range(12):
+            connection = held.enter_context(hostile.silent(api.address, get(b"Connection: close")))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+    assert time.monotonic() - begun < 20
+
+
+def test_the_connection_of_a_client_that_does_not_close_is_closed_in_the_end(api):
+    with hostile.silent(api.address, get(b"Connection: close")) as connection:
+        while connection.recv(65536):
+            pass
+        # The other direction, too: what is sent now comes to nobody.
+        await_that(lambda: refused(connection), "the connection is reset")
+
+
+def refused(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"x")
+    except OSError:
+        return True
+    return False
+
+
+def test_no_request_fails_at_reloads_and_an_upgrade(database_url):
+    with serving(database_url) as api:
+        with load(api) as clients:
+            for _ in range(2):
+                reload(api, clients)
+            new = upgrade(api, clients)
+        terminate(new)
+
+    none_failed(clients)
+
+
+def test_the_master_imports_nothing_that_counts():
+    """It would have files of its own among those of the workers."""
+    script = "import sys, todo_api.worker; print('todo_api.metrics' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
+
+    assert told.stdout == b"False\n"
+
+
+def test_a_killed_worker_is_replaced(database_url):
+    with serving(database_url, WEB_CONCURRENCY="1") as api:
+        (killed,) = api.workers()
+        os.kill(killed, signal.SIGKILL)
+
+        await_that(lambda: api.workers() not in ([], [killed]), "another worker is there")
+        with Client(api.address) as client:
+            assert client.request("GET", "/health").status == 200
+
+
+def test_a_stop_waits_for_what_is_in_flight(database_url):
+    with (
+        serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="30") as api,
+        psycopg.connect(database_url) as holder,
+        socket.create_connection(api.address, timeout=60) as connection,
+    ):
+        holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        connection.sendall(post(hostile.LENGTH, body=hostile.TITLE))
+        await_that(lambda: waiting(holder), "the request waits for the lock")
+        api.process.terminate()
+        await_that(lambda: not listening(api.address), "the server refuses connections")
+        holder.commit()
+        response = HTTPResponse(connection)
+        response.begin()
+
+        assert response.status == 201
+        assert api.process.wait(30) == 0
+
+
+def waiting(holder: psycopg.Connection) -> bool:
+    """Whether another connection to the same database waits for a lock."""
+    query = (
+        "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+        " WHERE NOT granted AND datname = current_database()"
+    )
+    return bool(holder.execute(query).fetchall())
+
+
+def listening(address) -> bool:
+    try:
+        socket.create_connection(address, timeout=30).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_request_that_is_never_sent_whole_does_not_keep_a_worker_from_ending(database_url):
+    """The worker of gunicorn itself waits for it until it is killed, half a minute later."""
+    with (
+        serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="0.1") as api,
+        hostile.silent(api.address, get()[:-2]),
+        hostile.silent(api.address, post(b"Content-Length: 9", body=b"{")),
+    ):
+        (before,) = api.workers()
+        # Answered by the one worker, which has therefore begun to read the two before it.
+        with Client(api.address) as client:
+            assert client.request("GET", "/livez").status == 200
+        api.process.send_signal(signal.SIGHUP)
+        await_that(lambda: api.workers() not in ([], [before]), "another worker is there")
+        await_that(lambda: before not in api.workers(), "the worker has ended", 60)
+
+        assert "WORKER TIMEOUT" not in api.log.read_text()
+
+
+def may_unshare() -> bool:
+    unshare = shutil.which("unshare")
+    command = ["unshare", "--pid", "--fork", "true"]
+    return (
+        bool(unshare) and subprocess.run(command, check=False, capture_output=True).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not may_unshare(), reason="needs unshare, and the right to use it")
+def test_as_the_first_process_of_a_container_it_ends_at_a_term(database_url):
+    port = free_port()
+    settings = {"DATABASE_URL": database_url, "AUTH_MODE": "none", "PORT": str(port)}
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    container = subprocess.Popen(
+        [*unshare, sys.executable, "-m", "gunicorn"],
+        cwd=ROOT,
+        env=environment(**settings),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        await_that(lambda: listening(("127.0.0.1", port)), "it listens")
+        with Client(("127.0.0.1", port)) as client:
+            assert client.request("GET", "/health").status == 200
+        (first,) = children(container.pid)
+        assert Path(f"/proc/{first}/status").read_text().split("NSpid:")[1].split()[1] == "1"
+        os.kill(first, signal.SIGTERM)
+
+        assert container.wait(30) == 0
+    finally:
+        container.kill()
+        container.wait()

@@ -1,0 +1,56 @@
+"""What never reached the application, refused as the application would."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from gunicorn import util
+from gunicorn.http.errors import (
+    ConfigurationProblem,
+    ExpectationFailed,
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+)
+
+from todo_api.errors import Problem, bug, malformed
+from todo_api.headers import POLICY
+
+# Faults of ours, though gunicorn counts them among those of parsing.
+OURS = (ConfigurationProblem, InvalidResponseHeader, InvalidResponseHeaderName)
+
+
+def refusal(error: Exception) -> Problem:
+    """The problem of a request that gunicorn could not read, or failed to hand on."""
+    if not isinstance(error, ParseException) or isinstance(error, OURS):
+        return bug()
+    if isinstance(error, LimitRequestLine):
+        return Problem(414, "The request line is longer than this server reads.")
+    if isinstance(error, LimitRequestHeaders):
+        return Problem(431, "There are more header fields, or longer ones, than this server reads.")
+    if isinstance(error, ExpectationFailed):
+        return Problem(417, "The only expectation that can be met is 100-continue.")
+    return malformed("The request is not well-formed HTTP/1.1.")
+
+
+def answer(problem: Problem, request_id: str, method: str | None) -> bytes:
+    """The problem as bytes of HTTP/1.1, after which the connection is closed."""
+    body = problem.body(request_id)
+    head = "\r\n".join(
+        (
+            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
+            f"Date: {util.http_date()}",
+            "Connection: close",
+            "Content-Type: application/problem+json",
+            f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
+            f"Content-Security-Policy: {POLICY}",
+            "Referrer-Policy: no-referrer",
+            "X-Content-Type-Options: nosniff",
+            f"X-Request-Id: {request_id}",
+            "\r\n",
+        )
+    )
+    return head.encode() + (b"" if method == "HEAD" else body)
