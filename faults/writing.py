@@ -61,6 +61,7 @@ class Journal:
     tasks: dict[str, Task] = field(default_factory=dict)
     acknowledged: int = 0
     operations: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)  # by user
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     latest: float = 0
@@ -75,6 +76,7 @@ class Journal:
             self.tasks[task.id] = task
             self.acknowledged += 1
             self.operations[operation] += 1
+            self.changes[task.user] += 1
             self.latest = time.monotonic()
             if not task.deleted:
                 if (task.user, task.revision) in self.revisions:
@@ -359,4 +361,8 @@ def compare(journal: Journal, connection: Connection[tuple[Any, ...]]) -> None:
         elif there != task:
             wrong.append(f"Acknowledged {task}, but there is {there}")
     wrong += [f"Never acknowledged: {task}" for task in held.values()]
+    # Every write here changes something, and every change takes one number of its user.
+    numbers = dict(connection.execute("SELECT id::text, revision FROM users").fetchall())
+    if numbers != journal.changes:
+        wrong.append(f"Acknowledged so many changes: {journal.changes}; there were {numbers}")
     assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong[:20])

@@ -97,6 +97,7 @@ def test_what_is_there_as_acknowledged_is_no_fault(journal):
             "INSERT INTO tasks SELECT user_id, gen_random_uuid(), title FROM tasks LIMIT 1",
             "Never acknowledged",
         ),
+        ("UPDATE users SET revision = revision + 1", "so many changes"),
     ],
 )
 def test_what_is_lost_changed_or_doubled_is_found(journal, statement: str, fault: str):
