@@ -119,6 +119,6 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 
 .PHONY: clean
 clean: ## Remove what make made, but not the data in .dev
-	rm -rf .venv-judge .schemathesis judge/node_modules tests/typescript/node_modules
+	rm -rf .venv-judge .schemathesis judge/node_modules tests/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

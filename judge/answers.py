@@ -80,6 +80,9 @@ def ask_a_user(ask, user):
     created = ask("POST", tasks, {"title": "Buy oat milk"})
     ask("POST", tasks, {"title": "Buy oats"})
     task, tag = created["Location"], created["ETag"]
+    # Created, told again, and refused: the key is another request's.
+    for title in ("Buy milk", "Buy milk", "Buy bread"):
+        ask("POST", tasks, {"title": title}, Idempotency_Key="key")
     first_page = ask("GET", f"{tasks}?limit=1")
     ask("GET", first_page["Link"].partition(">")[0].lstrip("<"))
     ask("HEAD", tasks)

@@ -50,7 +50,7 @@ RUNS = {
         *("--exclude-operation-id", "restoreFromTrash", "--exclude-operation-id", "removeUser"),
     ],
 }
-TIMEOUT = 360  # seconds, for any one of them
+TIMEOUT = 600  # seconds, for any one of them
 
 
 @contextmanager
