@@ -19,7 +19,6 @@ import pytest
 
 from faults import hostile
 from faults.clients import Client
-from faults.deploys import load, none_failed, reload, terminate, upgrade
 from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
 from faults.servers import ROOT, await_that, children, environment, free_port, serving
 
@@ -153,17 +152,6 @@ def refused(connection: socket.socket) -> bool:
     except OSError:
         return True
     return False
-
-
-def test_no_request_fails_at_reloads_and_an_upgrade(database_url):
-    with serving(database_url) as api:
-        with load(api) as clients:
-            for _ in range(2):
-                reload(api, clients)
-            new = upgrade(api, clients)
-        terminate(new)
-
-    none_failed(clients)
 
 
 def test_the_master_imports_nothing_that_counts():
