@@ -41,6 +41,14 @@ test-full: $(INSTALLED) ## Run the tests with every count in full, then all of t
 	$(PY) -m pytest --numprocesses auto --full $(ARGS)
 	$(PY) -m pytest --numprocesses auto --pooler $(ARGS)
 
+.PHONY: bench
+bench: $(INSTALLED) ## Compare with peers and with the limits, in turns (needs wrk and Node)
+	$(PY) benchmarks/compare.py $(ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(INSTALLED) ## Measure with more tasks, more clients, more distance, more time (needs wrk)
+	$(PY) benchmarks/growth.py $(ARGS)
+
 .PHONY: bench-startup
 bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
 	$(PY) benchmarks/startup.py
@@ -116,9 +124,13 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 		--output-file requirements-dev.lock
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' judge/requirements.in --output-file judge/requirements.lock
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' benchmarks/peers/requirements.in --constraint requirements.lock \
+		--output-file benchmarks/peers/requirements.lock
 
 .PHONY: clean
 clean: ## Remove what make made, but not the data in .dev
+	rm -rf .venv-bench benchmarks/peers/fastify/node_modules
 	rm -rf .venv-judge .schemathesis judge/node_modules tests/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""The limits: what Flask and WSGI under the same gunicorn take for the same bytes and no work."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+TASK = json.dumps(
+    {
+        "id": "01900000-0000-7000-8000-000000000001",
+        "user_id": "00000000-0000-4000-8000-000000000001",
+        "title": "Buy oat milk, number 1",
+        "description": "Two litres of the plain kind, and none of the ones with sugar in them.",
+        "completed": False,
+        "created_at": "2026-01-01T00:00:01.123456Z",
+        "updated_at": "2026-01-01T00:00:01.123456Z",
+        "revision": 1,
+    }
+).encode()
+TASKS = b"[" + b",\n".join([TASK] * 50) + b"]"
+JSON = "application/json"
+
+flask = Flask(__name__)
+
+
+@flask.get("/api/<user_id>/tasks/<task_id>")
+def get_task(user_id: str, task_id: str) -> Response:  # noqa: ARG001  what it is comes from the path
+    return Response(TASK, mimetype=JSON)
+
+
+@flask.get("/api/<user_id>/tasks")
+def list_tasks(user_id: str) -> Response:  # noqa: ARG001
+    return Response(TASKS, mimetype=JSON)
+
+
+@flask.post("/api/<user_id>/tasks")
+def create_task(user_id: str) -> Response:  # noqa: ARG001
+    request.get_json()
+    return Response(TASK, 201, mimetype=JSON)
+
+
+def wsgi(environ: dict, start_response: Callable) -> Iterable[bytes]:
+    """The same three, without a framework."""
+    status, body = "200 OK", TASK
+    if environ["REQUEST_METHOD"] == "POST":
+        json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        status = "201 Created"
+    elif environ["PATH_INFO"].endswith("/tasks"):
+        body = TASKS
+    start_response(status, [("Content-Type", JSON), ("Content-Length", str(len(body)))])
+    return [body]
