@@ -36,10 +36,15 @@ purge: $(INSTALLED) ## Remove for good what has been in the trash for 30 days
 test: $(INSTALLED) ## Run the tests against a real PostgreSQL
 	$(PY) -m pytest --numprocesses auto --cov --cov-report term $(ARGS)
 
+# What is asked of the tables, and not what they are.
+DATA_LAYER := $(addprefix tests/test_,tasks.py listing.py preconditions.py revisions.py isolation.py \
+	changes.py users.py purge.py idempotency.py retries.py model.py round_trips.py validation.py)
+
 .PHONY: test-full
-test-full: $(INSTALLED) ## Run the tests with every count in full, then all of them through PgBouncer
+test-full: $(INSTALLED) ## Run the tests with every count in full, then through PgBouncer, then on partitions
 	$(PY) -m pytest --numprocesses auto --full $(ARGS)
 	$(PY) -m pytest --numprocesses auto --pooler $(ARGS)
+	$(PY) -m pytest --numprocesses auto --divided $(DATA_LAYER)
 
 .PHONY: bench
 bench: $(INSTALLED) ## Compare with peers and with the limits, in turns (needs wrk and Node)

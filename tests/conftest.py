@@ -37,6 +37,8 @@ VOLATILE = {
     "full_page_writes": "off",
     "max_connections": "200",
 }
+DIVIDE = (ROOT / "docs" / "scaling" / "divide.sql").read_text()
+
 # A client and a user serve many examples of a test as well as one; a database has no deadline.
 settings.register_profile(
     "todo",
@@ -50,16 +52,20 @@ settings.load_profile("todo")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the counts that take long, in full")
     parser.addoption("--pooler", action="store_true", help="reach the database through PgBouncer")
+    parser.addoption("--divided", action="store_true", help="divide the tables into partitions")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the applications' way to the database: straight, unless a mark or --pooler says else.
 
     What is marked `pooled` goes both ways; what is marked `direct` never goes through PgBouncer.
+    What is marked `divided` has its tables whole and in partitions.
     """
+    marked = metafunc.definition.get_closest_marker
+    if "database_url" in metafunc.fixturenames and marked("divided"):
+        metafunc.parametrize("database_url", ["whole", "divided"], indirect=True, scope="session")
     if "pooler" not in metafunc.fixturenames:
         return
-    marked = metafunc.definition.get_closest_marker
     if marked("direct"):
         ways = ["direct"]
     elif metafunc.config.option.pooler:
@@ -172,10 +178,12 @@ def execute(url: str, statement: sql.Composed | str) -> None:
 
 
 @pytest.fixture(scope="session")
-def database_url(new_database) -> str:
+def database_url(new_database, request: pytest.FixtureRequest) -> str:
     """A migrated database that the tests of one worker share, each with a user of its own."""
     url = new_database("shared")
     migrate(url)
+    if request.config.option.divided or getattr(request, "param", "whole") == "divided":
+        execute(url, DIVIDE)
     return url
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-pytestmark = pytest.mark.pooled
+pytestmark = [pytest.mark.pooled, pytest.mark.divided]
 
 # What one glance, one snapshot, shows of an owner: the revisions of the tasks, and the counter.
 GLANCE = """
