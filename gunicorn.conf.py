@@ -64,10 +64,16 @@ slots.share_metrics()
 pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_exit
 
 
+# Seconds. Without a database, a worker serves all the same: /livez, and refusals.
+FIRST_CONNECTION = 1
+
+
 def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     extensions: dict[str, Any] = worker.wsgi.extensions
     extensions["pool"].open()
+    # Its first requests would wait for that, and those after them find no place.
+    extensions["pool"].await_connection(FIRST_CONNECTION)
     if isinstance(extensions.get("keys"), IssuerKeys):
         extensions["keys"].open()
 

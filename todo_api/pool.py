@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
@@ -199,6 +199,11 @@ class Pool:
                 self._pool.open()
                 if self._watched:
                     metrics.watch_pool(self._pool)
+
+    def await_connection(self, seconds: float) -> None:
+        """Wait until there is a connection, for so long at most."""
+        with suppress(PoolTimeout), self._pool.connection(seconds):
+            pass
 
     def close(self) -> None:
         """Close every connection; the pool cannot be opened again."""
