@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
@@ -189,6 +190,28 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
 
         assert response.status == 201
         assert api.process.wait(30) == 0
+
+
+def test_a_probe_is_answered_while_every_thread_waits_for_the_database(database_url, tasks_url):
+    settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "REQUEST_TIMEOUT": "30"}
+    with (
+        serving(database_url, **settings) as server,
+        Client(server.address) as client,
+        Client(server.address) as prober,
+        psycopg.connect(database_url) as holder,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        holder.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        asked = thread.submit(client.request, "GET", tasks_url)
+        await_that(lambda: waiting(holder), "the request waits for the lock")
+
+        alive = [prober.request("GET", "/livez").status for _ in range(3)]
+        still_waiting = not asked.done()
+        holder.rollback()
+
+        assert alive == [200, 200, 200]
+        assert still_waiting
+        assert asked.result(30).status == 200
 
 
 def waiting(holder: psycopg.Connection) -> bool:

@@ -36,11 +36,13 @@ def test_who_finds_no_place_is_refused_soon():
     assert time.monotonic() - began < pool.PATIENCE + 1
 
 
-def test_who_finds_places_taken_for_long_is_refused_at_once(monkeypatch):
+def test_while_nobody_is_served_who_finds_no_place_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(pool, "PATIENCE", 30)
     gate = Gate(1)
     gate.enter()
+    gate.leave(served=False)
     gate._moved_at -= 31
+    gate.enter()
     began = time.monotonic()
 
     with pytest.raises(TooManyRequests):
@@ -58,7 +60,7 @@ def test_who_finds_places_taken_in_quick_turn_waits(monkeypatch):
         gate.enter()
         at_once.append(3 - gate._free)
         time.sleep(0.001)
-        gate.leave()
+        gate.leave(served=True)
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(use, range(200)))

@@ -28,9 +28,9 @@ log = structlog.get_logger(__name__)
 Json: TypeAlias = bytes
 Row: TypeAlias = tuple[Any, ...]
 
-# How long all places may be taken, none of them newly, before who comes is turned away, in
-# seconds. The thread that waits here is the last one: /livez waits behind it.
-PATIENCE = 0.04
+# How long all places may be taken and nobody be done, before who comes is turned away, in seconds:
+# a stall that is shorter, such as a checkpoint's, costs time and no errors.
+PATIENCE = 0.2
 
 # A compute that was suspended takes connections this soon; what takes longer is an outage.
 COLD_START = 2.5
@@ -130,16 +130,21 @@ class Outage:
 class Gate:
     """Fewer places than a worker has threads, so that one is free for what needs no database.
 
-    Who finds them all taken waits for as long as they are taken and left in quick turn.
+    Who finds them all taken waits for as long as one after the other is done with the database.
     """
 
     def __init__(self, places: int) -> None:
         self._free = places
+        self._well = True
         self._moved_at = 0.0
         self._left = threading.Condition()
 
     def enter(self) -> None:
-        """Take a place. Raises TooManyRequests when none has been taken or left for PATIENCE."""
+        """Take a place. Raises TooManyRequests when all are taken and nothing moves for PATIENCE.
+
+        Once a place was left by who was not served, taking it anew is no movement: until somebody
+        is served, whoever finds no place is refused at once.
+        """
         with self._left:
             while not self._free:
                 patience = self._moved_at + PATIENCE - time.monotonic()
@@ -148,12 +153,15 @@ class Gate:
                     raise TooManyRequests("every place has been taken for too long")
                 self._left.wait(patience)
             self._free -= 1
-            self._moved_at = time.monotonic()
+            if self._well:
+                self._moved_at = time.monotonic()
 
-    def leave(self) -> None:
+    def leave(self, *, served: bool) -> None:
         with self._left:
             self._free += 1
-            self._moved_at = time.monotonic()
+            self._well = served
+            if served:
+                self._moved_at = time.monotonic()
             self._left.notify()
 
 
@@ -219,6 +227,7 @@ class Pool:
         if self._pool.closed:
             self.open()
         self._gate.enter()
+        served = True
         try:
             patience = min(deadline - time.monotonic(), self._outage.patience())
             if patience <= 0:
@@ -230,8 +239,11 @@ class Pool:
                 yield connection
             finally:
                 self._return(connection)
+        except psycopg.OperationalError:
+            served = False
+            raise
         finally:
-            self._gate.leave()
+            self._gate.leave(served=served)
 
     def _return(self, connection: Connection) -> None:
         # Where something is still to come, or nothing can, the connection is of no more use. What

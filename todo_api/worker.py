@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -37,6 +38,10 @@ REQUEST_SECONDS = 30
 # reset, and the reset can overtake the answer (RFC 9112, section 9.6).
 CLOSING_SECONDS = 2
 CLOSING_BYTES = 1024 * 1024
+
+# What a probe sends, and how much of a request is looked at to tell.
+PROBE = b"GET /livez "
+PROBE_BYTES = 2048
 
 # uri-host [ ":" port ] of RFC 9110, section 7.2; empty where the target has no authority.
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
@@ -123,10 +128,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             del self.served[conn]
 
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """As gunicorn has it, and beside it a thread for who asks whether the process lives.
+
+        When all others wait for a database that hangs, a probe must not take that for the process.
+        """
+        self.probes = ThreadPoolExecutor(1, "probes")
+        threads: ThreadPoolExecutor = super().get_thread_pool()
+        return threads
+
     def enqueue_req(self, conn: TConn) -> None:
         """Give the connection to a thread; a new one only when it has sent something."""
         if conn.initialized or conn.data_ready:
-            super().enqueue_req(conn)
+            threads = self.probes if is_probe(conn.sock) else self.tpool
+            served = threads.submit(self.handle, conn)
+            served.add_done_callback(
+                lambda done: self.method_queue.defer(self.finish_request, conn, done)
+            )
             return
         conn.parser = StrictParser(self.cfg, conn.sock, conn.client)
         conn.set_timeout()
@@ -209,3 +227,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle_quit(self, sig: int, frame: object) -> None:
         """End as at SIGTERM: gunicorn's own way waits for a lock that it may hold itself."""
         self.handle_exit(sig, frame)
+
+
+def is_probe(client: socket.socket) -> bool:
+    """Whether what has come is a whole request for /livez: its thread waits for nobody."""
+    try:
+        begin = client.recv(PROBE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return begin.startswith(PROBE) and b"\r\n\r\n" in begin
