@@ -251,7 +251,8 @@ def run(*, short: bool) -> None:
     """Send every form while clients work and idle connections are open."""
     with (
         postgresql() as server,
-        serving(server.url(), WEB_CONCURRENCY="1", LOG_LEVEL="info") as api,
+        # More threads than clients: no request is one too many, which would be a 503.
+        serving(server.url(), WEB_CONCURRENCY="1", WEB_THREADS="8", LOG_LEVEL="info") as api,
         ExitStack() as idle,
     ):
         # More than the worker has threads, and none of them holds one.

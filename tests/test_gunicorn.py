@@ -298,3 +298,13 @@ def test_without_a_database_a_worker_starts_all_the_same(make_app):
     pool.await_connection(0.1)
 
     assert pool._pool.get_stats()["pool_available"] == 0
+
+
+def test_a_request_that_comes_too_slowly_is_cut_off(api, request):
+    if not request.config.option.full:
+        pytest.skip("it takes half a minute: --full runs it")
+    with hostile.silent(api.address, get()[:-2]) as slow, Client(api.address, timeout=60) as client:
+        # There is one thread.
+        assert client.request("GET", "/livez").status == 200
+        slow.settimeout(30)
+        assert slow.recv(1) == b""
