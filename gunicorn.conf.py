@@ -1,5 +1,6 @@
 """How gunicorn serves the application; every number that differs from its default has a reason."""
 
+import gc
 import logging
 import sys
 from typing import Any
@@ -76,6 +77,8 @@ def post_worker_init(worker: Worker) -> None:
     extensions["pool"].await_connection(FIRST_CONNECTION)
     if isinstance(extensions.get("keys"), IssuerKeys):
         extensions["keys"].open()
+    # What is there now stays: without this, it is looked through again and again for garbage.
+    gc.freeze()
 
 
 def pre_exec(server: Arbiter) -> None:
