@@ -20,6 +20,8 @@ PARTS = (
     "cold_start",
     "deploys",
     "hostile",
+    "overload",
+    "slow_clients",
     "soak",
 )
 

@@ -47,6 +47,7 @@ class Proxy:
         self._mode = FORWARD
         self._dropping = False
         self._closing = False
+        self.delay = 0.0  # seconds that each request takes longer
         self.connects = 0  # how many were accepted
         self.lost: list[bytes] = []  # the answers that were kept back
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -212,6 +213,7 @@ class Connection:
             if self._losing is None and self._proxy.sought(self._tail + request):
                 self._losing = b""
             self._tail = request[-64:]
+            time.sleep(self._proxy.delay)
             server.sendall(request)
         if server in ready:
             answer = server.recv(CHUNK)
