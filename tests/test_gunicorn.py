@@ -288,7 +288,7 @@ def test_a_worker_has_a_connection_before_it_takes_requests(make_app):
 
     pool.await_connection(30)
 
-    assert pool._pool.get_stats()["pool_available"] == 1
+    assert pool._pool.get_stats()["pool_available"] >= 1
 
 
 def test_without_a_database_a_worker_starts_all_the_same(make_app):
