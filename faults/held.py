@@ -27,8 +27,9 @@ DEADLINE = 2.0  # seconds, REQUEST_TIMEOUT
 class Limits(NamedTuple):
     """What the figures of one run must hold, in seconds.
 
-    A short run is part of the tests, on machines that do much else at the same time: it finds a
-    request that hangs, and a full run the one that is slow.
+    The machine's own stalls come on top: by how much /livez was late just before, when nothing was
+    held. A short run is part of the tests, on machines that do much else at the same time: it finds
+    a request that hangs, and a full run the one that is slow.
     """
 
     turned_away: float  # a request that is not let at the database
@@ -86,10 +87,11 @@ def run(*, short: bool) -> None:
         livez_while_held=busy,
     )
     assert not busy.failures, busy.failures
-    assert turned_away[-1] < limits.turned_away, "Turned away, but not at once."
-    assert seconds[-1] < DEADLINE + limits.past_deadline, "Answered after the deadline."
-    assert recovered < limits.recovery, f"Back after {recovered:.2f} s."
-    assert busy.percentile(99) < limits.livez, f"/livez: {busy}"
+    stall = max(idle.seconds)
+    assert turned_away[-1] < limits.turned_away + stall, "Turned away, but not at once."
+    assert seconds[-1] < DEADLINE + limits.past_deadline + stall, "Answered after the deadline."
+    assert recovered < limits.recovery + stall, f"Back after {recovered:.2f} s."
+    assert busy.percentile(99) < limits.livez + idle.percentile(99), f"/livez: {busy}"
 
 
 def ask(address: tuple[str, int], path: str) -> list[Timed]:

@@ -90,6 +90,11 @@ class Postgres(Cluster):
         """A superuser's own connection to the database that is served."""
         return psycopg.connect(self.url(), autocommit=True)
 
+    def stop(self) -> None:
+        # Of one that was killed and not started again, the process id may be somebody else's.
+        if self._process and self._process.poll() is None:
+            super().stop()
+
     def processes(self) -> list[int]:
         """The postmaster and all that it has forked."""
         assert self._process
