@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.pooled
 
+SYNC = b"S\x00\x00\x00\x04"
+
 # How long a side must be silent to be taken to have ended its turn.
 SILENCE = 0.05  # seconds
 
@@ -42,6 +44,7 @@ class Proxy:
 
     def __init__(self, upstream: Callable[[], socket.socket]) -> None:
         self.flights = 0
+        self.sent = b""
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -77,6 +80,7 @@ class Proxy:
                         held += data
                     else:
                         asked = True
+                        self.sent += data
                         server.sendall(data)
                 if not sides:
                     self.flights += asked
@@ -176,6 +180,16 @@ def test_a_warm_request_is_one_flight(client, tasks_url, flights, method, path, 
 
     assert answer.status_code == status
     assert counted == [1]
+
+
+def test_the_last_that_a_request_sends_is_its_sync(client, tasks_url, proxy):
+    """To a pooler, whatever follows it begins a transaction, which nothing would end."""
+    client.get(tasks_url)
+
+    answer = client.post(tasks_url, json={"title": "Buy oat milk"})
+
+    assert answer.status_code == 201
+    assert proxy.sent.endswith(SYNC)
 
 
 def test_the_one_flight_runs_under_row_level_security(open_database, proxied_url, flights):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import psycopg
 import structlog
 from psycopg.adapt import Loader
+from psycopg.generators import send
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
@@ -48,6 +49,23 @@ class JsonLoader(Loader):
         return bytes(data)
 
 
+class Pipeline(psycopg.Pipeline):
+    """A pipeline of which the last that is sent is its Sync.
+
+    psycopg's own sends a Flush after it. To a pooler that has answered the Sync by then, that is
+    the begin of a transaction: it takes a connection to the server, which an idle client then
+    keeps from all others. 20 of 4,000 requests left one so, through PgBouncer 1.18.
+    """
+
+    def _exit_gen(self) -> PQGen[None]:
+        try:
+            self._enqueue_sync()
+            yield from self._communicate_gen()
+        finally:
+            yield from send(self.pgconn)
+            yield from self._fetch_gen(flush=False)
+
+
 class Connection(psycopg.Connection[Row]):
     """A connection that waits for its server until `deadline`, by time.monotonic().
 
@@ -65,6 +83,13 @@ class Connection(psycopg.Connection[Row]):
         connection.adapters.register_loader("json", JsonLoader)
         connection.opened_at = time.monotonic()
         return connection
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self)
+        with super().pipeline() as pipeline:
+            yield pipeline
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         if self.deadline is not math.inf:
