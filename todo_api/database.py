@@ -62,7 +62,9 @@ LOST = frozenset(
     }
 )
 CONNECTION_EXCEPTION = "08"
-QUERY_CANCELED = "57014"
+
+# A reason to repeat after which it is not known what the first attempt did.
+CONNECTION_LOST = "connection_lost"
 
 
 class OutcomeUnknownError(psycopg.OperationalError):
@@ -129,9 +131,9 @@ class Database:
     ) -> list[list[Row]]:
         """The rows of each statement, run as `owner`, in one transaction and one round trip.
 
-        A later statement sees what others committed while an earlier one waited. After a failure
-        that may pass, or of which it cannot be told whether it was one, `again` is run in their
-        place, once: it must recognise what the first attempt did. Raises as `read` does, and
+        A later statement sees what others committed while an earlier one waited. When the
+        connection is lost, and with it what became of them, `again` is run in their place, once:
+        it must recognise what the first attempt did. Raises as `read` does, and
         OutcomeUnknownError.
         """
         return self._run(owner, statements, parameters, again)
@@ -153,12 +155,15 @@ class Database:
                 if reason is None:
                     raise
                 metrics.RETRIES.labels(reason).inc()
-        values["elapsed"] = time.monotonic() - began
+        lost = reason == CONNECTION_LOST
+        if lost:
+            values["elapsed"] = time.monotonic() - began
         try:
             with self.pool.connection(self.deadline) as connection:
-                return self._transact(connection, again or statements, values)
-        except psycopg.Error as error:
-            if again is None or not (reason_to_repeat(error) or error.sqlstate == QUERY_CANCELED):
+                return self._transact(connection, again if lost and again else statements, values)
+        except psycopg.OperationalError as error:
+            lost = lost or reason_to_repeat(error) == CONNECTION_LOST
+            if again is None or not lost:
                 raise
             metrics.OUTCOMES_UNKNOWN.inc()
             raise OutcomeUnknownError from error
@@ -183,5 +188,5 @@ def reason_to_repeat(error: psycopg.Error) -> str | None:
     if state in ROLLED_BACK:
         return "rolled_back"
     if state is None:
-        return "connection_lost" if isinstance(error, psycopg.OperationalError) else None
-    return "connection_lost" if state in LOST or state.startswith(CONNECTION_EXCEPTION) else None
+        return CONNECTION_LOST if isinstance(error, psycopg.OperationalError) else None
+    return CONNECTION_LOST if state in LOST or state.startswith(CONNECTION_EXCEPTION) else None
