@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,7 +140,11 @@ def await_idle(connection: psycopg.Connection) -> None:
 
 @contextmanager
 def migrated() -> Iterator[Data]:
-    """An embedded PostgreSQL with an empty database that has our schema."""
+    """An embedded PostgreSQL with an empty database that has our schema.
+
+    From now on a SIGTERM ends this process as Ctrl-C does, so that no server is left behind.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with temporary_cluster(options=OPTIONS) as cluster:
         url = cluster.create_database("bench")
         subprocess.run(
