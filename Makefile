@@ -13,10 +13,12 @@ help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
 # Made anew only when what it is made of has changed.
-$(INSTALLED): requirements-dev.lock setup.cfg pyproject.toml
+$(INSTALLED): requirements-dev.lock requirements-fast.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --require-hashes -r requirements-fast.lock 2>/dev/null || \
+		echo 'Without a C compiler, gunicorn reads requests with its parser in Python, which is slower.'
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -124,6 +126,9 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 	$(PY) -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<1'
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' setup.cfg --output-file requirements.lock
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' setup.cfg --extra fast --constraint requirements.lock \
+		--output-file requirements-fast.lock
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' setup.cfg --extra dev --constraint requirements.lock \
 		--output-file requirements-dev.lock

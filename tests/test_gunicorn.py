@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +24,11 @@ from faults.clients import Client
 from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
 from faults.servers import ROOT, await_that, children, environment, free_port, serving
 
-PARSERS = ["fast", "python"]
+COMPILED = importlib.util.find_spec("gunicorn_h1c") is not None
+PARSERS = [
+    pytest.param("fast", marks=pytest.mark.skipif(not COMPILED, reason="needs gunicorn_h1c")),
+    "python",
+]
 
 
 @pytest.fixture(scope="module", params=PARSERS)
