@@ -119,7 +119,7 @@ def test_every_statement_is_pruned_to_one_part_of_each_table(planner):
         explain = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE statement ({})").format(given)
 
         with planner.transaction(force_rollback=True):
-            planner.execute(ACT_AS_OWNER, {"owner": owner, "attempt": None, "timeout": "60000"})
+            planner.execute(ACT_AS_OWNER.sql, {"owner": owner, "attempt": None, "timeout": "60000"})
             planner.execute(f"PREPARE statement AS {numbered}")
             (plan,) = planner.execute(explain).fetchone()
             planner.execute("DEALLOCATE statement")

@@ -25,6 +25,7 @@ from sqlalchemy import select
 
 from todo_api.api import Blueprint, answer, database
 from todo_api.app import create_app
+from todo_api.connection import Statement
 from todo_api.database import ACT_AS_OWNER, compiled
 from todo_api.pool import Pool
 from todo_api.statements.tasks import ID, TASK, TaskRow
@@ -43,16 +44,19 @@ class OwnerForgotten(Pool):
     @contextmanager
     def connection(self, deadline):
         with super().connection(deadline) as connection:
-            execute = connection.execute
-            connection.execute = lambda sql, values: execute(forgotten(sql), values)
+            transact = connection.transact
+            connection.transact = lambda statements, values, deadline: transact(
+                [forgotten(statement) for statement in statements], values, deadline
+            )
             yield connection
-            del connection.execute
+            del connection.transact
 
 
-def forgotten(sql):
+def forgotten(statement):
+    sql = statement.sql
     without = re.sub(rb"\w+\.(user_id|id) = %\(owner\)s::UUID", b"true", sql)
-    assert without != sql or b"alembic_version" in sql or sql == ACT_AS_OWNER
-    return without
+    assert without != sql or b"alembic_version" in sql or statement == ACT_AS_OWNER
+    return Statement(without)
 
 
 @dataclass

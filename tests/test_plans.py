@@ -117,7 +117,7 @@ def explain(connection, request):
         values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
         with connection.transaction(force_rollback=True):
             settings = {"owner": parameters["owner"], "attempt": None, "timeout": "60000"}
-            connection.execute(ACT_AS_OWNER, settings)
+            connection.execute(ACT_AS_OWNER.sql, settings)
             connection.execute(f"SET LOCAL plan_cache_mode = {request.param}")
             connection.execute(f"PREPARE statement AS {numbered}")
             explained = connection.execute(EXPLAIN.format(values)).fetchone()

@@ -25,19 +25,17 @@ class Unreliable(Pool):
         with super().connection(deadline) as connection:
             if self.lose:
                 (where, meanwhile), self.lose = self.lose, None
-                connection.pipeline = losing(connection, where, meanwhile)
+                connection.transact = losing(connection, where, meanwhile)
             yield connection
 
 
 def losing(connection, where, meanwhile):
-    pipeline = connection.pipeline
+    transact = connection.transact
 
-    @contextmanager
-    def lost():
+    def lost(*arguments):
         if where == "question":
             connection.close()
-        with pipeline() as opened:
-            yield opened
+        transact(*arguments)
         connection.close()
         meanwhile()
         raise psycopg.OperationalError("the answer is lost")

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 import todo_api.statements
 from todo_api import tables
-from todo_api.database import Statement
+from todo_api.connection import Statement
 from todo_api.errors import POINTER_OF_CONSTRAINT
 from todo_api.schemas import SORTS
 from todo_api.statements.operations import SCHEMA_VERSION

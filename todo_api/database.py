@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from uuid_utils.compat import uuid7
 
 from todo_api import metrics
+from todo_api.connection import Statement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy.sql import ClauseElement
     from sqlalchemy.sql.compiler import SQLCompiler
 
-    from todo_api.pool import Connection, Pool, Row
+    from todo_api.connection import Connection, Row
+    from todo_api.pool import Pool
 
 # The role that requests run as. It cannot log in and cannot bypass row-level security; whatever
 # role the connection logged in as, a superuser included, a request drops to it.
@@ -31,13 +33,15 @@ MAINTENANCE_ROLE = "todo_maintenance"
 # All local to the transaction: nothing is left for the next user of a pooled connection. The
 # trigger stamps what is changed with the id of the attempt. A plan that knows the values sorts a
 # small user's tasks where the generic one reads them off an index.
-ACT_AS_OWNER = f"""
+ACT_AS_OWNER = Statement(
+    f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
            set_config('todo.attempt', %(attempt)s::text, true),
            set_config('statement_timeout', %(timeout)s, true),
            set_config('plan_cache_mode', 'force_generic_plan', true)
-""".encode()
+    """.encode()
+)
 
 # Of the time that is left, what a statement may take: the server's own refusal is to come first,
 # for it leaves the connection as it was.
@@ -71,20 +75,11 @@ class OutcomeUnknownError(psycopg.OperationalError):
     """Whether a change was made cannot be told: its answer was lost."""
 
 
-@dataclass(frozen=True)
-class Statement:
-    """SQL with `%(name)s` placeholders.
-
-    It may name `owner`; `attempt`, the id that what it changes is stamped with, be it the first
-    time or the second; and `elapsed`, the seconds since the first one began, NULL for that one.
-    """
-
-    sql: bytes
-
-
 def compiled(statement: ClauseElement) -> Statement:
     """The Core statement as SQL, for good: compile at import, or once for each shape.
 
+    It may name `owner`; `attempt`, the id that what it changes is stamped with, be it the first
+    time or the second; and `elapsed`, the seconds since the first one began, NULL for that one.
     Every parameter is given at each run: a value left in the statement is a ValueError.
     """
     dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
@@ -171,15 +166,11 @@ class Database:
     def _transact(
         self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
     ) -> list[list[Row]]:
-        # Between two Syncs of a pipeline all statements are one implicit transaction, so the
-        # settings hold for the others and vanish with them (PostgreSQL, "Pipelining" in the
-        # chapter on the message flow).
+        # The settings hold for the statements behind them, and vanish with the transaction.
         left = self.deadline - time.monotonic()
         values["timeout"] = str(max(1, round(left * SHARE * 1000)))
-        with connection.pipeline():
-            connection.execute(ACT_AS_OWNER, values)
-            cursors = [connection.execute(statement.sql, values) for statement in statements]
-        return [cursor.fetchall() for cursor in cursors]
+        _, *rows = connection.transact([ACT_AS_OWNER, *statements], values, self.deadline)
+        return rows
 
 
 def reason_to_repeat(error: psycopg.Error) -> str | None:

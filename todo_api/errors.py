@@ -22,7 +22,7 @@ from todo_api.logs import request_id
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from todo_api.pool import Json
+    from todo_api.connection import Json
 
 log = structlog.get_logger(__name__)
 

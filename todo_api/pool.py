@@ -6,28 +6,25 @@ import math
 import threading
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 import structlog
-from psycopg.adapt import Loader
-from psycopg.generators import send
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from todo_api import metrics
+from todo_api.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from psycopg.abc import RV, Buffer, PQGen
 
     from todo_api.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-Json: TypeAlias = bytes
-Row: TypeAlias = tuple[Any, ...]
+C = TypeVar("C", bound=Connection)
 
 # How long all places may be taken and nobody be done, before who comes is turned away, in seconds:
 # a stall that is shorter, such as a checkpoint's, costs time and no errors.
@@ -42,59 +39,12 @@ PAUSE = 0.25
 ERROR_LENGTH = 200
 
 
-class JsonLoader(Loader):
-    """JSON as PostgreSQL wrote it: it is passed on, not parsed."""
-
-    def load(self, data: Buffer) -> Json:
-        return bytes(data)
-
-
-class Pipeline(psycopg.Pipeline):
-    """A pipeline of which the last that is sent is its Sync.
-
-    psycopg's own sends a Flush after it. To a pooler that has answered the Sync by then, that is
-    the begin of a transaction: it takes a connection to the server, which an idle client then
-    keeps from all others. 20 of 4,000 requests left one so, through PgBouncer 1.18.
-    """
-
-    def _exit_gen(self) -> PQGen[None]:
-        try:
-            self._enqueue_sync()
-            yield from self._communicate_gen()
-        finally:
-            yield from send(self.pgconn)
-            yield from self._fetch_gen(flush=False)
-
-
-class Connection(psycopg.Connection[Row]):
-    """A connection that waits for its server until `deadline`, by time.monotonic().
-
-    A wait that reaches it is an OperationalError without an SQLSTATE, and leaves the connection
-    with an answer that is still to come.
-    """
-
-    deadline = math.inf
-    opened_at = 0.0
+class PooledConnection(Connection):
+    """A connection that is opened however long it takes: see Outage.connect."""
 
     @classmethod
-    def connect(cls, conninfo: str = "", *, outage: Outage, **kwargs: Any) -> Connection:  # type: ignore[override]
-        """A new connection, however long it takes: see Outage.connect."""
-        connection = outage.connect(lambda: super(Connection, cls).connect(conninfo, **kwargs))
-        connection.adapters.register_loader("json", JsonLoader)
-        connection.opened_at = time.monotonic()
-        return connection
-
-    @contextmanager
-    def pipeline(self) -> Iterator[psycopg.Pipeline]:
-        if self._pipeline is None:
-            self._pipeline = Pipeline(self)
-        with super().pipeline() as pipeline:
-            yield pipeline
-
-    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        if self.deadline is not math.inf:
-            timeout = max(0.0, self.deadline - time.monotonic())
-        return super().wait(gen, interval, timeout)
+    def connect(cls, conninfo: str = "", *, outage: Outage, **kwargs: Any) -> PooledConnection:  # type: ignore[override]
+        return outage.connect(lambda: super(PooledConnection, cls).connect(conninfo, **kwargs))
 
 
 class Outage:
@@ -114,7 +64,7 @@ class Outage:
         since = self._since
         return math.inf if since is None else since + COLD_START - time.monotonic()
 
-    def connect(self, attempt: Callable[[], Connection]) -> Connection:
+    def connect(self, attempt: Callable[[], C]) -> C:
         """The connection of the first attempt that succeeds. Once one has failed, one at a time.
 
         Raises the last attempt's psycopg.OperationalError when `give_up` is called.
@@ -131,7 +81,7 @@ class Outage:
                     failure = error
         raise failure
 
-    def _try(self, attempt: Callable[[], Connection]) -> Connection:
+    def _try(self, attempt: Callable[[], C]) -> C:
         began = time.monotonic()
         try:
             connection = attempt()
@@ -204,9 +154,9 @@ class Pool:
         self._outage = Outage()
         self._opening = threading.Lock()
         self._drained_at = 0.0
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
+        self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
             settings.database_url,
-            connection_class=Connection,
+            connection_class=PooledConnection,
             kwargs={
                 "outage": self._outage,
                 "autocommit": True,
@@ -215,9 +165,9 @@ class Pool:
                 "connect_timeout": max(2, round(settings.request_timeout)),
                 # What was sent and is not even acknowledged: the network is gone.
                 "tcp_user_timeout": round(settings.request_timeout * 1000),
-                # Prepared at the first run, or never where a pooler does not carry them.
-                "prepare_threshold": 0 if settings.database_prepare else None,
             },
+            # Prepared at the first run, or never where a pooler does not carry it.
+            configure=partial(Connection.begin, prepares=settings.database_prepare),
             open=False,
             min_size=1,
             max_size=places,
@@ -245,7 +195,7 @@ class Pool:
 
     @contextmanager
     def connection(self, deadline: float) -> Iterator[Connection]:
-        """A connection until `deadline`, by time.monotonic().
+        """A connection, if there is one by `deadline`, by time.monotonic().
 
         Raises psycopg_pool's TooManyRequests or PoolTimeout if there is none to be had.
         """
@@ -260,7 +210,6 @@ class Pool:
                 raise PoolTimeout("the database takes no connections")
             connection = self._pool.getconn(patience)
             try:
-                connection.deadline = deadline
                 yield connection
             finally:
                 self._return(connection)
@@ -270,7 +219,7 @@ class Pool:
         finally:
             self._gate.leave(served=served)
 
-    def _return(self, connection: Connection) -> None:
+    def _return(self, connection: PooledConnection) -> None:
         # Where something is still to come, or nothing can, the connection is of no more use. What
         # was opened before it is not likely to be: after a suspend, the whole pool is dead.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
@@ -279,5 +228,4 @@ class Pool:
             if connection.opened_at > self._drained_at:
                 self._drained_at = time.monotonic()
                 self._pool.drain()
-        connection.deadline = math.inf
         self._pool.putconn(connection)

@@ -34,12 +34,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON
 
-from todo_api.database import Database, Statement, compiled
+from todo_api.database import Database, compiled
 from todo_api.statements.tasks import DELETED_AT, MEMBERS, OWNER, PURGE_AT, json_object, task_json
 from todo_api.tables import DELETED, LIVE, tasks, users
 
 if TYPE_CHECKING:
-    from todo_api.pool import Json
+    from todo_api.connection import Json, Statement
 
 # A page ends at this many bytes, even if fewer tasks than its limit are in it.
 PAGE_BYTES = 1024 * 1024

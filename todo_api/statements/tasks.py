@@ -35,11 +35,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from uuid_utils.compat import uuid7
 
-from todo_api.database import Database, OutcomeUnknownError, Statement, compiled
+from todo_api.database import Database, OutcomeUnknownError, compiled
 from todo_api.tables import DELETED, LIVE, TRASH_DAYS, idempotency_keys, tasks
 
 if TYPE_CHECKING:
-    from todo_api.pool import Json, Row
+    from todo_api.connection import Json, Row, Statement
 
 OWNER = bindparam("owner", type_=Uuid)
 ID = bindparam("id", type_=Uuid)

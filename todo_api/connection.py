@@ -1,0 +1,157 @@
+"""Statements that are sent as one message, and answered as one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import select
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import psycopg
+from psycopg.adapt import Loader, PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from psycopg.abc import Buffer
+    from psycopg.pq.abc import PGresult
+
+Json: TypeAlias = bytes
+Row: TypeAlias = tuple[Any, ...]
+
+# A statement and the types of its parameters, by OID: what is prepared.
+Shape: TypeAlias = tuple[bytes, tuple[int, ...]]
+
+PLACEHOLDER = re.compile(rb"%\((\w+)\)s|%%")
+
+# So many statements of different shapes are prepared on a connection, and no more.
+MOST_PREPARED = 200
+
+
+@dataclass(frozen=True)
+class Statement:
+    """SQL with `%(name)s` placeholders, and `%%` for a percent sign, as psycopg has them."""
+
+    sql: bytes
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the placeholders stand for, each once."""
+        found = (match[1] for match in PLACEHOLDER.finditer(self.sql))
+        return tuple(dict.fromkeys(name.decode() for name in found if name))
+
+    @cached_property
+    def formats(self) -> list[PyFormat]:
+        return [PyFormat.AUTO] * len(self.names)
+
+    @cached_property
+    def numbered(self) -> bytes:
+        """The SQL as PostgreSQL takes it: `$1` is the first of `names`."""
+        numbers = {name.encode(): b"$%d" % number for number, name in enumerate(self.names, 1)}
+        return PLACEHOLDER.sub(lambda match: numbers.get(match[1], b"%"), self.sql)
+
+
+class JsonLoader(Loader):
+    """JSON as PostgreSQL wrote it: it is passed on, not parsed."""
+
+    def load(self, data: Buffer) -> Json:
+        return bytes(data)
+
+
+class Connection(psycopg.Connection[Row]):
+    """A connection that can `transact`, after `begin`."""
+
+    opened_at = 0.0
+
+    def begin(self, *, prepares: bool) -> None:
+        """Get ready to `transact`, with prepared statements or, for a pooler, without."""
+        self.opened_at = time.monotonic()
+        self.adapters.register_loader("json", JsonLoader)
+        self._transformer = Transformer(self)
+        self._prepares = prepares
+        self._names: dict[Shape, bytes] = {}
+        self._readable, self._either = select.poll(), select.poll()
+        self._readable.register(self.fileno(), select.POLLIN)
+        self._either.register(self.fileno(), select.POLLIN | select.POLLOUT)
+
+    def transact(
+        self, statements: Sequence[Statement], values: Mapping[str, Any], deadline: float
+    ) -> list[list[Row]]:
+        """The rows of each statement, in one transaction and one round trip.
+
+        Between two Syncs of a pipeline all statements are one implicit transaction (PostgreSQL,
+        "Pipelining" in the chapter on the message flow). libpq is driven as its chapter on pipeline
+        mode has it: for two statements, psycopg's own pipeline takes four times as long.
+
+        Raises psycopg.Error: that of the statement that failed, which undoes all of them; or an
+        OperationalError without an SQLSTATE if the connection is lost, or has not answered by
+        `deadline`, by time.monotonic(). It is of no more use then.
+        """
+        self.pgconn.enter_pipeline_mode()
+        sent = [shape for statement in statements for shape in self._send(statement, values)]
+        # Nothing after the Sync: to a pooler that has answered it, a Flush begins a transaction,
+        # and takes a connection to the server, which an idle client keeps from all others.
+        self.pgconn.pipeline_sync()
+        while self.pgconn.flush():
+            self._await(self._either, deadline)
+        results = self._receive(deadline)
+        self.pgconn.exit_pipeline_mode()
+        rows = []
+        for new, result in zip(sent, results, strict=True):
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise error_from_result(result)
+            if new is None:
+                self._transformer.set_pgresult(result)
+                rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
+            else:
+                self._names[new] = name_of(new)
+        return rows
+
+    def _send(self, statement: Statement, values: Mapping[str, Any]) -> Iterator[Shape | None]:
+        """Send the statement; for each answer to come, the shape that it prepares, or None."""
+        dumped = self._transformer.dump_sequence(
+            [values[name] for name in statement.names], statement.formats
+        )
+        types, formats = self._transformer.types or (), self._transformer.formats
+        shape = (statement.numbered, types)
+        name = self._names.get(shape)
+        if name is None and self._prepares and len(self._names) < MOST_PREPARED:
+            name = name_of(shape)
+            self.pgconn.send_prepare(name, statement.numbered, types)
+            yield shape
+        if name is None:
+            self.pgconn.send_query_params(statement.numbered, dumped, types, formats)
+        else:
+            self.pgconn.send_query_prepared(name, dumped, formats)
+        yield None
+
+    def _receive(self, deadline: float) -> list[PGresult]:
+        """Every result before the Sync's."""
+        results: list[PGresult] = []
+        while True:
+            while self.pgconn.is_busy():
+                self._await(self._readable, deadline)
+            result = self.pgconn.get_result()
+            if result is None:
+                if self.pgconn.status == ConnStatus.BAD:
+                    raise psycopg.OperationalError("the connection is lost")
+            elif result.status == ExecStatus.PIPELINE_SYNC:
+                return results
+            else:
+                results.append(result)
+
+    def _await(self, ready: select.poll, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0 or not ready.poll(left * 1000):
+            raise psycopg.OperationalError("no answer in time")
+        self.pgconn.consume_input()
+
+
+def name_of(shape: Shape) -> bytes:
+    """The name of the prepared statement: the same each time, so that none is there twice."""
+    return hashlib.blake2b(repr(shape).encode(), digest_size=12).hexdigest().encode()
