@@ -24,6 +24,8 @@ TICK = 0.02  # seconds after which a thread looks whether it is still wanted
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
+SYNC = b"S\x00\x00\x00\x04"  # which ends what PostgreSQL does as one transaction
+
 FORWARD, HOLD, TURN_AWAY = "forward", "hold", "turn away"
 
 
@@ -46,6 +48,7 @@ class Proxy:
         self._needles: tuple[bytes, ...] = ()
         self._mode = FORWARD
         self._dropping = False
+        self._keep_back = False
         self._closing = False
         self.delay = 0.0  # seconds that each request takes longer
         self.connects = 0  # how many were accepted
@@ -111,6 +114,14 @@ class Proxy:
         with self._lock:
             self._needles = needles
 
+    def lose_network(self, *needles: bytes) -> None:
+        """After the next request that holds one of these bytes, drop every packet.
+
+        Its Sync is kept back: PostgreSQL has done what it was asked, and not committed it.
+        """
+        self._keep_back = True
+        self.lose_answer(*needles)
+
     @property
     def armed(self) -> bool:
         """Whether the request whose answer is to be lost is still to come."""
@@ -125,6 +136,14 @@ class Proxy:
             if found:
                 self._needles = ()
             return found
+
+    def cut_off(self, request: bytes) -> bytes:
+        """The request whose answer is to be lost, as it is to be carried."""
+        if not self._keep_back:
+            return request
+        self._keep_back = False
+        self.drop()
+        return request.removesuffix(SYNC)
 
     def _sockets(self) -> list[socket.socket]:
         with self._lock:
@@ -212,6 +231,7 @@ class Connection:
                 return False
             if self._losing is None and self._proxy.sought(self._tail + request):
                 self._losing = b""
+                request = self._proxy.cut_off(request)
             self._tail = request[-64:]
             time.sleep(self._proxy.delay)
             server.sendall(request)

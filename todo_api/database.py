@@ -33,15 +33,20 @@ MAINTENANCE_ROLE = "todo_maintenance"
 # All local to the transaction: nothing is left for the next user of a pooled connection. The
 # trigger stamps what is changed with the id of the attempt. A plan that knows the values sorts a
 # small user's tasks where the generic one reads them off an index.
-ACT_AS_OWNER = Statement(
-    f"""
+SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
            set_config('todo.attempt', %(attempt)s::text, true),
            set_config('statement_timeout', %(timeout)s, true),
            set_config('plan_cache_mode', 'force_generic_plan', true)
-    """.encode()
-)
+"""
+ACT_AS_OWNER = Statement(SETTINGS.encode())
+
+# When the network is lost before the Sync has come, a server waits for it with the owner's row
+# locked, and its statement_timeout is no longer armed. From PostgreSQL 17 on, this one is.
+TRANSACTION_TIMEOUT = ", set_config('transaction_timeout', (%(timeout)s::int * 2)::text, true)"
+ACT_AS_OWNER_IN_TIME = Statement((SETTINGS + TRANSACTION_TIMEOUT).encode())
+HAS_TRANSACTION_TIMEOUT = 170000
 
 # Of the time that is left, what a statement may take: the server's own refusal is to come first,
 # for it leaves the connection as it was.
@@ -169,7 +174,9 @@ class Database:
         # The settings hold for the statements behind them, and vanish with the transaction.
         left = self.deadline - time.monotonic()
         values["timeout"] = str(max(1, round(left * SHARE * 1000)))
-        _, *rows = connection.transact([ACT_AS_OWNER, *statements], values, self.deadline)
+        in_time = connection.pgconn.server_version >= HAS_TRANSACTION_TIMEOUT
+        settings = ACT_AS_OWNER_IN_TIME if in_time else ACT_AS_OWNER
+        _, *rows = connection.transact([settings, *statements], values, self.deadline)
         return rows
 
 
