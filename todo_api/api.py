@@ -111,6 +111,10 @@ class Blueprint(flask_smorest.Blueprint):
         super().__init__(*args, **kwargs)
         self._prepare_doc_cbks.append(self._prepare_operation_doc)
 
+    def arguments(self, schema: type[Schema], **kwargs: Any) -> Any:
+        """Validate by one instance of the schema: webargs would make one for each request."""
+        return super().arguments(schema(), **kwargs)
+
     def response(self, *args: Any, **kwargs: Any) -> Callable[[View], View]:
         """Document an answer, no more: a view returns its Response whole."""
         document = super().response(*args, **kwargs)
@@ -141,7 +145,7 @@ class Blueprint(flask_smorest.Blueprint):
             conditional="conditional" in doc_info,
             idempotent="idempotent" in doc_info,
             body="requestBody" in doc,
-            paged=any("cursor" in query["schema"]().fields for query in queries),
+            paged=any("cursor" in query["schema"].fields for query in queries),
         )
         return complete(doc, kind)
 
@@ -199,7 +203,7 @@ def operation_of(view: Callable[..., Any]) -> Operation:
     return Operation(
         tuple({body.get("content_type", JSON): None, JSON: None}) if body else (),
         bool(body and body["required"]),
-        frozenset(query["schema"]().fields if query else ()),
+        frozenset(query["schema"].fields if query else ()),
         bool(documented),
     )
 

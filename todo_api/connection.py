@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
-from psycopg.adapt import Loader, PyFormat, Transformer
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.types.string import ByteaBinaryLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from psycopg.abc import Buffer
     from psycopg.pq.abc import PGresult
 
 Json: TypeAlias = bytes
@@ -56,13 +56,6 @@ class Statement:
         return PLACEHOLDER.sub(lambda match: numbers.get(match[1], b"%"), self.sql)
 
 
-class JsonLoader(Loader):
-    """JSON as PostgreSQL wrote it: it is passed on, not parsed."""
-
-    def load(self, data: Buffer) -> Json:
-        return bytes(data)
-
-
 class Connection(psycopg.Connection[Row]):
     """A connection that can `transact`, after `begin`."""
 
@@ -71,7 +64,8 @@ class Connection(psycopg.Connection[Row]):
     def begin(self, *, prepares: bool) -> None:
         """Get ready to `transact`, with prepared statements or, for a pooler, without."""
         self.opened_at = time.monotonic()
-        self.adapters.register_loader("json", JsonLoader)
+        # JSON as PostgreSQL wrote it: it is passed on, not parsed.
+        self.adapters.register_loader("json", ByteaBinaryLoader)
         self._transformer = Transformer(self)
         self._prepares = prepares
         self._names: dict[Shape, bytes] = {}
@@ -125,9 +119,9 @@ class Connection(psycopg.Connection[Row]):
             self.pgconn.send_prepare(name, statement.numbered, types)
             yield shape
         if name is None:
-            self.pgconn.send_query_params(statement.numbered, dumped, types, formats)
+            self.pgconn.send_query_params(statement.numbered, dumped, types, formats, Format.BINARY)
         else:
-            self.pgconn.send_query_prepared(name, dumped, formats)
+            self.pgconn.send_query_prepared(name, dumped, formats, Format.BINARY)
         yield None
 
     def _receive(self, deadline: float) -> list[PGresult]:
