@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from load import LIMIT, VoidError
 
-from todo_api.database import ACT_AS_OWNER
+from todo_api.database import ACT_AS_OWNER_IN_TIME
 from todo_api.statements.pages import list_statement
 from todo_api.statements.tasks import FIND, INSERT, update_statement
 
@@ -49,7 +49,7 @@ VALUES = {
 
 def script(operation: str, size: Size) -> str:
     values = VALUES | ({"id": "uuidv7()"} if operation == "create" else {})
-    both = f"{ACT_AS_OWNER.decode()};\n{STATEMENTS[operation].sql.decode()};"
+    both = f"{ACT_AS_OWNER_IN_TIME.sql.decode()};\n{STATEMENTS[operation].sql.decode()};"
     filled = re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], both).replace("%%", "%")
     # In a format of to_char, pgbench would take these for variables: \072 is a colon.
     filled = re.sub(r"'([^']*HH24:MI:SS[^']*)'", escaped, filled)
