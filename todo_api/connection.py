@@ -95,15 +95,17 @@ class Connection(psycopg.Connection[Row]):
             self._await(self._either, deadline)
         results = self._receive(deadline)
         self.pgconn.exit_pipeline_mode()
-        rows = []
+        rows, failed = [], None
         for new, result in zip(sent, results, strict=True):
             if result.status == ExecStatus.FATAL_ERROR:
-                raise error_from_result(result)
-            if new is None:
+                failed = result
+            if new is None and failed is None:
                 self._transformer.set_pgresult(result)
                 rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
-            else:
-                self._names[new] = name_of(new)
+            elif new is not None and result.status != ExecStatus.COMMAND_OK:
+                del self._names[new]
+        if failed is not None:
+            raise error_from_result(failed)
         return rows
 
     def _send(self, statement: Statement, values: Mapping[str, Any]) -> Iterator[Shape | None]:
@@ -115,7 +117,7 @@ class Connection(psycopg.Connection[Row]):
         shape = (statement.numbered, types)
         name = self._names.get(shape)
         if name is None and self._prepares and len(self._names) < MOST_PREPARED:
-            name = name_of(shape)
+            name = self._names[shape] = name_of(shape)
             self.pgconn.send_prepare(name, statement.numbered, types)
             yield shape
         if name is None:
