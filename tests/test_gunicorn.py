@@ -197,6 +197,38 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
         assert api.process.wait(30) == 0
 
 
+def sockets(process: int) -> int:
+    descriptors = Path(f"/proc/{process}/fd")
+    return sum(str(each.readlink()).startswith("socket:") for each in descriptors.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_of_two_workers_the_one_with_fewer_connections_takes_the_next(database_url):
+    """Not each time: who is to take it may be late. By chance, 12 of 16 are one attempt in 26."""
+    with serving(database_url, WEB_CONCURRENCY="2") as server:
+        full, empty = children(server.process.pid)
+        for _ in range(5):
+            with ExitStack() as clients:
+                os.kill(empty, signal.SIGSTOP)
+                for _ in range(8):
+                    connected(clients, server.address)
+                os.kill(empty, signal.SIGCONT)
+                before = sockets(empty)
+                for _ in range(16):
+                    connected(clients, server.address)
+                taken = sockets(empty) - before
+            if taken >= 12:
+                break
+
+        assert taken >= 12
+        assert full != empty
+
+
+def connected(clients: ExitStack, address) -> None:
+    """A client that has been answered, and keeps its connection."""
+    assert clients.enter_context(Client(address)).request("GET", "/livez").status == 200
+
+
 def test_a_probe_is_answered_while_every_thread_waits_for_the_database(database_url, tasks_url):
     settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "REQUEST_TIMEOUT": "30"}
     with (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import socket
 import time
+from array import array
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +44,13 @@ CLOSING_BYTES = 1024 * 1024
 # What a probe sends, and how much of a request is looked at to tell.
 PROBE = b"GET /livez "
 PROBE_BYTES = 2048
+
+# The connections of each worker of a master, by its slot: in memory that they share.
+MOST_WORKERS = 256
+NO_WORKER = -1
+SHARES = memoryview(mmap.mmap(-1, 4 * MOST_WORKERS)).cast("i")
+SHARES[:] = array("i", [NO_WORKER] * MOST_WORKERS)
+HEAD_START = 0.0005  # seconds, in which a worker that has nothing to do wakes
 
 # uri-host [ ":" port ] of RFC 9110, section 7.2; empty where the target has no authority.
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
@@ -128,6 +137,25 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             del self.served[conn]
 
+    def init_process(self) -> None:
+        SHARES[self.slot % MOST_WORKERS] = 0
+        super().init_process()
+
+    def accept(self, listener: BaseSocket) -> None:
+        """Accept one connection, but let a worker that has fewer come first.
+
+        All wake when clients connect, and who is faster takes what there is. Of 16 clients that
+        connected at once, one worker of two had all in a sixth of the runs, at half the rate.
+        """
+        if any(0 <= share < self.nr_conns - 1 for share in SHARES):
+            time.sleep(HEAD_START)
+        super().accept(listener)
+        self.share()
+
+    def share(self) -> None:
+        """Tell the other workers how many connections this one has; of one that ends, nothing."""
+        SHARES[self.slot % MOST_WORKERS] = self.nr_conns if self.alive else NO_WORKER
+
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """As gunicorn has it, and beside it a thread for who asks whether the process lives.
 
@@ -195,6 +223,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, self.stopped_at + STOP_KEEPALIVE_LINGER)
         super().murder_pending()
+        self.share()
         while self.closing and self.closing[0].timeout <= now:
             self.let_go(self.closing.popleft())
         # A thread that is still reading when all others have ended would keep the process from
