@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPResponse
@@ -23,6 +24,7 @@ from faults import hostile
 from faults.clients import Client
 from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
 from faults.servers import ROOT, await_that, children, environment, free_port, serving
+from todo_api import worker
 
 COMPILED = importlib.util.find_spec("gunicorn_h1c") is not None
 PARSERS = [
@@ -197,36 +199,24 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
         assert api.process.wait(30) == 0
 
 
-def sockets(process: int) -> int:
-    descriptors = Path(f"/proc/{process}/fd")
-    return sum(str(each.readlink()).startswith("socket:") for each in descriptors.iterdir())
+@pytest.mark.parametrize(
+    ("mine", "others", "waits"),
+    [(5, [0], True), (5, [9, 3], True), (5, [4], False), (5, [], False), (1, [0], False)],
+)
+def test_a_worker_lets_one_that_has_fewer_connections_come_first(monkeypatch, mine, others, waits):
+    shares = array("i", [mine, *others, worker.NO_WORKER, worker.NO_WORKER])
+    slept = []
+    monkeypatch.setattr(worker, "SHARES", shares)
+    monkeypatch.setattr(worker.time, "sleep", slept.append)
+    one = worker.Worker.__new__(worker.Worker)
+    one.slot, one.nr_conns, one.alive = 0, mine, True
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
 
+        one.accept(listener)
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-def test_of_two_workers_the_one_with_fewer_connections_takes_the_next(database_url):
-    """Not each time: who is to take it may be late. By chance, 12 of 16 are one attempt in 26."""
-    with serving(database_url, WEB_CONCURRENCY="2") as server:
-        full, empty = children(server.process.pid)
-        for _ in range(5):
-            with ExitStack() as clients:
-                os.kill(empty, signal.SIGSTOP)
-                for _ in range(8):
-                    connected(clients, server.address)
-                os.kill(empty, signal.SIGCONT)
-                before = sockets(empty)
-                for _ in range(16):
-                    connected(clients, server.address)
-                taken = sockets(empty) - before
-            if taken >= 12:
-                break
-
-        assert taken >= 12
-        assert full != empty
-
-
-def connected(clients: ExitStack, address) -> None:
-    """A client that has been answered, and keeps its connection."""
-    assert clients.enter_context(Client(address)).request("GET", "/livez").status == 200
+    assert bool(slept) is waits
+    assert shares[0] == mine
 
 
 def test_a_probe_is_answered_while_every_thread_waits_for_the_database(database_url, tasks_url):
