@@ -127,13 +127,11 @@ class Blueprint(flask_smorest.Blueprint):
 
     def conditional(self, view: View) -> View:
         """Document that the view heeds If-Match, as `condition` reads it."""
-        view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {"conditional": True}  # type: ignore[attr-defined]  # noqa: SLF001
-        return view
+        return marked(view, "conditional")
 
     def idempotent(self, view: View) -> View:
         """Document that the view heeds Idempotency-Key, as `idempotency_key` reads it."""
-        view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {"idempotent": True}  # type: ignore[attr-defined]  # noqa: SLF001
-        return view
+        return marked(view, "idempotent")
 
     def _prepare_operation_doc(
         self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
@@ -148,6 +146,12 @@ class Blueprint(flask_smorest.Blueprint):
             paged=any("cursor" in query["schema"].fields for query in queries),
         )
         return complete(doc, kind)
+
+
+def marked(view: View, mark: str) -> View:
+    """The view, with a mark in what flask-smorest documents of it."""
+    view._apidoc = deepcopy(getattr(view, "_apidoc", {})) | {mark: True}  # type: ignore[attr-defined]  # noqa: SLF001
+    return view
 
 
 class Api(flask_smorest.Api):
