@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
 import flask_smorest
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app
 from webargs import missing
 from webargs.flaskparser import FlaskParser
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 from werkzeug.routing import UnicodeConverter
 
 from todo_api import strict_json
@@ -38,13 +40,14 @@ from todo_api.errors import (
     precondition_required,
     unsupported_media_type,
 )
+from todo_api.messages import Answer, Request, current_request
 from todo_api.preconditions import etag, tags
 from todo_api.statements.tasks import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from flask import Request
+    import flask
     from marshmallow import Schema, ValidationError
 
     from todo_api.pool import Pool
@@ -56,6 +59,9 @@ IDS = {"user_id", "task_id"}
 MAX_BODY = 128 * 1024  # bytes
 
 READS = {"GET", "HEAD"}
+
+# Only its owner's client may keep user data, and must revalidate them.
+KEPT = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
 class IdConverter(UnicodeConverter):
@@ -72,13 +78,16 @@ class IdConverter(UnicodeConverter):
 class Parser(FlaskParser):
     """webargs' parser on what `check_request` has read; its errors name their places."""
 
-    def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002  webargs' signature
-        return g.body
+    def load_json(self, req: flask.Request, schema: Schema) -> Any:  # noqa: ARG002  webargs' signature
+        return current_request().body
+
+    def load_querystring(self, req: flask.Request, schema: Schema) -> Any:  # noqa: ARG002
+        return req.args.to_dict()
 
     def handle_error(
         self,
         error: ValidationError,
-        req: Request,  # noqa: ARG002  webargs' signature
+        req: flask.Request,  # noqa: ARG002  webargs' signature
         schema: Schema,  # noqa: ARG002
         *,
         error_status_code: int | None,  # noqa: ARG002
@@ -215,42 +224,53 @@ def operation_of(view: Callable[..., Any]) -> Operation:
 def check_request() -> None:
     """Refuse what no operation accepts: 406, 415, 413, 400; 422 for ids and unknown parameters.
 
-    Leaves the parsed body in `g.body`, and UUIDs for the path's ids in the view's arguments.
+    Leaves the parsed body in the request, and UUIDs for the path's ids in the view's arguments.
     """
+    request = current_request()
     if request.routing_exception or request.method == "OPTIONS":
         return
     operation = operation_of(current_app.view_functions[request.endpoint or ""])
-    if operation.json and not accepts(JSON):
+    wanted = request.field("Accept")
+    if operation.json and wanted and not allows(wanted, JSON):
         raise not_acceptable(JSON)
-    g.body = parsed_body(operation)
+    request.body = parsed_body(request, operation)
     arguments = request.view_args or {}
     errors: list[Fault] = []
-    for name in arguments.keys() & IDS:
-        if UUID_TEXT.fullmatch(arguments[name]):
-            arguments[name] = UUID(arguments[name])
+    for name, text in arguments.items():
+        if name not in IDS:
+            continue
+        if UUID_TEXT.fullmatch(text):
+            arguments[name] = UUID(text)
         else:
             errors.append({"parameter": name, "detail": "Must be a UUID."})
-    for name, values in request.args.lists():
-        if name not in operation.query:
-            errors.append({"parameter": name[:200], "detail": "There is no such parameter."})
-        elif len(values) > 1:
-            errors.append({"parameter": name, "detail": "Must be given once."})
+    if request.query_string:
+        errors += wrong_parameters(request, operation)
     if errors:
         raise invalid(errors)
-    g.user_id = arguments.get("user_id", g.user_id)
+    request.user_id = arguments.get("user_id", request.user_id)
 
 
-def accepts(media_type: str) -> bool:
-    """Whether the request's Accept field, if there is one, allows this type."""
-    wanted = request.accept_mimetypes
+# Clients of one kind send one field.
+@lru_cache(maxsize=128)
+def allows(accept: str, media_type: str) -> bool:
+    """Whether this Accept field allows this type."""
+    wanted = parse_accept_header(accept, MIMEAccept)
     return not wanted or wanted[media_type] > 0
 
 
-def parsed_body(operation: Operation) -> Any:
+def wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:
+    for name, values in request.args.lists():
+        if name not in operation.query:
+            yield {"parameter": name[:200], "detail": "There is no such parameter."}
+        elif len(values) > 1:
+            yield {"parameter": name, "detail": "Must be given once."}
+
+
+def parsed_body(request: Request, operation: Operation) -> Any:
     """The body as `json.loads` has it, or webargs' `missing` where none is sent and none needed."""
     if not operation.media_types:
         return missing
-    sent = bool(request.content_length) or "Transfer-Encoding" in request.headers
+    sent = bool(request.content_length) or request.field("Transfer-Encoding") is not None
     if (sent or operation.body_required) and request.mimetype not in operation.media_types:
         raise unsupported_media_type(operation.media_types)
     data = request.get_data(cache=False)
@@ -265,7 +285,7 @@ def parsed_body(operation: Operation) -> Any:
 def database() -> Database:
     """The application's database, for as long as this request may take."""
     pool: Pool = current_app.extensions["pool"]
-    return Database(pool, g.started + pool.request_timeout)
+    return Database(pool, current_request().started + pool.request_timeout)
 
 
 def answer(task: TaskRow | None, status: int = 200) -> Response:
@@ -273,7 +293,7 @@ def answer(task: TaskRow | None, status: int = 200) -> Response:
     if task is None:
         raise not_found()
     tag = etag(task.revision)
-    if request.method in READS:
+    if current_request().method in READS:
         given = tags("If-None-Match")
         if given and (given.any or task.revision in given.revisions(weak=True)):
             return not_modified(tag)
@@ -306,22 +326,14 @@ def condition() -> Condition | None:
 
 def no_content() -> Response:
     """A 204."""
-    response = Response(status=204)
-    del response.headers["Content-Type"]
-    return response
+    return Answer(None, 204, {})
 
 
 def user_data(body: bytes, tag: str, status: int = 200) -> Response:
     """An answer that only its owner's client may keep, and must revalidate."""
-    response = Response(body, status, mimetype=JSON)
-    response.headers["ETag"] = tag
-    response.headers["Cache-Control"] = "private, no-cache"
-    response.headers["Vary"] = "Authorization"
-    return response
+    return Answer(body, status, {"Content-Type": JSON, "ETag": tag, **KEPT})
 
 
 def not_modified(tag: str) -> Response:
     """A 304: what the client has is what it would be sent."""
-    response = user_data(b"", tag, NOT_MODIFIED)
-    del response.headers["Content-Type"]
-    return response
+    return Answer(None, NOT_MODIFIED, {"ETag": tag, **KEPT})

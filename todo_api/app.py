@@ -15,6 +15,7 @@ from todo_api.document import OPENAPI
 from todo_api.errors import register_error_handlers
 from todo_api.headers import send_security_headers, share_with
 from todo_api.logs import log_requests
+from todo_api.messages import Request
 from todo_api.metrics import WORKERS, observe_request
 from todo_api.pool import Pool
 
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 class App(Flask):
     """Flask, for views that are plain functions, each of them."""
+
+    request_class = Request
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """The function as it is: Flask looks at six of them in each request."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, g, request
+from flask import Flask
 from joserfc.errors import ExpiredTokenError, JoseError
 from joserfc.jws import JWSRegistry, deserialize_compact
 from joserfc.jwt import JWTClaimsRegistry
@@ -27,6 +27,7 @@ from todo_api.keys import (
     parse_public_key,
     parse_secret,
 )
+from todo_api.messages import Request, current_request
 from todo_api.metrics import key_set_fetched
 
 if TYPE_CHECKING:
@@ -180,18 +181,19 @@ def require_tokens(app: Flask, verifier: Verifier) -> None:
 
     @app.before_request
     def authenticate() -> None:
+        request = current_request()
         if request.blueprint in OPEN_BLUEPRINTS:
             return
-        g.identity = verifier.identify(bearer_token())
-        g.user_id = g.identity.user_id
+        request.identity = identity = verifier.identify(bearer_token(request))
+        request.user_id = identity.user_id
         owner = owner_of(request.path)
-        if owner is not None and owner.lower() != str(g.user_id):
+        if owner is not None and owner.lower() != str(identity.user_id):
             raise not_found()
 
 
-def bearer_token() -> str:
+def bearer_token(request: Request) -> str:
     """The token of the Authorization field, or a 401."""
-    field = request.headers.get("Authorization", "")
+    field = request.field("Authorization") or ""
     if not field.lower().startswith("bearer "):
         raise unauthorized("Send a token: Authorization: Bearer TOKEN.")
     if len(field) > TOKEN_BYTES:

@@ -30,7 +30,7 @@ from todo_api.errors import (
     unsupported_media_type,
 )
 from todo_api.idempotency import KEY
-from todo_api.logs import WELL_FORMED
+from todo_api.messages import WELL_FORMED
 from todo_api.preconditions import ENTITY_TAGS, REVISION, TAGS_LENGTH
 from todo_api.schemas import REQUEST_ID, TASK_ID, USER_ID, Either, ProblemDetails, Task, TaskNow
 from todo_api.tables import KEY_LENGTH

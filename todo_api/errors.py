@@ -17,10 +17,10 @@ from werkzeug.exceptions import HTTPException
 
 from todo_api.database import OutcomeUnknownError
 from todo_api.keys import KeysUnavailableError
-from todo_api.logs import request_id
+from todo_api.messages import Answer, current_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from todo_api.connection import Json
 
@@ -68,7 +68,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         *,
         kind: str | None = None,
         errors: Iterable[Fault] = (),
-        headers: Mapping[str, str] | None = None,
+        headers: dict[str, str] | None = None,
         current: Json | None = None,
     ) -> None:
         super().__init__(detail)
@@ -96,11 +96,9 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         return orjson.dumps(body)
 
     def response(self) -> Response:
-        body = self.body(request_id())
-        response = Response(body, self.status, mimetype="application/problem+json")
-        response.headers.extend(self.headers)
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        body = self.body(current_request().id)
+        fields = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+        return Answer(body, self.status, fields | self.headers)
 
 
 def malformed(detail: str) -> Problem:

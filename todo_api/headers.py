@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response, request
+from flask import Flask, Response
+
+from todo_api.messages import Answer, current_request
 
 # An answer is data: no page may frame it, and nothing in it runs. The API's page has its own.
 POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -20,10 +22,14 @@ def send_security_headers(app: Flask) -> None:
 
     @app.after_request
     def secure(response: Response) -> Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers.setdefault("Content-Security-Policy", POLICY)
-        response.headers.setdefault("Cache-Control", "no-store")
+        headers = response.headers
+        headers.add("X-Content-Type-Options", "nosniff")
+        headers.add("Referrer-Policy", "no-referrer")
+        given = {name.lower() for name, _ in headers}
+        if "content-security-policy" not in given:
+            headers.add("Content-Security-Policy", POLICY)
+        if "cache-control" not in given:
+            headers.add("Cache-Control", "no-store")
         return response
 
 
@@ -35,20 +41,20 @@ def share_with(app: Flask, origins: tuple[str, ...]) -> None:
     """
 
     def allowed() -> str | None:
-        origin = request.headers.get("Origin")
+        origin = current_request().field("Origin")
         return origin if origin in origins else None
 
     @app.before_request
     def preflight() -> Response | None:
-        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+        request = current_request()
+        if request.method != "OPTIONS" or request.field("Access-Control-Request-Method") is None:
             return None
-        response = Response(status=204)
-        del response.headers["Content-Type"]
-        if allowed():
-            response.headers["Access-Control-Allow-Methods"] = METHODS
-            response.headers["Access-Control-Allow-Headers"] = REQUEST_HEADERS
-            response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_AGE)
-        return response
+        allowances = {
+            "Access-Control-Allow-Methods": METHODS,
+            "Access-Control-Allow-Headers": REQUEST_HEADERS,
+            "Access-Control-Max-Age": str(PREFLIGHT_AGE),
+        }
+        return Answer(None, 204, allowances if allowed() else {})
 
     @app.after_request
     def share(response: Response) -> Response:

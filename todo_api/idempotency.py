@@ -6,9 +6,9 @@ import hashlib
 import re
 
 import orjson
-from flask import g, request
 
 from todo_api.errors import malformed_header
+from todo_api.messages import current_request
 from todo_api.tables import KEY_LENGTH
 
 HEADER = "Idempotency-Key"
@@ -22,7 +22,7 @@ KEY = re.compile(rf'"{QUOTED}{{1,{KEY_LENGTH}}}"|[!#-~][!-~]{{0,{KEY_LENGTH - 1}
 
 def idempotency_key() -> str | None:
     """The request's key, without quotes, or None if it has none. Raises a 400."""
-    given = request.headers.get(HEADER)
+    given = current_request().field(HEADER)
     if given is None:
         return None
     if not KEY.fullmatch(given):
@@ -33,5 +33,6 @@ def idempotency_key() -> str | None:
 
 def fingerprint() -> bytes:
     """What tells the request from others: SHA-256 of its method, path and body, as it was read."""
-    what = [request.method, request.path.lower(), g.body]
+    request = current_request()
+    what = [request.method, request.path.lower(), request.body]
     return hashlib.sha256(orjson.dumps(what, option=orjson.OPT_SORT_KEYS)).digest()

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flask import request
-
 from todo_api.errors import malformed_header
+from todo_api.messages import current_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +54,7 @@ class Tags:
 
 def tags(name: str) -> Tags | None:
     """The tags of this field of the request, or None without one. Malformed ones are a 400."""
-    field = request.headers.get(name)
+    field = current_request().field(name)
     if field is None:
         return None
     if len(field) > TAGS_LENGTH:

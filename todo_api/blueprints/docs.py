@@ -9,6 +9,7 @@ from flask import Blueprint, Response, send_from_directory
 
 from todo_api.api import Api
 from todo_api.document import JSON
+from todo_api.messages import Answer
 
 OURS = Path(str(files("todo_api") / "docs"))
 SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
@@ -33,7 +34,7 @@ def docs(api: Api) -> Blueprint:
 
     @blueprint.get("/openapi.json")
     def openapi() -> Response:
-        return Response(document, mimetype=JSON)
+        return Answer(document, 200, {"Content-Type": JSON})
 
     @blueprint.get("/docs")
     def page() -> Response:

@@ -2,6 +2,7 @@
 
 from flask import Blueprint, Response
 
+from todo_api.messages import Answer
 from todo_api.metrics import CONTENT_TYPE, exposition
 
 blueprint = Blueprint("metrics", __name__)
@@ -9,6 +10,5 @@ blueprint = Blueprint("metrics", __name__)
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    response = Response(exposition(), content_type=CONTENT_TYPE)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    fields = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
+    return Answer(exposition(), 200, fields)

@@ -6,6 +6,7 @@ from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, Undefin
 from todo_api.api import Blueprint, database
 from todo_api.document import JSON
 from todo_api.errors import unavailable
+from todo_api.messages import Answer
 from todo_api.schemas import Status
 from todo_api.statements.operations import find_schema_version
 from todo_api.tables import SCHEMA_VERSION
@@ -44,6 +45,4 @@ def health() -> Response:
 
 
 def ok() -> Response:
-    response = Response(b'{"status":"ok"}', mimetype=JSON)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return Answer(b'{"status":"ok"}', 200, {"Content-Type": JSON, "Cache-Control": "no-store"})

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-from flask import Response, request
+from flask import Response
 
 from todo_api.api import (
     Blueprint,
@@ -29,6 +29,7 @@ from todo_api.errors import (
     precondition_failed,
 )
 from todo_api.idempotency import REPLAYED, fingerprint, idempotency_key
+from todo_api.messages import current_request
 from todo_api.metrics import REPLAYS
 from todo_api.preconditions import etag, tags
 from todo_api.schemas import (
@@ -112,6 +113,7 @@ def list_tasks_of_user(query: dict[str, Any], user_id: UUID) -> Response:
     )
     response = collection(page.revision, b"[" + b",\n".join(page.tasks) + b"]")
     if page.end is not None:
+        request = current_request()
         following = request.args.to_dict() | {"cursor": cursor(page.end, this)}
         response.headers["Link"] = f'<{request.path}?{urlencode(following)}>; rel="next"'
     return response
@@ -187,11 +189,11 @@ def create_named_task(replacement: dict[str, Any], user_id: UUID, task_id: UUID)
     if task is None:
         raise not_found()
     if not done and task.deleted:
-        raise conflict("in-trash", f"It is in the trash: POST {request.path}/restore.")
+        raise conflict("in-trash", f"It is in the trash: POST {current_request().path}/restore.")
     if not done:
         raise precondition_failed(task.json, etag(task.revision))
     response = answer(task, 201)
-    response.headers["Location"] = request.path
+    response.headers["Location"] = current_request().path
     return response
 
 
@@ -254,7 +256,7 @@ def pattern(text: str) -> str:
 
 def collection(revision: int, body: bytes) -> Response:
     """A page, with the ETag of the owner's revision and the query; 304 if the client knows it."""
-    query = digest(request.query_string)
+    query = digest(current_request().query_string)
     tag = etag(revision, query)
     given = tags("If-None-Match")
     if given and (given.any or revision in given.revisions(query, weak=True)):
@@ -265,4 +267,4 @@ def collection(revision: int, body: bytes) -> Response:
 def known_revisions() -> list[int]:
     """The revisions of which the client has this page."""
     given = tags("If-None-Match")
-    return given.revisions(digest(request.query_string), weak=True) if given else []
+    return given.revisions(digest(current_request().query_string), weak=True) if given else []

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import orjson
-from flask import Response, g
+from flask import Response
 
 from todo_api.api import Blueprint, database, no_content
 from todo_api.document import JSON
 from todo_api.errors import not_found
+from todo_api.messages import Answer, current_request
 from todo_api.schemas import Session
 from todo_api.statements.users import delete_user
 
@@ -26,7 +27,7 @@ def get_session() -> Response:
 
     Where the server asks for no tokens, there is no session: 404.
     """
-    identity = g.get("identity")
+    identity = current_request().identity
     if identity is None:
         raise not_found()
     body = {
@@ -34,9 +35,8 @@ def get_session() -> Response:
         "subject": identity.subject,
         "expires_at": datetime.fromtimestamp(identity.expires_at, UTC),
     }
-    response = Response(orjson.dumps(body, option=orjson.OPT_UTC_Z), mimetype=JSON)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    fields = {"Content-Type": JSON, "Cache-Control": "no-store"}
+    return Answer(orjson.dumps(body, option=orjson.OPT_UTC_Z), 200, fields)
 
 
 @users.delete("")
