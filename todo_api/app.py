@@ -22,6 +22,9 @@ from todo_api.pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import flask
+    from werkzeug.routing import MapAdapter
+
     from todo_api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -31,6 +34,12 @@ class App(Flask):
     """Flask, for views that are plain functions, each of them."""
 
     request_class = Request
+
+    def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
+        """The routes, for the request's path: Flask looks at the host, too, which decides nothing."""
+        if request is None:
+            return None
+        return self.url_map.bind("", path_info=request.path, default_method=request.method)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """The function as it is: Flask looks at six of them in each request."""
