@@ -36,7 +36,7 @@ class App(Flask):
     request_class = Request
 
     def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
-        """The routes, for the request's path: Flask looks at the host, too, which decides nothing."""
+        """The routes, for the path that is asked for: which host it is of decides nothing here."""
         if request is None:
             return None
         return self.url_map.bind("", path_info=request.path, default_method=request.method)
