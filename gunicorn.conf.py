@@ -54,8 +54,11 @@ graceful_timeout = round(settings.request_timeout) + 5
 # The heartbeat goes to memory: on a slow disk, gunicorn would kill workers that are well.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
-# No proxy of ours sends these, and a client's would change what its path means.
+# No field changes what a path or a scheme means, whoever sends it; so that nobody's address has to
+# be looked up in a list of those who may.
 forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+forwarded_allow_ips = "*"
 
 # Nobody asks it, and it would be one more thing that listens.
 control_socket_disable = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -135,6 +136,38 @@ def test_clients_that_send_nothing_hold_nobody_up(api):
     assert time.monotonic() - begun < 20
 
 
+def test_requests_that_are_sent_at_once_are_answered_in_turn(api):
+    """A body that is read may bring the next request along, and nothing more will arrive for it."""
+    sent = get() + post(hostile.LENGTH, body=hostile.TITLE) + get(b"Connection: close")
+
+    received = exchange(api.address, sent)
+
+    statuses = re.findall(rb"HTTP/1.1 ([0-9]+)", received)
+    assert statuses == [b"200", b"201", b"200"]
+
+
+def test_an_answer_is_sent_at_once(api):
+    with hostile.silent(api.address, get()) as connection:
+        received = connection.recv(65536)
+
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"HTTP/1.1 200 OK" in head
+    assert json.loads(body) == {"status": "ok"}
+
+
+def test_a_connection_that_asks_no_more_is_closed(database_url):
+    settings = {"WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--keep-alive 1"}
+    with (
+        serving(database_url, **settings) as server,
+        hostile.silent(server.address, get()) as asked,
+        hostile.silent(server.address, b"") as silent,
+    ):
+        assert asked.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+        assert asked.recv(1) == b""
+        assert silent.recv(1) == b""
+
+
 def test_clients_that_do_not_close_hold_nobody_up(api):
     """The worker of gunicorn itself accepts nothing for up to 2 s after each such answer."""
     with ExitStack() as held:
@@ -225,20 +258,22 @@ def test_a_probe_is_answered_while_every_thread_waits_for_the_database(database_
         serving(database_url, **settings) as server,
         Client(server.address) as client,
         Client(server.address) as prober,
+        Client(server.address) as other,
         psycopg.connect(database_url) as holder,
-        ThreadPoolExecutor(1) as thread,
+        ThreadPoolExecutor(2) as threads,
     ):
         holder.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
-        asked = thread.submit(client.request, "GET", tasks_url)
+        asked = threads.submit(client.request, "GET", tasks_url)
         await_that(lambda: waiting(holder), "the request waits for the lock")
+        put_aside = threads.submit(other.request, "GET", tasks_url)
 
         alive = [prober.request("GET", "/livez").status for _ in range(3)]
-        still_waiting = not asked.done()
+        still_waiting = not asked.done() and not put_aside.done()
         holder.rollback()
 
         assert alive == [200, 200, 200]
         assert still_waiting
-        assert asked.result(30).status == 200
+        assert [each.result(30).status for each in (asked, put_aside)] == [200, 200]
 
 
 def waiting(holder: psycopg.Connection) -> bool:

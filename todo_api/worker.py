@@ -11,21 +11,21 @@ from array import array
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from selectors import EVENT_READ
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from gunicorn import util
-from gunicorn.http import Request, RequestParser
+from gunicorn.http import Request, RequestParser, wsgi
 from gunicorn.http.errors import InvalidHeader, ObsoleteFolding, ParseException
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from uuid_utils.compat import uuid7
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from todo_api.arrivals import Arrivals
 
+if TYPE_CHECKING:
     from gunicorn.http.unreader import Unreader
     from gunicorn.sock import BaseSocket
     from gunicorn.workers.gthread import TConn
@@ -40,6 +40,13 @@ REQUEST_SECONDS = 30
 # reset, and the reset can overtake the answer (RFC 9112, section 9.6).
 CLOSING_SECONDS = 2
 CLOSING_BYTES = 1024 * 1024
+
+# When every thread has been serving the same request for so long, in seconds, what else arrives is
+# looked at for probes.
+STALL = 0.05
+
+# How often, in seconds, connections are looked through for those that have waited too long.
+LOOKS = 0.5
 
 # What a probe sends, and how much of a request is looked at to tell.
 PROBE = b"GET /livez "
@@ -73,22 +80,207 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return rest
 
 
+class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """An answer that goes out in one write, if it is whole: gunicorn's own takes two."""
+
+    headers_sent: bool
+
+    def default_headers(self) -> list[str]:
+        major, minor = self.req.version
+        connection = "close" if self.should_close() else "keep-alive"
+        lines = [
+            f"HTTP/{major}.{minor} {self.status}\r\n",
+            f"Server: {self.version}\r\n",
+            f"Date: {http_date(int(time.time()))}\r\n",
+            f"Connection: {connection}\r\n",
+        ]
+        if self.chunked:
+            lines.append("Transfer-Encoding: chunked\r\n")
+        return lines
+
+    def write(self, arg: bytes) -> None:
+        if self.headers_sent or self._omits_body or len(arg) != self.response_length:
+            super().write(arg)
+            return
+        lines = [*self.default_headers(), *(f"{k}: {v}\r\n" for k, v in self.headers), "\r\n"]
+        self.headers_sent = True
+        self.sent = len(arg)
+        self.sock.sendall("".join(lines).encode("latin-1") + arg)
+
+
+@lru_cache(maxsize=2)
+def http_date(second: int) -> str:
+    """The Date field (RFC 9110, section 6.6.1), made once in a second."""
+    date: str = util.http_date(second)
+    return date
+
+
 class StrictParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
     mesg_class = StrictRequest
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """A thread holds a connection only while there is something to read, and for bounded time.
+    """Threads that wait for requests by themselves, and a loop for connections' begin and end.
 
-    As gunicorn 27 has it, a new connection takes a thread before it has sent anything, and one
-    that is closed holds the loop that accepts until its client closes, too, for up to 2 s.
+    gunicorn's own loop hands each request over to a thread, and is handed the connection back: two
+    changes of thread, which take as long as Flask does. A thread of ours holds a connection only
+    while there is something to read, and for bounded time.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.alive: bool
         self.stopped_at = math.inf
+        self.ended = False
+        self.look_again_at = 0.0
+        self.put_aside: deque[TConn] = deque()
         self.served: dict[TConn, float] = {}
         self.closing: deque[TConn] = deque()
+
+    def init_process(self) -> None:
+        SHARES[self.slot % MOST_WORKERS] = 0
+        # As gunicorn has it, each look at a setting is a search: 20 us of each request.
+        settings = self.cfg.settings.items()
+        self.cfg.__dict__.update((name, setting.get()) for name, setting in settings)
+        self.arrivals = Arrivals()
+        super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """As many as gunicorn has, and one for who asks whether the process lives."""
+        return ThreadPoolExecutor(self.cfg.threads + 1)
+
+    def run(self) -> None:
+        for _ in range(self.cfg.threads):
+            self.tpool.submit(self.serve)
+        self.tpool.submit(self.answer_probes)
+        try:
+            super().run()
+        finally:
+            self.ended = True
+            self.arrivals.end()
+
+    def accept(self, listener: BaseSocket) -> None:
+        """Accept one connection, but let a worker that has fewer come first.
+
+        All wake when clients connect, and who is faster takes what there is. Of 16 clients that
+        connected at once, one worker of two had all in a sixth of the runs, at half the rate.
+        """
+        if any(0 <= share < self.nr_conns - 1 for share in SHARES):
+            time.sleep(HEAD_START)
+        super().accept(listener)
+        self.share()
+
+    def share(self) -> None:
+        """Tell the other workers how many connections this one has; of one that ends, nothing."""
+        SHARES[self.slot % MOST_WORKERS] = self.nr_conns if self.alive else NO_WORKER
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Let a connection that was accepted wait for its first request."""
+        conn.parser = StrictParser(self.cfg, conn.sock, conn.client)
+        conn.initialized = True
+        conn.sock.settimeout(None)
+        conn.set_timeout()
+        self.arrivals.put(conn)
+
+    def serve(self) -> None:
+        """Answer one request after the other, of whichever connection, until the end."""
+        while not self.ended:
+            conn = self.taken_up() or self.arrivals.take()
+            if conn is not None:
+                self.serve_one(conn)
+
+    def taken_up(self) -> TConn | None:
+        """A connection that was put aside, if there is one."""
+        try:
+            return self.put_aside.popleft() if self.put_aside else None
+        except IndexError:  # another thread was faster
+            return None
+
+    def serve_one(self, conn: TConn) -> None:
+        """Answer the request that arrives; let the connection wait for the next, or close it."""
+        self.served[conn] = time.monotonic()
+        kept = False
+        try:
+            kept = self.handle(conn)
+        except BaseException:  # SystemExit, say: it would end the thread, and nobody would see it
+            self.log.exception("a request broke off")
+        finally:
+            del self.served[conn]
+        if kept:
+            conn.set_timeout()
+            self.arrivals.put(conn, arrived=bool(conn.parser.unreader.buf.getvalue()))
+        else:
+            self.method_queue.defer(self.close, conn)
+
+    def answer_probes(self) -> None:
+        """While every thread waits, as for a database that hangs, answer who asks for /livez.
+
+        A probe must not take that for the process. What else arrives meanwhile is put aside.
+        """
+        while not self.ended:
+            if not self.stalled():
+                while conn := self.taken_up():
+                    self.arrivals.put(conn, arrived=True)
+                time.sleep(STALL)
+            elif conn := self.arrivals.take(STALL):
+                if is_probe(conn.sock):
+                    self.serve_one(conn)
+                else:
+                    self.put_aside.append(conn)
+
+    def stalled(self) -> bool:
+        """Whether every thread has been serving the same request for a while."""
+        begun = list(self.served.values())
+        return len(begun) >= self.cfg.threads and max(begun) < time.monotonic() - STALL
+
+    def handle_request(self, req: Request, conn: TConn) -> bool:
+        """Answer the request; whether another one may follow. gunicorn's hooks are not called."""
+        fields = dict(req.headers)
+        host = fields.get("HOST")
+        # RFC 9112, section 3.2; gunicorn has refused a second one.
+        if (host is None and req.version >= (1, 1)) or not HOST.fullmatch(host or ""):
+            raise InvalidHeader("HOST", req=req)
+        if int(fields.get("CONTENT-LENGTH", 0)) > self.wsgi.config["MAX_CONTENT_LENGTH"]:
+            # It will be refused, and what follows is not read to find where the next one begins.
+            req.force_close()
+        response, environ = wsgi.create(
+            req, conn.sock, conn.client, conn.server, self.cfg, response_class=Response
+        )
+        environ["wsgi.multithread"] = True
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        if not self.alive or self.nr_conns > self.max_keepalived:
+            response.force_close()
+        answer = self.wsgi(environ, response.start_response)
+        try:
+            for part in answer:
+                response.write(part)
+            response.close()
+        except OSError:
+            raise
+        except Exception:
+            if not response.headers_sent:
+                raise
+            # A second answer would be taken for that to the next request.
+            self.log.exception("an answer broke off")
+            return False
+        finally:
+            if hasattr(answer, "close"):
+                answer.close()
+        return not response.should_close()
+
+    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:  # noqa: FBT001  gunicorn's
+        """Whether another request may follow, whose beginning is known."""
+        if keepalive and getattr(conn.parser.mesg.body.reader, "length", None) == 0:
+            return True  # nothing of the body is left to be read
+        try:
+            return bool(super()._keepalive_after(conn, keepalive))
+        except ParseException:
+            # In a body that the application did not read. It has answered: a second answer would
+            # be taken for that to the next request.
+            return False
 
     def handle_error(
         self, req: Request | None, client: socket.socket, addr: object, exc: Exception
@@ -109,82 +301,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             log.info("request", method=None, route=None, error=type(exc).__name__, **fields)
         with suppress(OSError):
             util.write_nonblock(client, answer(problem, request_id, getattr(req, "method", None)))
-
-    def handle_request(self, req: Request, conn: TConn) -> Any:
-        fields = dict(req.headers)
-        host = fields.get("HOST")
-        # RFC 9112, section 3.2; gunicorn has refused a second one.
-        if (host is None and req.version >= (1, 1)) or not HOST.fullmatch(host or ""):
-            raise InvalidHeader("HOST", req=req)
-        if int(fields.get("CONTENT-LENGTH", 0)) > self.wsgi.config["MAX_CONTENT_LENGTH"]:
-            # It will be refused, and what follows is not read to find where the next one begins.
-            req.force_close()
-        return super().handle_request(req, conn)
-
-    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:  # noqa: FBT001  gunicorn's
-        """Whether another request may follow, whose beginning is known."""
-        try:
-            return bool(super()._keepalive_after(conn, keepalive))
-        except ParseException:
-            # In a body that the application did not read. It has answered: a second answer would
-            # be taken for that to the next request.
-            return False
-
-    def handle(self, conn: TConn) -> Any:
-        self.served[conn] = time.monotonic()
-        try:
-            return super().handle(conn)
-        finally:
-            del self.served[conn]
-
-    def init_process(self) -> None:
-        SHARES[self.slot % MOST_WORKERS] = 0
-        super().init_process()
-
-    def accept(self, listener: BaseSocket) -> None:
-        """Accept one connection, but let a worker that has fewer come first.
-
-        All wake when clients connect, and who is faster takes what there is. Of 16 clients that
-        connected at once, one worker of two had all in a sixth of the runs, at half the rate.
-        """
-        if any(0 <= share < self.nr_conns - 1 for share in SHARES):
-            time.sleep(HEAD_START)
-        super().accept(listener)
-        self.share()
-
-    def share(self) -> None:
-        """Tell the other workers how many connections this one has; of one that ends, nothing."""
-        SHARES[self.slot % MOST_WORKERS] = self.nr_conns if self.alive else NO_WORKER
-
-    def get_thread_pool(self) -> ThreadPoolExecutor:
-        """As gunicorn has it, and beside it a thread for who asks whether the process lives.
-
-        When all others wait for a database that hangs, a probe must not take that for the process.
-        """
-        self.probes = ThreadPoolExecutor(1, "probes")
-        threads: ThreadPoolExecutor = super().get_thread_pool()
-        return threads
-
-    def enqueue_req(self, conn: TConn) -> None:
-        """Give the connection to a thread; a new one only when it has sent something."""
-        if conn.initialized or conn.data_ready:
-            threads = self.probes if is_probe(conn.sock) else self.tpool
-            served = threads.submit(self.handle, conn)
-            served.add_done_callback(
-                lambda done: self.method_queue.defer(self.finish_request, conn, done)
-            )
-            return
-        conn.parser = StrictParser(self.cfg, conn.sock, conn.client)
-        conn.set_timeout()
-        self.pending_conns.append(conn)
-        readable = partial(self.on_pending_socket_readable, conn)
-        self.poller.register(conn.sock, EVENT_READ, readable)
-
-    def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
-        if fs.cancelled() or fs.exception() or fs.result():
-            super().finish_request(conn, fs)
-        else:
-            self.close(conn)
 
     def close(self, conn: TConn) -> None:
         """Say that no more will be sent, and read on in the loop until the client closes, too."""
@@ -220,12 +336,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def murder_pending(self) -> None:
         """End what has taken too long. gunicorn's loops call this after every wait."""
         now = time.monotonic()
-        for conn in self.pending_conns:
-            conn.timeout = min(conn.timeout, self.stopped_at + STOP_KEEPALIVE_LINGER)
-        super().murder_pending()
         self.share()
         while self.closing and self.closing[0].timeout <= now:
             self.let_go(self.closing.popleft())
+        if now < self.look_again_at:
+            return
+        self.look_again_at = now + LOOKS
+        for conn in self.arrivals.waiting():
+            timeout = min(conn.timeout, self.stopped_at + STOP_KEEPALIVE_LINGER)
+            if timeout <= now and self.arrivals.remove(conn):
+                self.close(conn)
         # A thread that is still reading when all others have ended would keep the process from
         # ending; gunicorn would kill it after half a minute, and say that it hung.
         last = self.stopped_at + self.cfg.graceful_timeout - 2
