@@ -27,7 +27,7 @@ from faults.servers import HOST, await_that, free_port, serving
 from todo_api.api import MAX_BODY
 from todo_api.errors import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
 from todo_api.headers import EXPOSED
-from todo_api.logs import WELL_FORMED
+from todo_api.messages import WELL_FORMED
 
 pytestmark = pytest.mark.skipif(
     NGINX is None, reason="nginx is not installed (Debian: apt install nginx-light)"

@@ -1,6 +1,7 @@
 """What a request may say: everything else is refused, clearly, and changes nothing."""
 
 import json
+from io import BytesIO
 
 import pytest
 from hypothesis import example, given
@@ -197,6 +198,29 @@ def test_a_body_may_have_128_kib(client, tasks_url):
 
     assert send(client, "POST", tasks_url, fits).status_code == 201
     refused(send(client, "POST", tasks_url, fits + b" "), 413, "too-large")
+
+
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+def send_stream(client, url, stream):
+    return client.post(url, input_stream=stream, content_type="application/json", headers=CHUNKED)
+
+
+def test_a_body_that_does_not_say_how_long_it_is_is_bounded_too(client, tasks_url):
+    fits = json.dumps({"title": "x"}).ljust(128 * 1024).encode()
+
+    assert send_stream(client, tasks_url, BytesIO(fits)).status_code == 201
+    refused(send_stream(client, tasks_url, BytesIO(fits + b" ")), 413, "too-large")
+
+
+class BrokenOff(BytesIO):
+    def read(self, *_):
+        raise ConnectionResetError
+
+
+def test_a_client_that_breaks_off_is_no_fault_of_ours(client, tasks_url):
+    refused(send_stream(client, tasks_url, BrokenOff()), 400, "malformed")
 
 
 @pytest.mark.parametrize(

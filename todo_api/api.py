@@ -12,6 +12,7 @@ import flask_smorest
 from flask import Flask, Response, current_app
 from marshmallow import ValidationError
 from werkzeug.datastructures import MIMEAccept
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.routing import UnicodeConverter
 
@@ -265,6 +266,19 @@ def allows(accept: str, media_type: str) -> bool:
     return not wanted or wanted[media_type] > 0
 
 
+def whole_body(request: Request) -> bytes:
+    """The body, of at most MAX_BODY bytes. It ends where gunicorn says so, chunked or not."""
+    if (request.content_length or 0) > MAX_BODY:
+        raise RequestEntityTooLarge
+    try:
+        data: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1)
+    except OSError:
+        raise ClientDisconnected from None
+    if len(data) > MAX_BODY:
+        raise RequestEntityTooLarge
+    return data
+
+
 @lru_cache(maxsize=128)
 def media_type_of(content_type: str) -> str:
     """The media type in a Content-Type field, without its parameters."""
@@ -288,7 +302,7 @@ def parsed_body(request: Request, operation: Operation) -> Any:
         media_type = media_type_of(request.environ.get("CONTENT_TYPE", ""))
         if media_type not in operation.media_types:
             raise unsupported_media_type(operation.media_types)
-    data = request.get_data(cache=False)
+    data = whole_body(request)
     if not data and not operation.body_required:
         return {}
     try:
