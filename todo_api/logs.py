@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 import orjson
 import structlog
@@ -52,7 +52,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
         else [
             add_timestamp,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(to_json),
+            to_json,
         ]
     )
     # Ours are written as they are. By way of the standard library's logging, for which there is a
@@ -87,7 +87,7 @@ def add_timestamp(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
     return line
 
 
-def to_json(line: EventDict, **_: Any) -> str:
+def to_json(_: WrappedLogger, __: str, line: EventDict) -> str:
     return orjson.dumps(line, default=repr, option=orjson.OPT_UTC_Z).decode()
 
 
