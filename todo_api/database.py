@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from todo_api import metrics
 from todo_api.connection import Statement
@@ -146,7 +146,7 @@ class Database:
         again: Sequence[Statement] | None = None,
     ) -> list[list[Row]]:
         began = time.monotonic()
-        values = {"owner": owner, "attempt": uuid7(), "elapsed": None, **parameters}
+        values = {"owner": owner, "attempt": str(uuid7()), "elapsed": None, **parameters}
         with self.pool.connection(self.deadline) as connection:
             try:
                 return self._transact(connection, statements, values)
