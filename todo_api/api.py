@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -45,7 +45,7 @@ from todo_api.preconditions import etag, tags
 from todo_api.statements.tasks import Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from marshmallow import Schema
 
@@ -86,10 +86,17 @@ def load_body(schema: Schema) -> Any:
 def load_query(schema: Schema) -> Any:
     """The request's query, in which `check_request` has seen each name once, if it may pass."""
     try:
-        return schema.load(current_request().args.to_dict())
+        return dict(loaded(schema, tuple(current_request().args.items())))
     except ValidationError as error:
         messages = error.messages
     raise invalid({"parameter": at[1:], "detail": text} for at, text in faults(messages))
+
+
+# Clients of one kind ask the same; to find nine of ten parameters not given takes 20 us each time.
+@lru_cache(maxsize=128)
+def loaded(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    found: dict[str, Any] = schema.load(dict(query))
+    return found
 
 
 def faults(messages: Any, at: str = "") -> Iterator[tuple[str, str]]:
@@ -183,7 +190,7 @@ class Api(flask_smorest.Api):
         app.url_map.merge_slashes = False
         plugins = {"flask_plugin": Rules(), "marshmallow_plugin": Shapes()}
         super().__init__(app, spec_kwargs=plugins)
-        app.before_request(check_request)
+        app.before_request(partial(check_request, app.view_functions))
 
     def _register_responses(self) -> None:
         components = self.spec.components
@@ -229,7 +236,7 @@ def operation_of(view: Callable[..., Any]) -> Operation:
     )
 
 
-def check_request() -> None:
+def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
     """Refuse what no operation accepts: 406, 415, 413, 400; 422 for ids and unknown parameters.
 
     Leaves the parsed body in the request, and UUIDs for the path's ids in the view's arguments.
@@ -237,7 +244,7 @@ def check_request() -> None:
     request = current_request()
     if request.routing_exception or request.method == "OPTIONS":
         return
-    operation = operation_of(current_app.view_functions[request.endpoint or ""])
+    operation = operation_of(views[request.endpoint or ""])
     wanted = request.field("Accept")
     if operation.json and wanted and not allows(wanted, JSON):
         raise not_acceptable(JSON)
