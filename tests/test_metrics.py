@@ -418,7 +418,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(se
         for _ in range(20):
             server.ask("/nowhere")
         (folder,) = folders(server.process.pid)
-        files = sorted(folder.iterdir())
+        files = set(folder.iterdir())
         connections = WORKERS * PLACES
         eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
 
@@ -427,7 +427,11 @@ def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(se
 
         eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
         assert server.scrape().of("todo_http_requests_total", route="unmatched") == 20
-        assert sorted(folder.iterdir()) == files
+        # One worker may have answered all of them: what it counted is there, and no third slot.
+        assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {
+            str(slot) for slot in range(WORKERS)
+        }
+        assert files <= set(folder.iterdir())
 
 
 def test_a_worker_that_has_no_successor_takes_its_gauges_along(serving):
