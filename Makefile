@@ -56,6 +56,10 @@ bench: $(INSTALLED) ## Compare with peers and with the limits, in turns (needs w
 bench-growth: $(INSTALLED) ## Measure with more tasks, more clients, more distance, more time (needs wrk)
 	$(PY) benchmarks/growth.py $(ARGS)
 
+.PHONY: bench-profile
+bench-profile: $(INSTALLED) ## Measure where the time of each operation goes (needs wrk)
+	$(PY) benchmarks/parts.py $(ARGS)
+
 .PHONY: bench-startup
 bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
 	$(PY) benchmarks/startup.py
