@@ -47,8 +47,8 @@ class Contender:
     limit: bool = False
 
 
-def gunicorn(python: str | Path, application: str) -> tuple[str | Path, ...]:
-    return python, "-m", "gunicorn", "--config", PEERS / "gunicorn.conf.py", application
+def gunicorn(python: str | Path, application: str, *options: str) -> tuple[str | Path, ...]:
+    return python, "-m", "gunicorn", "--config", PEERS / "gunicorn.conf.py", *options, application
 
 
 def uvicorn(application: str) -> tuple[str | Path, ...]:
@@ -76,8 +76,16 @@ BARE_FLASK = Contender(
 BARE_WSGI = Contender(
     "bare WSGI", gunicorn(sys.executable, "bare:wsgi"), ("get", "list", "create"), limit=True
 )
+# gunicorn's own worker has the two above, ours this one.
+OUR_WORKER = Contender(
+    "bare Flask, our worker",
+    gunicorn(sys.executable, "bare:flask", "-k", "todo_api.worker.Worker"),
+    ("get", "list", "create"),
+    environ={"PYTHONPATH": str(ROOT)},
+    limit=True,
+)
 
-CONTENDERS = (OURS, SQLMODEL, ASYNCPG, FLASK_ORM, FASTIFY, BARE_FLASK, BARE_WSGI)
+CONTENDERS = (OURS, SQLMODEL, ASYNCPG, FLASK_ORM, FASTIFY, BARE_FLASK, BARE_WSGI, OUR_WORKER)
 
 
 def install_peers() -> None:

@@ -21,7 +21,7 @@ from gunicorn import util
 from gunicorn.http import Request, RequestParser, wsgi
 from gunicorn.http.errors import InvalidHeader, ObsoleteFolding, ParseException
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from todo_api.arrivals import Arrivals
 
@@ -98,14 +98,20 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
             lines.append("Transfer-Encoding: chunked\r\n")
         return lines
 
+    def send_headers(self, body: bytes = b"") -> None:
+        if self.headers_sent:
+            return
+        fields = (f"{name}: {value}\r\n" for name, value in self.headers)
+        head = "".join([*self.default_headers(), *fields, "\r\n"])
+        self.headers_sent = True
+        self.sock.sendall(head.encode("latin-1") + body)
+
     def write(self, arg: bytes) -> None:
         if self.headers_sent or self._omits_body or len(arg) != self.response_length:
             super().write(arg)
-            return
-        lines = [*self.default_headers(), *(f"{k}: {v}\r\n" for k, v in self.headers), "\r\n"]
-        self.headers_sent = True
-        self.sent = len(arg)
-        self.sock.sendall("".join(lines).encode("latin-1") + arg)
+        else:
+            self.sent = len(arg)
+            self.send_headers(arg)
 
 
 @lru_cache(maxsize=2)
@@ -148,6 +154,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """As many as gunicorn has, and one for who asks whether the process lives."""
         return ThreadPoolExecutor(self.cfg.threads + 1)
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        config = getattr(self.wsgi, "config", {})
+        self.most_sent = config.get("MAX_CONTENT_LENGTH") or math.inf
 
     def run(self) -> None:
         for _ in range(self.cfg.threads):
@@ -240,7 +251,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # RFC 9112, section 3.2; gunicorn has refused a second one.
         if (host is None and req.version >= (1, 1)) or not HOST.fullmatch(host or ""):
             raise InvalidHeader("HOST", req=req)
-        if int(fields.get("CONTENT-LENGTH", 0)) > self.wsgi.config["MAX_CONTENT_LENGTH"]:
+        if int(fields.get("CONTENT-LENGTH", 0)) > self.most_sent:
             # It will be refused, and what follows is not read to find where the next one begins.
             req.force_close()
         response, environ = wsgi.create(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 bind = f"127.0.0.1:{os.environ['PORT']}"
 workers = int(os.environ["WEB_CONCURRENCY"])
@@ -12,3 +13,8 @@ max_requests_jitter = 20_000
 keepalive = 75
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 control_socket_disable = True
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give each worker a number: that of the project has it so, and no other asks."""
+    worker.slot = len(server.WORKERS)
