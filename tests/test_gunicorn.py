@@ -33,13 +33,16 @@ PARSERS = [
     "python",
 ]
 
+# What tells a process to measure which lines it runs; servers have none of the environment else.
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
 
 @pytest.fixture(scope="module", params=PARSERS)
 def api(request, database_url):
     """A server of one worker and one thread, so that who holds that holds up everybody."""
     arguments = f"--http-parser {request.param}"
     settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "LOG_LEVEL": "info"}
-    with serving(database_url, GUNICORN_CMD_ARGS=arguments, **settings) as server:
+    with serving(database_url, GUNICORN_CMD_ARGS=arguments, **settings, **COVERAGE) as server:
         yield server
         log = server.log.read_text()
         assert "Traceback" not in log
@@ -255,7 +258,7 @@ def test_a_worker_lets_one_that_has_fewer_connections_come_first(monkeypatch, mi
 def test_a_probe_is_answered_while_every_thread_waits_for_the_database(database_url, tasks_url):
     settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "REQUEST_TIMEOUT": "30"}
     with (
-        serving(database_url, **settings) as server,
+        serving(database_url, **settings, **COVERAGE) as server,
         Client(server.address) as client,
         Client(server.address) as prober,
         Client(server.address) as other,
