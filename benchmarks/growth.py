@@ -35,6 +35,8 @@ OPERATIONS = ("get", "list", "create", "patch")
 CLIENTS = (1, 2, 5, 10, 20, 50, 100, 200)
 MANY_CLIENTS, P95 = 100, 200  # milliseconds that 95 of a hundred requests of so many may take
 FAR, FAR_THREADS, FAR_RATE = 20, 8, 300  # milliseconds; threads a worker; requests/s at least
+EACH = 100  # tasks of each user, where there are many
+OF_ONE, IN_ALL = 1.5, 1.3  # times the cost of a request, at most
 WORKER_MB, GROWTH_MB = 80, 4  # at most, for a worker; and from the second tenth of a load on
 
 
@@ -112,7 +114,7 @@ Cells = dict[str, dict[float, "Measured | None"]]
 def shown(cells: Cells, over: str) -> str:
     """A table of requests/s and p99 with a row for each x."""
     xs = sorted({x for of in cells.values() for x in of})
-    rows = [[f"{x:,g}", *(shown_cell(of[x]) for of in cells.values())] for x in xs]
+    rows = [[f"{x:,.10g}", *(shown_cell(of[x]) for of in cells.values())] for x in xs]
     return table([f"{over} (requests/s / p99)", *(TITLES[name] for name in cells)], rows)
 
 
@@ -151,19 +153,38 @@ def over_sizes(bench: Bench, sizes: Mapping[float, Size], operations: Sequence[s
     return cells
 
 
+def growth(cells: Cells, over: str, since: float, most: float) -> list[tuple[str, bool]]:
+    """How many times as much a request costs at the largest size as at `since`."""
+    verdicts = []
+    for name, of in cells.items():
+        small, large = of[since], of[max(of)]
+        times = small.rate / large.rate if small and large else None
+        found = f"{times:.2f} times the cost" if times else "void"
+        text = (
+            f"{TITLES[name]} from {since:,.10g} {over} to {max(of):,.10g}: {found}, {most} at most"
+        )
+        verdicts.append((text, times is not None and times <= most))
+    return verdicts
+
+
 def tasks_of_one(bench: Bench) -> Section:
     sizes = {float(count): Size(1, count) for count in (10, 100, 1_000, 10_000, 100_000)}
     cells = over_sizes(bench, sizes, OPERATIONS)
     over = "tasks of one user"
-    return Section("One user with many tasks", shown(cells, over), panels(cells, over))
+    verdicts = growth(cells, over, 100, OF_ONE)
+    return Section("One user with many tasks", shown(cells, over), panels(cells, over), verdicts)
 
 
 def tasks_in_all(bench: Bench) -> Section:
+    """Each user has as many, so that a page is as long with few users as with many."""
     counts = (1_000, 10_000, 100_000, 1_000_000)
-    sizes = {float(count): Size(min(USERS, count), count // min(USERS, count)) for count in counts}
+    sizes = {float(count): Size(count // EACH, EACH) for count in counts}
     cells = over_sizes(bench, sizes, OPERATIONS)
     over = "tasks in all"
-    return Section(f"Many tasks of {USERS:,} users", shown(cells, over), panels(cells, over))
+    title = f"Many users with {EACH} tasks each, {USERS:,} at last"
+    return Section(
+        title, shown(cells, over), panels(cells, over), growth(cells, over, 1_000, IN_ALL)
+    )
 
 
 def clients(bench: Bench) -> Section:
