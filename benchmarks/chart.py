@@ -120,7 +120,7 @@ def panel_of_lines(panel: Lines, left: float, wide: float, tall: float) -> list[
             text(x0 - 6, y + 4, f"{top * step / 4:,g}", "small", "end"),
         ]
     for value in xs:
-        parts.append(text(place((value, 0))[0], y0 + 16, f"{value:,g}", "small", "middle"))
+        parts.append(text(place((value, 0))[0], y0 + 16, f"{value:,.10g}", "small", "middle"))
     lowest = math.inf
     ends = sorted(enumerate(panel.series.items()), key=lambda item: -place(item[1][1][-1])[1])
     for number, (name, points) in ends:
