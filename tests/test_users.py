@@ -176,7 +176,8 @@ def test_a_user_leaves_while_others_change(app, user_url, user_id, kept):
 
     race(app, leave, change, change, change)
 
-    assert statuses["left"] == {204}
+    # 503: who is chosen to end a deadlock, and when it is repeated once more.
+    assert {204} <= statuses["left"] <= {204, 503}
     assert statuses["changed"] <= {200, 204, 404, 503}
     app.test_client().delete(user_url)
     assert kept(user_id) == []
