@@ -10,8 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gunicorn.workers.gthread import ThreadWorker
-
 from todo_api.worker import Worker
 
 if TYPE_CHECKING:
@@ -39,13 +37,6 @@ class SampledWorker(Worker):
         self.serve()
         loop.join()
         Path(os.environ["SAMPLES"]).write_text(json.dumps(list(self.stacks.items())))
-
-    def loop(self) -> None:
-        try:
-            ThreadWorker.run(self)
-        finally:
-            self.ended = True
-            self.arrivals.end()
 
     def begin_or_end(self, *_: object) -> None:
         self.sampling = not self.sampling

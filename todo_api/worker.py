@@ -164,6 +164,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         for _ in range(self.cfg.threads):
             self.tpool.submit(self.serve)
         self.tpool.submit(self.answer_probes)
+        self.loop()
+
+    def loop(self) -> None:
+        """Accept and end connections, until the end: gunicorn's own loop."""
         try:
             super().run()
         finally:
