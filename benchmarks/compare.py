@@ -268,7 +268,8 @@ def report(results: Results, opened: Results | None, setup: str) -> str:
         parts.append(table(["compared with", "operation", "target", *OWN], rows))
     parts.append(costs(results, names))
     if opened:
-        parts += ["Without tokens on either side:", rates(opened, names[:6])]
+        with_database = [contender.name for contender in CONTENDERS if not contender.limit]
+        parts += ["Without tokens on either side:", rates(opened, with_database)]
     void = results.void + (opened.void if opened else [])
     if void:
         listed = "\n".join(f"- {reason}" for reason in void)
