@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import select
 import sys
 from typing import Any
 
@@ -37,7 +38,8 @@ bind = f"{settings.host}:{settings.port}"
 logger_class = OneStream
 
 workers = settings.web_concurrency
-worker_class = "todo_api.worker.Worker"
+# The worker needs epoll, which is Linux's. Elsewhere gunicorn's own threaded worker serves, slower.
+worker_class = "todo_api.server.worker.Worker" if hasattr(select, "epoll") else "gthread"
 threads = settings.web_threads
 
 # A worker starts anew now and then, so that nothing can grow for ever; not all at the same time.
@@ -70,6 +72,23 @@ pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_e
 
 # Seconds. Without a database, a worker serves all the same: /livez, and refusals.
 FIRST_CONNECTION = 1
+
+
+# Settings of gunicorn that our worker does not implement, and would silently ignore.
+UNSUPPORTED = (
+    *("certfile", "keyfile", "http_protocols", "proxy_protocol"),
+    *("pre_request", "post_request", "accesslog"),
+)
+
+
+def on_starting(server: Arbiter) -> None:
+    """Refuse to start with a setting that would have no effect."""
+    if worker_class == "gthread":
+        return
+    defaults = Config()
+    changed = [name for name in UNSUPPORTED if getattr(server.cfg, name) != getattr(defaults, name)]
+    if changed:
+        sys.exit(f"This server does not support gunicorn's settings {', '.join(changed)}.")
 
 
 def post_worker_init(worker: Worker) -> None:

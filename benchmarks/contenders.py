@@ -83,7 +83,7 @@ BARE_WSGI = Contender(
 # gunicorn's own worker has the two above, ours this one.
 OUR_WORKER = Contender(
     "bare Flask, our worker",
-    gunicorn(sys.executable, "bare:flask", "-k", "todo_api.worker.Worker"),
+    gunicorn(sys.executable, "bare:flask", "-k", "todo_api.server.worker.Worker"),
     ("get", "list", "create"),
     environ={"PYTHONPATH": str(ROOT)},
     limit=True,

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from todo_api.worker import Worker
+from todo_api.server.worker import Worker
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -32,10 +32,11 @@ class SampledWorker(Worker):
         self.sampling = False
         signal.signal(signal.SIGUSR1, self.begin_or_end)
         signal.signal(signal.SIGALRM, self.sample)
-        loop = threading.Thread(target=self.loop)
-        loop.start()
-        self.serve()
-        loop.join()
+        self._prepare()
+        supervisor = threading.Thread(target=self._supervise)
+        supervisor.start()
+        self._serve()
+        supervisor.join()
         Path(os.environ["SAMPLES"]).write_text(json.dumps(list(self.stacks.items())))
 
     def begin_or_end(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What never reached the application, refused as the application would."""
+"""Error responses for requests that the server rejects before the application sees them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gunicorn.http.errors import (
 from todo_api.errors import Problem, bug, malformed
 from todo_api.headers import POLICY
 
-# Faults of ours, though gunicorn counts them among those of parsing.
-OURS = (ConfigurationProblem, InvalidResponseHeader, InvalidResponseHeaderName)
+# Errors of the application, though gunicorn derives them from its parser's.
+SERVER_ERRORS = (ConfigurationProblem, InvalidResponseHeader, InvalidResponseHeaderName)
 
 
-def refusal(error: Exception) -> Problem:
-    """The problem of a request that gunicorn could not read, or failed to hand on."""
-    if not isinstance(error, ParseException) or isinstance(error, OURS):
+def rejection(error: Exception) -> Problem:
+    """Return the problem for an exception that was raised outside of the application."""
+    if not isinstance(error, ParseException) or isinstance(error, SERVER_ERRORS):
         return bug()
     if isinstance(error, LimitRequestLine):
         return Problem(414, "The request line is longer than this server reads.")
@@ -35,8 +35,8 @@ def refusal(error: Exception) -> Problem:
     return malformed("The request is not well-formed HTTP/1.1.")
 
 
-def answer(problem: Problem, request_id: str, method: str | None) -> bytes:
-    """The problem as bytes of HTTP/1.1, after which the connection is closed."""
+def response_bytes(problem: Problem, request_id: str, method: str | None) -> bytes:
+    """Return the whole HTTP/1.1 response to a request of this method, or of an unknown one."""
     body = problem.body(request_id)
     head = "\r\n".join(
         (

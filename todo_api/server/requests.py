@@ -1,0 +1,102 @@
+"""Read HTTP/1.1 requests strictly, and alike with both of gunicorn's parsers (RFC 9112)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.http import Request, RequestParser
+from gunicorn.http.errors import (
+    InvalidHeader,
+    InvalidRequestLine,
+    LimitRequestHeaders,
+    ObsoleteFolding,
+)
+
+if TYPE_CHECKING:
+    from gunicorn.http.unreader import Unreader
+
+# method SP request-target SP HTTP-version (RFC 9112, section 3). The target has the origin-form, or
+# the absolute-form without userinfo; neither may have a fragment.
+METHOD = rb"[!#$%&'*+.^_`|~0-9A-Z-]+"
+ORIGIN_FORM = rb"/[!-\"$-~]*"
+ABSOLUTE_FORM = rb"https?://[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]+(?:[/?][!-\"$-~]*)?"
+REQUEST_LINE = re.compile(
+    rb"(?:%b (?:%b|%b)|OPTIONS \*) HTTP/1\.[01]" % (METHOD, ORIGIN_FORM, ABSOLUTE_FORM)
+)
+
+# uri-host [ ":" port ] (RFC 9110, section 7.2); empty where the target has no authority.
+HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+
+class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
+    """A request that every HTTP/1.1 parser on its way reads the same; anything else is refused.
+
+    gunicorn_h1c, the parser in C, takes bare LF line ends, folded lines and several spaces in the
+    request line, where gunicorn's parser in Python refuses some of them. A proxy in front could
+    then see other requests than this server.
+    """
+
+    def parse(self, unreader: Unreader) -> bytes:
+        self._received = bytearray()
+        rest: bytes = super().parse(unreader)
+        head = self._received.removeprefix(b"\r\n").partition(b"\r\n\r\n")[0]
+        request_line, _, fields = head.partition(b"\r\n")
+        if not REQUEST_LINE.fullmatch(request_line):
+            raise InvalidRequestLine("")
+        if head.count(b"\n") != head.count(b"\r\n"):
+            raise InvalidHeader("bare LF as line terminator")
+        if fields.startswith((b" ", b"\t")) or b"\n " in fields or b"\n\t" in fields:
+            raise ObsoleteFolding("")
+        # gunicorn does not count the fields that it drops, such as X_Forwarded_For.
+        if fields and fields.count(b"\r\n") >= self.limit_request_fields:
+            raise LimitRequestHeaders("")
+        return rest
+
+    def read_into(self, unreader: Unreader, buf: bytearray, stop: bool = False) -> None:  # noqa: FBT001, FBT002  gunicorn's
+        """Keep what is received, for `parse` to look at."""
+        size = len(buf)
+        super().read_into(unreader, buf, stop)
+        self._received += buf[size:]
+
+    def set_body_reader(self) -> None:
+        hosts = self.values("HOST")
+        # RFC 9112, section 3.2. gunicorn refuses a second Host field.
+        if (not hosts and self.version >= (1, 1)) or not all(map(HOST.fullmatch, hosts)):
+            raise InvalidHeader("HOST", req=self)
+        # gunicorn also takes codings that it does not decode, and identity, which is obsolete.
+        codings = self.values("TRANSFER-ENCODING")
+        if codings and [coding.lower() for coding in codings] != ["chunked"]:
+            raise InvalidHeader("TRANSFER-ENCODING", req=self)
+        super().set_body_reader()
+
+    def should_close(self) -> bool:
+        """Whether the connection ends with this request (RFC 9112, section 9.3).
+
+        gunicorn finds `close` only where it is the first Connection field's one option.
+        """
+        fields = ",".join(self.values("CONNECTION")).lower()
+        options = {option.strip(" \t") for option in fields.split(",")}
+        if self.must_close or "close" in options:
+            return True
+        is_old: bool = self.version < (1, 1)
+        return is_old and "keep-alive" not in options
+
+    def unread_length(self) -> int | None:
+        """Return how many bytes of the body the application has not read; None if it is chunked."""
+        length: int | None = getattr(self.body.reader, "length", None)
+        return length
+
+    def values(self, name: str) -> list[str]:
+        """Return the value of each field of this name, which is in upper case."""
+        return [value for field, value in self.headers if field == name]
+
+
+class StrictParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
+    """The requests of one connection, one after another."""
+
+    mesg_class: type[Any] = StrictRequest
+
+    def has_buffered_input(self) -> bool:
+        """Whether bytes behind the last request were received already."""
+        return self.unreader.buf.tell() > 0

@@ -1,0 +1,59 @@
+"""Send each whole response in one write."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from gunicorn import util
+from gunicorn.http import wsgi
+
+# Of a request's body that the application has not read, so much is read to reach the next request.
+MAX_DRAIN = 64 * 1024
+
+
+class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's response, whose head and body go out in one write if the body is whole.
+
+    gunicorn writes them one after the other, which costs two system calls, two packets, and two
+    wake-ups of the client.
+    """
+
+    headers_sent: bool
+
+    def default_headers(self) -> list[str]:
+        if (self.req.unread_length() or 0) > MAX_DRAIN:
+            self.force_close()
+        major, minor = self.req.version
+        connection = "close" if self.should_close() else "keep-alive"
+        lines = [
+            f"HTTP/{major}.{minor} {self.status}\r\n",
+            f"Server: {self.version}\r\n",
+            f"Date: {http_date(int(time.time()))}\r\n",
+            f"Connection: {connection}\r\n",
+        ]
+        if self.chunked:
+            lines.append("Transfer-Encoding: chunked\r\n")
+        return lines
+
+    def send_headers(self, body: bytes = b"") -> None:
+        if self.headers_sent:
+            return
+        fields = (f"{name}: {value}\r\n" for name, value in self.headers)
+        head = "".join([*self.default_headers(), *fields, "\r\n"])
+        self.headers_sent = True
+        self.sock.sendall(head.encode("latin-1") + body)
+
+    def write(self, arg: bytes) -> None:
+        if self.headers_sent or self._omits_body or len(arg) != self.response_length:
+            super().write(arg)
+        else:
+            self.sent = len(arg)
+            self.send_headers(arg)
+
+
+@lru_cache(maxsize=2)
+def http_date(second: int) -> str:
+    """Return the Date field's value (RFC 9110, section 6.6.1), computed once a second."""
+    date: str = util.http_date(second)
+    return date

@@ -1,0 +1,351 @@
+"""A gunicorn worker whose threads wait for requests themselves, each for all connections.
+
+The main thread accepts connections and enforces their time limits. All threads wait on one epoll
+set, in which each connection is armed for one event (EPOLLONESHOT). The thread that receives the
+event owns the connection until it arms it again or closes it; no other thread closes a connection,
+so a file descriptor is never reused while an event for it is on its way.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import select
+import socket
+import threading
+import time
+from contextlib import suppress
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from gunicorn.http import wsgi
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.workers import base
+from uuid_utils import uuid7
+
+from todo_api.server.requests import StrictParser
+from todo_api.server.responses import Response
+
+if TYPE_CHECKING:
+    from gunicorn.sock import BaseSocket
+
+    from todo_api.server.requests import StrictRequest
+
+log = structlog.get_logger(__name__)
+
+# From a request's first byte to the last byte of its response, in seconds. The application bounds
+# its own work more tightly; this limit is for clients that send or read slowly, or not at all.
+EXCHANGE_TIMEOUT = 30
+
+# A lingering close: closed at once with bytes unread, a connection would be reset, and the reset
+# could overtake the response (RFC 9112, section 9.6).
+LINGER_SECONDS = 2
+LINGER_BYTES = 1024 * 1024
+
+# For a request that the client may just be sending when the worker stops, in seconds.
+STOP_LINGER = 2
+
+SWEEP_INTERVAL = 0.5  # seconds
+
+# When the system has no descriptor left, in seconds: accepting pauses, and is logged no more often.
+ACCEPT_PAUSE = 1
+LOG_PAUSE = 60
+
+# File descriptors beside those of clients: listeners, database connections, log, metrics.
+RESERVED_DESCRIPTORS = 64
+
+READABLE = select.EPOLLIN | select.EPOLLONESHOT
+AT_ONCE = select.EPOLLOUT | select.EPOLLONESHOT  # a connection can nearly always be written to
+
+
+class Connection:
+    """A client's connection. `deadline` (time.monotonic) is when the main thread ends its phase."""
+
+    def __init__(self, sock: socket.socket, peer: Any, local: Any, settings: Any) -> None:
+        self.sock = sock
+        self.descriptor = sock.fileno()
+        self.peer = peer
+        self.local = local
+        self.parser = StrictParser(settings, sock, peer)
+        self.deadline = time.monotonic() + settings.keepalive
+        self.unread_limit = LINGER_BYTES
+
+
+class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
+    """Serves HTTP/1.1 with `threads` threads."""
+
+    alive: bool
+    wsgi: Any
+
+    def run(self) -> None:
+        self._prepare()
+        threads = [
+            threading.Thread(target=self._serve, name=f"serve-{number}", daemon=True)
+            for number in range(self.cfg.threads)
+        ]
+        for thread in threads:
+            thread.start()
+        self._supervise()
+        for thread in threads:
+            thread.join(1)
+
+    def _prepare(self) -> None:
+        # Each look-up in gunicorn's Config is a function call, and a request makes 15 of them.
+        values = {name: setting.get() for name, setting in self.cfg.settings.items()}
+        networks = self.cfg.forwarded_allow_networks
+        self._settings = SimpleNamespace(**values, is_ssl=False, forwarded_allow_networks=networks)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        available = descriptors - RESERVED_DESCRIPTORS - self.cfg.threads
+        self._max_connections = max(1, min(self.cfg.worker_connections, available))
+        self._connections: dict[int, Connection] = {}
+        # Removing a connection from this set decides what happens to it next: a thread serves its
+        # request, or the main thread closes it because it was idle for too long.
+        self._idle: set[Connection] = set()
+        self._accept_again_at = self._log_again_at = self._sweep_again_at = 0.0
+        self._cut_off_at = math.inf
+        self._is_finished = False
+        self._epoll = select.epoll()
+        # Readable for every thread and for ever, once the other end is closed.
+        finished, self._finish = os.pipe()
+        self._epoll.register(finished, select.EPOLLIN)
+
+    # The main thread
+
+    def _supervise(self) -> None:
+        """Accept connections until the worker has to stop, then let all come to their end."""
+        self._accept_until_stopped()
+        self._stop()
+        self._is_finished = True
+        os.close(self._finish)
+
+    def _accept_until_stopped(self) -> None:
+        """Accept connections and enforce their time limits."""
+        listeners = {listener.fileno(): listener for listener in self.sockets}
+        for listener in self.sockets:
+            listener.settimeout(0)
+        poller = select.poll()
+        poller.register(self.PIPE[0], select.POLLIN)  # a signal, or `_wake`
+        is_accepting = False
+        while self.alive and self.ppid == os.getppid():
+            self.notify()
+            if is_accepting != self._may_accept():
+                is_accepting = not is_accepting
+                for descriptor in listeners:
+                    if is_accepting:
+                        poller.register(descriptor, select.POLLIN)
+                    else:
+                        poller.unregister(descriptor)
+            for descriptor, _ in poller.poll(SWEEP_INTERVAL * 1000):
+                if descriptor in listeners:
+                    self._accept(listeners[descriptor])
+                else:
+                    os.read(descriptor, 1024)
+            self._enforce_deadlines()
+
+    def _may_accept(self) -> bool:
+        has_room = len(self._connections) < self._max_connections
+        return has_room and time.monotonic() >= self._accept_again_at
+
+    def _accept(self, listener: BaseSocket) -> bool:
+        """Accept one connection; return whether there was one."""
+        try:
+            client, peer = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError as error:  # no descriptor or no memory is left
+            now = time.monotonic()
+            self._accept_again_at = now + ACCEPT_PAUSE
+            if now >= self._log_again_at:
+                self._log_again_at = now + LOG_PAUSE
+                log.error("cannot accept connections", reason=error.strerror)  # noqa: TRY400
+            return False
+        client.settimeout(None)
+        connection = Connection(client, peer, listener.getsockname(), self._settings)
+        self._connections[connection.descriptor] = connection
+        self._idle.add(connection)
+        self._epoll.register(connection.descriptor, READABLE)
+        return True
+
+    def _enforce_deadlines(self) -> None:
+        """Shut down connections whose time is over. A thread sees their end and closes them."""
+        now = time.monotonic()
+        if now < self._sweep_again_at:
+            return
+        self._sweep_again_at = now + SWEEP_INTERVAL
+        for connection in list(self._connections.values()):
+            if now < min(connection.deadline, self._cut_off_at):
+                continue
+            with suppress(OSError):  # the client has reset it, or a thread has closed it
+                if self._take(connection):
+                    connection.deadline = now + LINGER_SECONDS
+                    connection.sock.shutdown(socket.SHUT_WR)
+                # Unless a thread took it in this moment, to serve a request.
+                elif now >= min(connection.deadline, self._cut_off_at):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _stop(self) -> None:
+        """Refuse new connections, and let those that are open come to their end."""
+        for listener in self.sockets:
+            # Closing the listener resets what has connected and was not accepted.
+            while self._may_accept() and self._accept(listener):
+                pass
+            listener.close()
+        now = time.monotonic()
+        for connection in list(self._idle):
+            connection.deadline = min(connection.deadline, now + STOP_LINGER)
+        # Before the arbiter kills the worker, at the end of graceful_timeout.
+        self._cut_off_at = now + max(self.cfg.graceful_timeout - 2, 0)
+        while self._connections and time.monotonic() < self._cut_off_at + 1:
+            self.notify()
+            time.sleep(0.05)
+            self._enforce_deadlines()
+
+    # The threads
+
+    def _serve(self) -> None:
+        """Serve one event after another. If this loop ends early, the worker stops."""
+        try:
+            while not self._is_finished:
+                for descriptor, _ in self._epoll.poll(maxevents=1):
+                    if connection := self._connections.get(descriptor):
+                        self._handle_event(connection)
+        except BaseException:
+            log.critical("a serve loop ended, so the worker stops", exc_info=True)
+        finally:
+            self.alive = False
+            self._wake()
+
+    def _handle_event(self, connection: Connection) -> None:
+        """Serve a request; or read on, if the connection is being closed."""
+        # In this order: `_enforce_deadlines` must see no old deadline once the connection is taken.
+        deadline, connection.deadline = connection.deadline, time.monotonic() + EXCHANGE_TIMEOUT
+        if not self._take(connection):
+            connection.deadline = deadline
+            self._discard_input(connection)
+            return
+        is_kept = False
+        try:
+            is_kept = self._exchange(connection)
+        except BaseException:  # a view may even raise SystemExit
+            log.exception("a request was broken off")
+        if is_kept:
+            connection.deadline = time.monotonic() + self._settings.keepalive
+            self._idle.add(connection)
+            has_input = connection.parser.has_buffered_input()
+            self._epoll.modify(connection.descriptor, AT_ONCE if has_input else READABLE)
+        else:
+            self._begin_close(connection)
+
+    def _take(self, connection: Connection) -> bool:
+        """Remove the connection from the idle ones; return False if another thread has."""
+        try:
+            self._idle.remove(connection)
+        except KeyError:
+            return False
+        return True
+
+    def _exchange(self, connection: Connection) -> bool:
+        """Answer one request; return whether the connection can carry another one."""
+        request: StrictRequest | None = None
+        try:
+            request = next(connection.parser)
+            if not self._respond(connection, request):
+                return False
+        except (StopIteration, NoMoreData, OSError):  # the client has closed or reset it
+            return False
+        except Exception as error:  # noqa: BLE001  what it is decides the response
+            self._reject(connection, request, error)
+            return False
+        if request.unread_length() == 0:
+            return True
+        try:
+            return bool(connection.parser.finish_body(time.monotonic() + LINGER_SECONDS))
+        except (ParseException, OSError):
+            # The client would take a second response for that to its next request.
+            return False
+
+    def _respond(self, connection: Connection, request: StrictRequest) -> bool:
+        """Run the application; return whether the connection may stay open."""
+        response, environ = wsgi.create(
+            *(request, connection.sock, connection.peer, connection.local, self._settings),
+            response_class=Response,
+        )
+        environ["wsgi.multithread"] = True
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+            self._wake()
+        if not self.alive or len(self._connections) > self._max_connections - self.cfg.threads:
+            response.force_close()
+        body = self.wsgi(environ, response.start_response)
+        try:
+            for part in body:
+                response.write(part)
+            response.close()
+        except Exception as error:
+            if isinstance(error, OSError) or not response.headers_sent:
+                raise
+            log.exception("a response was broken off")
+            return False
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        return not response.should_close()
+
+    def _reject(
+        self, connection: Connection, request: StrictRequest | None, error: Exception
+    ) -> None:
+        """Answer a request that never reached the application, and log it."""
+        # Not at the top: the master imports this module, and must not import the metrics.
+        from todo_api.server.rejections import rejection, response_bytes  # noqa: PLC0415
+
+        problem = rejection(error)
+        request_id = str(uuid7())
+        fields = {"request_id": request_id, "status": problem.status}
+        if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("unhandled exception", exc_info=error, **fields)
+        else:
+            # Not the error's text, which quotes what the client wrote.
+            log.info("request", method=None, route=None, error=type(error).__name__, **fields)
+        sent = response_bytes(problem, request_id, request and request.method)
+        with suppress(OSError):
+            connection.sock.send(sent, socket.MSG_DONTWAIT)
+
+    def _begin_close(self, connection: Connection) -> None:
+        """Send no more, and wait for the client to close, too: a lingering close."""
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the client has reset it
+            self._close(connection)
+            return
+        connection.deadline = time.monotonic() + LINGER_SECONDS
+        self._epoll.modify(connection.descriptor, READABLE)
+
+    def _discard_input(self, connection: Connection) -> None:
+        """Discard what a client still sends on a connection that is being closed."""
+        try:
+            data = connection.sock.recv(65536, socket.MSG_DONTWAIT)
+        except OSError:
+            data = b""
+        connection.unread_limit -= len(data)
+        if data and connection.unread_limit > 0:
+            self._epoll.modify(connection.descriptor, READABLE)
+        else:
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        was_full = len(self._connections) >= self._max_connections
+        # In this order: the next connection may get the same descriptor.
+        del self._connections[connection.descriptor]
+        connection.sock.close()
+        if was_full:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake the main thread."""
+        with suppress(OSError):  # the pipe is full, so the main thread will wake
+            os.write(self.PIPE[1], b".")
