@@ -12,8 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from array import array
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
@@ -25,7 +23,6 @@ from faults import hostile
 from faults.clients import Client
 from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
 from faults.servers import ROOT, await_that, children, environment, free_port, serving
-from todo_api import worker
 
 COMPILED = importlib.util.find_spec("gunicorn_h1c") is not None
 PARSERS = [
@@ -200,7 +197,7 @@ def refused(connection: socket.socket) -> bool:
 
 def test_the_master_imports_nothing_that_counts():
     """It would have files of its own among those of the workers."""
-    script = "import sys, todo_api.worker; print('todo_api.metrics' in sys.modules)"
+    script = "import sys, todo_api.server.worker; print('todo_api.metrics' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
 
     assert told.stdout == b"False\n"
@@ -233,50 +230,6 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
 
         assert response.status == 201
         assert api.process.wait(30) == 0
-
-
-@pytest.mark.parametrize(
-    ("mine", "others", "waits"),
-    [(5, [0], True), (5, [9, 3], True), (5, [4], False), (5, [], False), (1, [0], False)],
-)
-def test_a_worker_lets_one_that_has_fewer_connections_come_first(monkeypatch, mine, others, waits):
-    shares = array("i", [mine, *others, worker.NO_WORKER, worker.NO_WORKER])
-    slept = []
-    monkeypatch.setattr(worker, "SHARES", shares)
-    monkeypatch.setattr(worker.time, "sleep", slept.append)
-    one = worker.Worker.__new__(worker.Worker)
-    one.slot, one.nr_conns, one.alive = 0, mine, True
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0)
-
-        one.accept(listener)
-
-    assert bool(slept) is waits
-    assert shares[0] == mine
-
-
-def test_a_probe_is_answered_while_every_thread_waits_for_the_database(database_url, tasks_url):
-    settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "REQUEST_TIMEOUT": "30"}
-    with (
-        serving(database_url, **settings, **COVERAGE) as server,
-        Client(server.address) as client,
-        Client(server.address) as prober,
-        Client(server.address) as other,
-        psycopg.connect(database_url) as holder,
-        ThreadPoolExecutor(2) as threads,
-    ):
-        holder.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
-        asked = threads.submit(client.request, "GET", tasks_url)
-        await_that(lambda: waiting(holder), "the request waits for the lock")
-        put_aside = threads.submit(other.request, "GET", tasks_url)
-
-        alive = [prober.request("GET", "/livez").status for _ in range(3)]
-        still_waiting = not asked.done() and not put_aside.done()
-        holder.rollback()
-
-        assert alive == [200, 200, 200]
-        assert still_waiting
-        assert [each.result(30).status for each in (asked, put_aside)] == [200, 200]
 
 
 def waiting(holder: psycopg.Connection) -> bool:

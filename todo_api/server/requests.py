@@ -99,4 +99,5 @@ class StrictParser(RequestParser):  # type: ignore[misc]  # gunicorn has no type
 
     def has_buffered_input(self) -> bool:
         """Whether bytes behind the last request were received already."""
-        return self.unreader.buf.tell() > 0
+        position: int = self.unreader.buf.tell()
+        return position > 0

@@ -232,7 +232,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         except BaseException:  # a view may even raise SystemExit
             log.exception("a request was broken off")
         if is_kept:
-            connection.deadline = time.monotonic() + self._settings.keepalive
+            seconds = self._settings.keepalive if self.alive else STOP_LINGER
+            connection.deadline = time.monotonic() + seconds
             self._idle.add(connection)
             has_input = connection.parser.has_buffered_input()
             self._epoll.modify(connection.descriptor, AT_ONCE if has_input else READABLE)
@@ -257,7 +258,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         except (StopIteration, NoMoreData, OSError):  # the client has closed or reset it
             return False
         except Exception as error:  # noqa: BLE001  what it is decides the response
-            self._reject(connection, request, error)
+            self._reject(connection, getattr(error, "req", request), error)
             return False
         if request.unread_length() == 0:
             return True
@@ -279,9 +280,10 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
             self._wake()
+        body = self.wsgi(environ, response.start_response)
+        # The worker may have been told to stop while the application ran.
         if not self.alive or len(self._connections) > self._max_connections - self.cfg.threads:
             response.force_close()
-        body = self.wsgi(environ, response.start_response)
         try:
             for part in body:
                 response.write(part)
@@ -296,9 +298,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                 body.close()
         return not response.should_close()
 
-    def _reject(
-        self, connection: Connection, request: StrictRequest | None, error: Exception
-    ) -> None:
+    def _reject(self, connection: Connection, request: Any, error: Exception) -> None:
         """Answer a request that never reached the application, and log it."""
         # Not at the top: the master imports this module, and must not import the metrics.
         from todo_api.server.rejections import rejection, response_bytes  # noqa: PLC0415
@@ -311,7 +311,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         else:
             # Not the error's text, which quotes what the client wrote.
             log.info("request", method=None, route=None, error=type(error).__name__, **fields)
-        sent = response_bytes(problem, request_id, request and request.method)
+        sent = response_bytes(problem, request_id, getattr(request, "method", None))
         with suppress(OSError):
             connection.sock.send(sent, socket.MSG_DONTWAIT)
 
