@@ -80,6 +80,54 @@ def test_http_1_0_needs_no_host(api):
     assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    "line", [b"GET http://a/livez HTTP/1.1", b"GET http://a:80/livez HTTP/1.0"]
+)
+def test_a_target_in_absolute_form_is_served(api, line):
+    answer = one_answer(exchange(api.address, get(b"Connection: close", line=line)))
+
+    assert answer.status == 200
+
+
+def test_fields_with_an_underscore_are_dropped(api):
+    sent = get(b"X_Request_Id: other", b"X-Request-Id: own", b"Connection: close")
+
+    assert one_answer(exchange(api.address, sent)).headers["x-request-id"] == "own"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [b"Connection: close"],
+        [b"Connection: Upgrade, close"],
+        [b"Connection: keep-alive, CLOSE"],
+        [b"Connection: keep-alive", b"Connection: close"],
+    ],
+)
+def test_close_among_the_connection_options_closes(api, fields):
+    answer = one_answer(exchange(api.address, get(*fields)))
+
+    assert answer.headers["connection"] == "close"
+
+
+def test_an_option_whose_name_contains_close_does_not_close(api):
+    (first, _), (second, second_id) = answers(
+        api.address, get(b"Connection: closed, keep-alive"), NEXT
+    )
+
+    assert (first, second, second_id) == (200, 200, "next")
+
+
+def test_http_1_0_stays_open_if_it_asks_for_it(api):
+    line = b"GET /livez HTTP/1.0"
+
+    (first, _), (second, _) = answers(
+        api.address, get(b"Connection: keep-alive", line=line), get(line=line)
+    )
+
+    assert (first, second) == (200, 200)
+
+
 def test_chunks_that_nobody_reads_are_not_answered_a_second_time(api):
     sent = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED
 
@@ -265,6 +313,31 @@ def test_a_request_that_is_never_sent_whole_does_not_keep_a_worker_from_ending(d
         await_that(lambda: before not in api.workers(), "the worker has ended", 60)
 
         assert "WORKER TIMEOUT" not in api.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("--certfile a.pem", "certfile"),
+        ("--keyfile a.pem", "keyfile"),
+        ("--access-logfile -", "accesslog"),
+        ("--proxy-protocol auto", "proxy_protocol"),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused_at_start(arguments, name):
+    settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/todo", "AUTH_MODE": "none"}
+    process = subprocess.run(
+        [sys.executable, "-m", "gunicorn"],
+        cwd=ROOT,
+        env=environment(GUNICORN_CMD_ARGS=arguments, PORT=str(free_port()), **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert process.returncode == 1
+    assert f"does not support gunicorn's settings {name}." in process.stderr
 
 
 def may_unshare() -> bool:
