@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+import structlog
 from gunicorn import util
 from gunicorn.http.errors import (
     ConfigurationProblem,
@@ -14,12 +15,28 @@ from gunicorn.http.errors import (
     LimitRequestLine,
     ParseException,
 )
+from uuid_utils import uuid7
 
 from todo_api.errors import Problem, bug, malformed
 from todo_api.headers import POLICY
 
+log = structlog.get_logger(__name__)
+
 # Errors of the application, though gunicorn derives them from its parser's.
 SERVER_ERRORS = (ConfigurationProblem, InvalidResponseHeader, InvalidResponseHeaderName)
+
+
+def reject(error: Exception, method: str | None) -> bytes:
+    """Log a request that failed outside of the application, and return the response to it."""
+    problem = rejection(error)
+    request_id = str(uuid7())
+    fields = {"request_id": request_id, "status": problem.status}
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("unhandled exception", exc_info=error, **fields)
+    else:
+        # Not the error's text, which quotes what the client wrote.
+        log.info("request", method=None, route=None, error=type(error).__name__, **fields)
+    return response_bytes(problem, request_id, method)
 
 
 def rejection(error: Exception) -> Problem:

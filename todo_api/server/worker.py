@@ -16,15 +16,12 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.workers import base
-from uuid_utils import uuid7
 
 from todo_api.server.requests import StrictParser
 from todo_api.server.responses import Response
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
     from gunicorn.sock import BaseSocket
 
     from todo_api.server.requests import StrictRequest
-
-log = structlog.get_logger(__name__)
 
 # From a request's first byte to the last byte of its response, in seconds. The application bounds
 # its own work more tightly; this limit is for clients that send or read slowly, or not at all.
@@ -160,7 +155,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             self._accept_again_at = now + ACCEPT_PAUSE
             if now >= self._log_again_at:
                 self._log_again_at = now + LOG_PAUSE
-                log.error("cannot accept connections", reason=error.strerror)  # noqa: TRY400
+                self.log.error("cannot accept connections: %s", error.strerror)  # noqa: TRY400
             return False
         client.settimeout(None)
         connection = Connection(client, peer, listener.getsockname(), self._settings)
@@ -213,7 +208,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                     if connection := self._connections.get(descriptor):
                         self._handle_event(connection)
         except BaseException:
-            log.critical("a serve loop ended, so the worker stops", exc_info=True)
+            self.log.critical("a serve loop ended, so the worker stops", exc_info=True)
         finally:
             self.alive = False
             self._wake()
@@ -230,7 +225,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             is_kept = self._exchange(connection)
         except BaseException:  # a view may even raise SystemExit
-            log.exception("a request was broken off")
+            self.log.exception("a request was broken off")
         if is_kept:
             seconds = self._settings.keepalive if self.alive else STOP_LINGER
             connection.deadline = time.monotonic() + seconds
@@ -291,7 +286,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         except Exception as error:
             if isinstance(error, OSError) or not response.headers_sent:
                 raise
-            log.exception("a response was broken off")
+            self.log.exception("a response was broken off")
             return False
         finally:
             if hasattr(body, "close"):
@@ -301,19 +296,11 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     def _reject(self, connection: Connection, request: Any, error: Exception) -> None:
         """Answer a request that never reached the application, and log it."""
         # Not at the top: the master imports this module, and must not import the metrics.
-        from todo_api.server.rejections import rejection, response_bytes  # noqa: PLC0415
+        from todo_api.server.rejections import reject  # noqa: PLC0415
 
-        problem = rejection(error)
-        request_id = str(uuid7())
-        fields = {"request_id": request_id, "status": problem.status}
-        if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.error("unhandled exception", exc_info=error, **fields)
-        else:
-            # Not the error's text, which quotes what the client wrote.
-            log.info("request", method=None, route=None, error=type(error).__name__, **fields)
-        sent = response_bytes(problem, request_id, getattr(request, "method", None))
+        method = getattr(request, "method", None)
         with suppress(OSError):
-            connection.sock.send(sent, socket.MSG_DONTWAIT)
+            connection.sock.send(reject(error, method), socket.MSG_DONTWAIT)
 
     def _begin_close(self, connection: Connection) -> None:
         """Send no more, and wait for the client to close, too: a lingering close."""

@@ -1,0 +1,30 @@
+"""A WSGI application whose requests harm the worker that serves them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from todo_api.server.worker import Worker
+
+
+def app(environ, start_response):
+    match environ["PATH_INFO"]:
+        case "/exit":
+            sys.exit("as a view may")
+        case "/raise":
+            raise ValueError("before the response")
+        case "/break-off":
+            start_response("200 OK", [("Content-Length", "10")])
+            return breaking_off()
+        case "/break-loop":
+            (worker,) = (each for each in gc.get_objects() if isinstance(each, Worker))
+            worker._take = None
+    start_response("200 OK", [("Content-Length", "0"), ("X-Worker", str(os.getpid()))])
+    return []
+
+
+def breaking_off():
+    yield b"12345"
+    raise ValueError("in the middle of the response")
