@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 # The first whose file and function are in a frame; what no part has belongs to who called it.
 PARTS: Mapping[str, Sequence[str]] = {
-    "waiting for a request": ("todo_api/arrivals.py:Arrivals.take",),
-    "sending the answer": ("todo_api/worker.py:Response.send_headers",),
-    "gunicorn and its worker": ("/gunicorn/", "todo_api/worker.py", "todo_api/arrivals.py"),
+    "waiting for a request": ("todo_api/server/worker.py:Worker._serve",),
+    "sending the answer": ("todo_api/server/responses.py:Response.send_headers",),
+    "gunicorn and its worker": ("/gunicorn/", "todo_api/server/"),
     "PostgreSQL, and libpq": (
         "todo_api/connection.py:Connection.transact",
         "todo_api/connection.py:Connection._await",
