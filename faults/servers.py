@@ -160,6 +160,10 @@ def environment(**settings: str) -> dict[str, str]:
 class Api:
     """gunicorn as in production, on a port of its own; its log is in a file."""
 
+    def command(self) -> list[str]:
+        """What Python runs."""
+        return ["-m", "gunicorn"]
+
     def __init__(self, database_url: str, log: Path, **settings: str) -> None:
         self.port = free_port()
         self.log = log
@@ -177,7 +181,7 @@ class Api:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn"],
+                [sys.executable, *self.command()],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -234,10 +238,10 @@ class Api:
 
 
 @contextmanager
-def serving(database_url: str, **settings: str) -> Iterator[Api]:
-    """A gunicorn with these settings that answers; the end of its log is told if a part fails."""
+def serving(database_url: str, kind: type[Api] = Api, **settings: str) -> Iterator[Api]:
+    """A server with these settings that answers; the end of its log is told if a part fails."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        api = Api(database_url, Path(folder) / "log", **settings)
+        api = kind(database_url, Path(folder) / "log", **settings)
         try:
             api.start()
             api.await_answer()

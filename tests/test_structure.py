@@ -217,20 +217,6 @@ def test_every_route_is_documented(app):
     assert {r for r in routes if not r.startswith(("/docs", "/openapi.json"))} == documented
 
 
-def test_nothing_is_left_to_hooks_that_the_application_does_not_call(app):
-    hooks = [
-        app.before_request_funcs,
-        app.after_request_funcs,
-        app.teardown_request_funcs,
-        app.url_value_preprocessors,
-    ]
-
-    for functions in hooks:
-        assert {name for name, registered in functions.items() if registered} <= {None}
-    assert not app.teardown_request_funcs[None]
-    assert not app.url_value_preprocessors[None]
-
-
 def test_every_view_says_in_a_sentence_what_it_does(app):
     for endpoint, view in app.view_functions.items():
         if hasattr(view, "_apidoc"):

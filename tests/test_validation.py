@@ -204,7 +204,14 @@ CHUNKED = {"Transfer-Encoding": "chunked"}
 
 
 def send_stream(client, url, stream):
-    return client.post(url, input_stream=stream, content_type="application/json", headers=CHUNKED)
+    """As a server hands over a chunked body whose end it finds itself."""
+    return client.post(
+        url,
+        input_stream=stream,
+        content_type="application/json",
+        headers=CHUNKED,
+        environ_overrides={"wsgi.input_terminated": True},
+    )
 
 
 def test_a_body_that_does_not_say_how_long_it_is_is_bounded_too(client, tasks_url):
@@ -221,6 +228,80 @@ class BrokenOff(BytesIO):
 
 def test_a_client_that_breaks_off_is_no_fault_of_ours(client, tasks_url):
     refused(send_stream(client, tasks_url, BrokenOff()), 400, "malformed")
+
+
+def test_a_chunked_body_that_the_server_does_not_read_is_refused(client, task):
+    """Taken for none, it would complete the task."""
+    answer = client.patch(f"{task.url}/complete", headers=CHUNKED, content_type="application/json")
+
+    refused(answer, 411, "length-required")
+    assert client.get(task.url).json == task
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "+2", "0x2", "2, 2", "2.0", "²", "9" * 5000])
+def test_a_content_length_that_is_no_number_is_refused(client, task, given):
+    answer = client.patch(f"{task.url}/complete", environ_overrides={"CONTENT_LENGTH": given})
+
+    assert refused(answer, 400, "malformed")["detail"] == "Content-Length must be a number."
+    assert client.get(task.url).json == task
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_a_body_that_ends_before_its_length_is_refused(client, task, terminated):
+    """A server that finds the end of bodies itself may end one that was cut off in silence."""
+    cut_off = {"CONTENT_LENGTH": "10"} | ({"wsgi.input_terminated": True} if terminated else {})
+    for method, url in [
+        ("POST", task.url.rpartition("/")[0]),
+        ("PUT", task.url),
+        ("PATCH", task.url),
+        ("PATCH", f"{task.url}/complete"),
+        ("DELETE", task.url),
+        ("POST", f"{task.url}/restore"),
+        ("DELETE", task.url.partition("/tasks")[0]),
+    ]:
+        for sent in (b"", b"{}       "):
+            answer = client.open(
+                url,
+                method=method,
+                input_stream=BytesIO(sent),
+                content_type="application/json",
+                environ_overrides=cut_off,
+            )
+            detail = refused(answer, 400, "malformed")["detail"]
+            assert detail == "The body ended before its Content-Length."
+
+    assert client.get(task.url).json == task
+
+
+class Longer(BytesIO):
+    """What a connection holds that stays open: to read on would be to wait for ever."""
+
+    def readinto(self, buffer):
+        assert self.tell() + len(buffer) <= len(self.getvalue()), "It would wait."
+        return super().readinto(buffer)
+
+
+def test_nothing_is_read_beyond_the_content_length(client, tasks_url):
+    body = b'{"title": "x"}'
+    stream = Longer(body + b"GET / HTTP/1.1")
+
+    answer = client.post(
+        tasks_url,
+        input_stream=stream,
+        content_type="application/json",
+        environ_overrides={"CONTENT_LENGTH": str(len(body))},
+    )
+
+    assert answer.status_code == 201
+    assert stream.read() == b"GET / HTTP/1.1"
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST"])
+def test_a_body_that_nobody_wants_may_be_no_longer_than_others(client, task, method):
+    url = task.url if method == "DELETE" else f"{task.url}/restore"
+
+    refused(client.open(url, method=method, data=b" " * (128 * 1024 + 1)), 413, "too-large")
+    assert client.get(task.url).json == task
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial, wraps
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import flask_smorest
+import structlog
 from flask import Flask, Response, current_app
 from marshmallow import ValidationError
 from werkzeug.datastructures import MIMEAccept
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.routing import UnicodeConverter
 
@@ -33,6 +35,7 @@ from todo_api.document import (
 from todo_api.errors import (
     Fault,
     invalid,
+    length_required,
     malformed,
     not_acceptable,
     not_found,
@@ -52,10 +55,14 @@ if TYPE_CHECKING:
     from todo_api.pool import Pool
     from todo_api.statements.tasks import Found, TaskRow
 
+log = structlog.get_logger(__name__)
+
 View = TypeVar("View", bound="Callable[..., Response]")
 
 IDS = {"user_id", "task_id"}
 MAX_BODY = 128 * 1024  # bytes
+CONTENT_LENGTH = re.compile("[0-9]{1,18}")
+CUT_OFF = "The body ended before its Content-Length."
 
 READS = {"GET", "HEAD"}
 
@@ -158,7 +165,7 @@ class Blueprint(flask_smorest.Blueprint):
         return marked(view, "idempotent")
 
     def _prepare_operation_doc(
-        self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
+        self, doc: dict[str, Any], doc_info: dict[str, Any], *, method: str, **_: Any
     ) -> dict[str, Any]:
         queries = doc.get("parameters", ())
         kind = Kind(
@@ -166,6 +173,7 @@ class Blueprint(flask_smorest.Blueprint):
             secured=self.name not in OPEN_BLUEPRINTS,
             conditional="conditional" in doc_info,
             idempotent="idempotent" in doc_info,
+            changes=method.upper() not in READS,
             body="requestBody" in doc,
             paged=any("cursor" in query["schema"].fields for query in queries),
         )
@@ -273,16 +281,38 @@ def allows(accept: str, media_type: str) -> bool:
     return not wanted or wanted[media_type] > 0
 
 
-def whole_body(request: Request) -> bytes:
-    """The body, of at most MAX_BODY bytes. It ends where gunicorn says so, chunked or not."""
-    if (request.content_length or 0) > MAX_BODY:
-        raise RequestEntityTooLarge
+def read_body(request: Request) -> bytes:
+    """Return the request's body, of at most MAX_BODY bytes, and nothing of what follows it.
+
+    Raises a 413; a 400 for a body that was cut off, or whose chunks are malformed; a 411 for a
+    chunked one if the server leaves chunks to the application (PEP 3333 has no word for them).
+    """
+    environ = request.environ
+    # Set by servers that find the end of a body themselves: gunicorn, waitress.
+    terminated = environ.get("wsgi.input_terminated", False)
+    announced = environ.get("CONTENT_LENGTH") or None
+    if not terminated and request.field("Transfer-Encoding") is not None:
+        raise length_required()
+    if announced is not None:
+        if not CONTENT_LENGTH.fullmatch(announced):
+            raise malformed("Content-Length must be a number.")
+        if int(announced) > MAX_BODY:
+            raise RequestEntityTooLarge
+    # werkzeug ends a chunked body at this limit without an error: one byte more tells.
+    request.max_content_length = MAX_BODY + 1
     try:
-        data: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1)
-    except OSError:
-        raise ClientDisconnected from None
+        data = request.get_data()
+    except Exception as error:  # noqa: BLE001  each server has its own for what it cannot read
+        log.info("unreadable body", error=type(error).__name__)
+        raise malformed(
+            "The body's chunks cannot be read." if announced is None else CUT_OFF
+        ) from None
     if len(data) > MAX_BODY:
         raise RequestEntityTooLarge
+    # werkzeug leaves that to a server that says that it finds the end, and gunicorn says so, but
+    # ends a body that was cut off without an error.
+    if announced is not None and len(data) < int(announced):
+        raise malformed(CUT_OFF)
     return data
 
 
@@ -303,13 +333,16 @@ def wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:
 def parsed_body(request: Request, operation: Operation) -> Any:
     """The body as `json.loads` has it; an empty object where none is sent and none needed."""
     if not operation.media_types:
+        # Nobody looks at it, but a request that was cut off is not to be acted on.
+        if request.method not in READS:
+            read_body(request)
         return None
     sent = bool(request.content_length) or request.field("Transfer-Encoding") is not None
     if sent or operation.body_required:
         media_type = media_type_of(request.environ.get("CONTENT_TYPE", ""))
         if media_type not in operation.media_types:
             raise unsupported_media_type(operation.media_types)
-    data = whole_body(request)
+    data = read_body(request)
     if not data and not operation.body_required:
         return {}
     try:

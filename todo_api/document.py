@@ -328,14 +328,15 @@ def refusals() -> dict[str, dict[str, Any]]:
 class Kind:
     """What decides what an operation may answer, beside what its view declares.
 
-    Its path names a user; it wants a token; it heeds If-Match, or Idempotency-Key; it has a body;
-    it tells of pages.
+    Its path names a user; it wants a token; it heeds If-Match, or Idempotency-Key; it changes
+    something; it has a body; it tells of pages.
     """
 
     of_user: bool
     secured: bool
     conditional: bool
     idempotent: bool
+    changes: bool
     body: bool
     paged: bool
 
@@ -357,7 +358,8 @@ class Kind:
             *(406, 422, 500),
             *((400, 412, 428) if self.conditional else ()),
             *((400,) if NOT_MODIFIED in declared or self.idempotent else ()),
-            *((400, 413, 415) if self.body else ()),
+            *((400, 413) if self.changes else ()),
+            *((415,) if self.body else ()),
             *((404, 503) if self.of_user else ()),
             *((401, 503) if self.secured else ()),
         }

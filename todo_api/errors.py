@@ -10,10 +10,9 @@ import orjson
 import psycopg
 import structlog
 from flask import Flask, Response
-from gunicorn.http.errors import ParseException
 from psycopg.errors import QueryCanceled
 from psycopg_pool import PoolTimeout, TooManyRequests
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError
 
 from todo_api.database import OutcomeUnknownError
 from todo_api.keys import KeysUnavailableError
@@ -40,6 +39,7 @@ KIND_OF_STATUS = {
     406: ("not-acceptable", "No such representation"),
     409: ("conflict", "The task's state does not allow it"),
     410: ("gone", "Too far back"),
+    411: ("length-required", "The body's length is needed"),
     412: ("precondition-failed", "The task has changed"),
     413: ("too-large", "The body is too large"),
     414: ("uri-too-long", "The address is too long"),
@@ -135,6 +135,10 @@ def gone() -> Problem:
     return Problem(410, "What has changed since then is not known any more: start at since=0.")
 
 
+def length_required() -> Problem:
+    return Problem(411, "This server reads no chunked bodies: send Content-Length.")
+
+
 def precondition_failed(current: Json, etag: str) -> Problem:
     """A 412 that carries the task as it is now, so that a client can go on from there."""
     return Problem(
@@ -224,11 +228,34 @@ DETAIL_OF_WANT: dict[type[psycopg.Error], str] = {
 }
 
 
-def of_database_error(error: psycopg.Error) -> Problem:
-    """The problem of an SQLSTATE or a constraint; logged unless a client caused it.
+class DatabaseBugError(Exception):
+    """A statement failed that no request should make fail.
 
-    An error's own text can quote a row, so that it goes neither to the client nor to the log.
+    It stands for psycopg's error, whose own text can quote a row: that goes neither to the log nor
+    to a tool that reports errors.
     """
+
+    def __init__(self, error: psycopg.Error) -> None:
+        self.fields = {
+            "error": type(error).__name__,
+            "sqlstate": error.sqlstate,
+            "constraint": error.diag.constraint_name,
+            "table": error.diag.table_name,
+        }
+        super().__init__(", ".join(f"{name}={value}" for name, value in self.fields.items()))
+
+
+def log_bug(error: BaseException) -> None:
+    """Log an exception that is no answer: the one line for what a 500 does not tell."""
+    if isinstance(error, DatabaseBugError):
+        stack = "".join(traceback.format_tb(error.__traceback__))
+        log.error("database error", stack=stack, **error.fields)
+    else:
+        log.error("unhandled exception", exc_info=error)
+
+
+def of_database_error(error: psycopg.Error) -> Problem | None:
+    """The problem of an SQLSTATE or a constraint; None if the failure is a bug of ours."""
     fault = POINTER_OF_CONSTRAINT.get(error.diag.constraint_name or "")
     if fault is not None:
         pointer, detail = fault
@@ -244,15 +271,7 @@ def of_database_error(error: psycopg.Error) -> Problem:
     if lost or error.sqlstate in UNAVAILABLE:
         log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
         return unavailable(DETAIL_OF_WANT.get(type(error), "The database is not well. Try again."))
-    log.error(
-        "database error",
-        error=type(error).__name__,
-        sqlstate=error.sqlstate,
-        constraint=error.diag.constraint_name,
-        table=error.diag.table_name,
-        stack="".join(traceback.format_tb(error.__traceback__)),
-    )
-    return bug()
+    return None
 
 
 def register_error_handlers(app: Flask) -> None:
@@ -266,13 +285,12 @@ def register_error_handlers(app: Flask) -> None:
     def of_refusal(error: HTTPException) -> Response:
         return of_http_exception(error).response()
 
-    @app.errorhandler(ParseException)
-    def of_unreadable_body(_: ParseException) -> Response:
-        return malformed("The body's chunks cannot be read.").response()
-
     @app.errorhandler(psycopg.Error)
     def of_failed_statement(error: psycopg.Error) -> Response:
-        return of_database_error(error).response()
+        problem = of_database_error(error)
+        if problem is None:
+            raise DatabaseBugError(error).with_traceback(error.__traceback__) from None
+        return problem.response()
 
     @app.errorhandler(KeysUnavailableError)
     def of_missing_keys(_: KeysUnavailableError) -> Response:
@@ -280,7 +298,8 @@ def register_error_handlers(app: Flask) -> None:
             "The keys of the token's issuer cannot be had now. Try again."
         ).response()
 
-    @app.errorhandler(Exception)
-    def of_bug(error: Exception) -> Response:
-        log.error("unhandled exception", exc_info=error)
+    # Not of Exception: Flask then logs a bug, and signals `got_request_exception`, on which tools
+    # that report errors rely.
+    @app.errorhandler(InternalServerError)
+    def of_bug(_: InternalServerError) -> Response:
         return bug().response()

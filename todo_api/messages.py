@@ -11,7 +11,7 @@ from uuid_utils import uuid7
 from werkzeug.datastructures import Headers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from uuid import UUID
 
     from _typeshed.wsgi import WSGIEnvironment
@@ -70,6 +70,3 @@ class Answer(flask.Response):
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002  werkzeug's
         return self.headers
-
-    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        return () if environ["REQUEST_METHOD"] == "HEAD" else self.iter_encoded()
