@@ -95,7 +95,7 @@ def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     extensions: dict[str, Any] = worker.wsgi.extensions
     extensions["pool"].open()
-    # Its first requests would wait for that, and those after them find no place.
+    # Its first requests would wait for that, and those after them find no free slot.
     extensions["pool"].await_connection(FIRST_CONNECTION)
     if isinstance(extensions.get("keys"), IssuerKeys):
         extensions["keys"].open()

@@ -38,7 +38,7 @@ PARTS: Mapping[str, Sequence[str]] = {
         "todo_api/connection.py:Connection._await",
     ),
     "values in, rows out": ("todo_api/connection.py", "/psycopg/"),
-    "pool and gate": ("todo_api/pool.py", "/psycopg_pool/"),
+    "pool and admission limiter": ("todo_api/pool.py", "/psycopg_pool/"),
     "the log line": ("todo_api/logs.py", "/structlog/"),
     "metrics": ("todo_api/metrics.py", "/prometheus_client/"),
     "the token": ("todo_api/auth.py", "todo_api/keys.py"),

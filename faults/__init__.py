@@ -16,6 +16,7 @@ PARTS = (
     "workers",
     "lost_answers",
     "held",
+    "stall",
     "black_hole",
     "cold_start",
     "deploys",

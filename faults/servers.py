@@ -30,6 +30,16 @@ ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 DATABASE = "todo"
 
+# Stop a process, which then forks no more, and its children; continue all of them after $2 seconds.
+STALL = """
+    kill -STOP "$1"
+    children=$(cat "/proc/$1/task/$1/children")
+    kill -STOP $children
+    echo stopped
+    sleep "$2"
+    kill -CONT $children "$1"
+"""
+
 
 # Below those that systems give to outgoing connections: a server that is killed gets its own back.
 PORTS = range(20_000, 32_000)
@@ -99,6 +109,28 @@ class Postgres(Cluster):
         """The postmaster and all that it has forked."""
         assert self._process
         return [self._process.pid, *children(self._process.pid)]
+
+    @contextmanager
+    def stalled(self, seconds: float) -> Iterator[None]:
+        """Stop every process of the server for this time; the exit waits until they continue.
+
+        A shell in a session of its own stops and continues them: nothing stays stopped, even if
+        this process is killed.
+        """
+        assert self._process
+        shell = subprocess.Popen(
+            ["/bin/sh", "-c", STALL, "sh", str(self._process.pid), str(seconds)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a child may have ended in the meantime
+            start_new_session=True,
+        )
+        try:
+            assert shell.stdout
+            assert shell.stdout.readline() == b"stopped\n", "The server was not stopped."
+            yield
+        finally:
+            shell.communicate(timeout=seconds + 30)
 
     def kill(self) -> None:
         """End every process of the server at once, as the end of its machine would."""

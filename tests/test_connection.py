@@ -8,7 +8,7 @@ from contextlib import closing
 import psycopg
 import pytest
 from psycopg.errors import DivisionByZero
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from todo_api import connection as module
 from todo_api.connection import Connection, Statement
@@ -162,3 +162,46 @@ def test_a_connection_that_is_closed_is_an_operational_error(opened, transact):
 
     with pytest.raises(psycopg.OperationalError):
         transact(b"SELECT 1")
+
+
+UNADAPTABLE = {
+    "object": object(),
+    "nul": "a\x00b",
+    "lone-surrogate": "\ud800",
+    "list-of-two-types": [1, "a"],
+    "dict": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("value", UNADAPTABLE.values(), ids=UNADAPTABLE.keys())
+@pytest.mark.parametrize("first", [True, False])
+def test_value_that_cannot_be_adapted_sends_nothing_and_keeps_the_connection(
+    opened, transact, value, first
+):
+    """Whether it is in the first statement or behind one that could have been sent."""
+    statements = [b"SELECT set_config('todo.c', 'set', false)", b"SELECT %(value)s"]
+
+    with pytest.raises((psycopg.DataError, psycopg.ProgrammingError, UnicodeEncodeError)):
+        transact(*(statements[::-1] if first else statements), value=value)
+
+    assert opened.pgconn.transaction_status == TransactionStatus.IDLE
+    assert opened.pgconn.pipeline_status == PipelineStatus.OFF
+    assert prepared(opened) == []
+    assert transact(b"SELECT current_setting('todo.c', true)") == [[(None,)]]
+
+
+def test_value_that_is_missing_sends_nothing_and_keeps_the_connection(opened, transact):
+    with pytest.raises(KeyError):
+        transact(b"SELECT 1", b"SELECT %(value)s")
+
+    assert opened.pgconn.pipeline_status == PipelineStatus.OFF
+    assert transact(b"SELECT 1") == [[(1,)]]
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
+def test_integer_beyond_bigint_is_an_error_and_keeps_the_connection(opened, transact, value):
+    with pytest.raises(psycopg.DataError):
+        transact(b"SELECT 1", b"SELECT %(value)s::bigint", value=value)
+
+    assert opened.pgconn.transaction_status == TransactionStatus.IDLE
+    assert transact(b"SELECT 1") == [[(1,)]]

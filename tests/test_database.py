@@ -10,6 +10,7 @@ import pytest
 from conftest import VOLATILE, as_login, execute, migrate
 from sqlalchemy import literal_column, select, update
 
+from todo_api.connection import Statement
 from todo_api.database import compiled
 from todo_api.embedded import temporary_cluster
 from todo_api.statements.tasks import OWNER
@@ -48,6 +49,18 @@ def test_a_statement_of_parameters_alone_is_compiled():
     statement = compiled(select(literal_column("1")).where(tasks.c.user_id == OWNER))
 
     assert b"%(owner)s" in statement.sql
+
+
+def test_value_that_cannot_be_adapted_costs_no_connection(open_database, user_id):
+    database = open_database(WEB_THREADS="2")
+    backend = Statement(b"SELECT pg_backend_pid(), %(value)s::text")
+    before = database.one(user_id, backend, value="a")
+
+    for _ in range(3):
+        with pytest.raises(psycopg.ProgrammingError):
+            database.one(user_id, backend, value=object())
+
+    assert database.one(user_id, backend, value="a") == before
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 GUNICORN = Path(sys.executable).parent / "gunicorn"
 LONG = 60  # seconds, for what takes a moment on a machine that is not busy
 WORKERS = 2
-PLACES = 3  # connections of each: one fewer than its threads
+SLOTS = 3  # connections of each: one fewer than its threads
 
 
 class Samples(dict):
@@ -320,17 +320,17 @@ def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url, counted
     assert counted("database_connect_failures") >= 1
 
 
-def test_who_finds_no_room_is_counted(make_app, task, database_url, counted):
+def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url, counted):
     app = make_app(WEB_THREADS="1", REQUEST_TIMEOUT="30")
 
     with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as other:
         other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
         thread.submit(app.test_client().patch, task.url, json={"title": "Buy oats"})
-        eventually(lambda: not app.extensions["pool"]._gate._free)
+        eventually(lambda: not app.extensions["pool"].admission.free_slots)
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counted("database_sheds", reason="gate") == 1
+    assert counted("database_sheds", reason="admission") == 1
 
 
 def test_a_key_set_tells_its_age_and_its_failures():
@@ -419,7 +419,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(se
             server.ask("/nowhere")
         (folder,) = folders(server.process.pid)
         files = set(folder.iterdir())
-        connections = WORKERS * PLACES
+        connections = WORKERS * SLOTS
         eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
 
         for _ in range(3):

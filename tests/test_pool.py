@@ -14,8 +14,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from faults.proxy import Proxy
 from faults.servers import postgresql
-from todo_api import pool
-from todo_api.pool import Gate, Outage
+from todo_api.pool import AdmissionLimiter, Outage, Pool
 
 
 def assert_unavailable(answer):
@@ -24,49 +23,103 @@ def assert_unavailable(answer):
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_who_finds_no_place_is_refused_soon():
-    gate = Gate(2)
-    gate.enter()
-    gate.enter()
+def in_time():
+    """A deadline that no test here reaches."""
+    return time.monotonic() + 60
+
+
+def test_a_request_is_refused_when_no_other_finishes_within_the_stall_timeout():
+    limiter = AdmissionLimiter(2, stall_timeout=0.2)
+    began = time.monotonic()
+    limiter.acquire(in_time())
+    limiter.acquire(in_time())
+
+    with pytest.raises(TooManyRequests):
+        limiter.acquire(in_time())
+
+    assert 0.2 <= time.monotonic() - began < 10
+
+
+def test_requests_are_refused_at_once_while_the_database_is_stalled():
+    limiter = AdmissionLimiter(1, stall_timeout=0.5)
+    limiter.acquire(in_time())
+    with pytest.raises(TooManyRequests):
+        limiter.acquire(in_time())
+    began = time.monotonic()
+
+    for _ in range(100):
+        with pytest.raises(TooManyRequests):
+            limiter.acquire(in_time())
+
+    assert time.monotonic() - began < 25, "Half of what they take if each waits."
+
+
+def test_after_a_failure_the_retry_timeout_applies_until_a_request_succeeds():
+    limiter = AdmissionLimiter(1, stall_timeout=0, retry_timeout=60)
+    limiter.acquire(in_time())
+    limiter.release(succeeded=False)
+    limiter.acquire(in_time())
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(limiter.acquire, in_time())
+        time.sleep(0.1)
+        assert not waiting.done()
+        limiter.release(succeeded=True)
+        waiting.result(timeout=30)
+    with pytest.raises(TooManyRequests):
+        limiter.acquire(in_time())
+
+
+def test_a_request_that_waits_gets_the_slot_when_another_finishes():
+    limiter = AdmissionLimiter(1, stall_timeout=30)
+    limiter.acquire(in_time())
+    threading.Timer(0.1, limiter.release, kwargs={"succeeded": True}).start()
+
+    limiter.acquire(in_time())
+
+    assert limiter.free_slots == 0
+
+
+def test_requests_wait_again_as_soon_as_one_has_finished_after_a_stall():
+    limiter = AdmissionLimiter(1, stall_timeout=1)
+    limiter.acquire(in_time())
+    with pytest.raises(TooManyRequests):
+        limiter.acquire(in_time())
+    limiter.release(succeeded=True)
+    limiter.acquire(in_time())
+    threading.Timer(0.05, limiter.release, kwargs={"succeeded": True}).start()
+
+    limiter.acquire(in_time())
+
+    assert limiter.free_slots == 0
+
+
+def test_a_request_waits_no_longer_than_its_deadline():
+    limiter = AdmissionLimiter(1, stall_timeout=60)
+    limiter.acquire(in_time())
     began = time.monotonic()
 
     with pytest.raises(TooManyRequests):
-        gate.enter()
+        limiter.acquire(began + 0.1)
 
-    assert time.monotonic() - began < pool.PATIENCE + 1
-
-
-def test_while_nobody_is_served_who_finds_no_place_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr(pool, "PATIENCE", 30)
-    gate = Gate(1)
-    gate.enter()
-    gate.leave(served=False)
-    gate._moved_at -= 31
-    gate.enter()
-    began = time.monotonic()
-
-    with pytest.raises(TooManyRequests):
-        gate.enter()
-
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
-def test_who_finds_places_taken_in_quick_turn_waits(monkeypatch):
-    monkeypatch.setattr(pool, "PATIENCE", 30)
-    gate = Gate(3)
-    at_once = []
+def test_requests_wait_while_others_finish():
+    limiter = AdmissionLimiter(3, stall_timeout=30)
+    busy = []
 
     def use(_):
-        gate.enter()
-        at_once.append(3 - gate._free)
+        limiter.acquire(in_time())
+        busy.append(3 - limiter.free_slots)
         time.sleep(0.001)
-        gate.leave(served=True)
+        limiter.release(succeeded=True)
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(use, range(200)))
 
-    assert max(at_once) <= 3
-    assert gate._free == 3
+    assert max(busy) <= 3
+    assert limiter.free_slots == 3
 
 
 def test_a_worker_keeps_one_thread_for_what_needs_no_database(make_app, tasks_url):
@@ -109,15 +162,15 @@ def proxy():
         yield opened
 
 
+def proxied_url(proxy):
+    host, port = proxy.address
+    return f"postgresql://postgres@{host}:{port}/todo"
+
+
 @pytest.fixture
 def behind(proxy, make_app):
     """The application behind the proxy, its settings as given; the proxy is well at the end."""
-    host, port = proxy.address
-
-    def make(**changes):
-        return make_app(DATABASE_URL=f"postgresql://postgres@{host}:{port}/todo", **changes)
-
-    yield make
+    yield lambda **changes: make_app(DATABASE_URL=proxied_url(proxy), **changes)
     proxy.forward()
 
 
@@ -152,10 +205,18 @@ def test_a_start_of_two_seconds_is_waited_out_with_few_attempts(behind, proxy, t
     assert proxy.connects - connects < 20
 
 
-def test_an_outage_is_refused_at_once_until_it_is_over(behind, proxy, tasks_url, monkeypatch):
-    monkeypatch.setattr(pool, "COLD_START", 0.2)
+@pytest.fixture
+def impatient(behind, proxy, make_settings):
+    """An application behind the proxy that waits for a connection for 0.2 s of an outage."""
     app = behind(REQUEST_TIMEOUT="2")
-    client = app.test_client()
+    settings = make_settings(DATABASE_URL=proxied_url(proxy), REQUEST_TIMEOUT="2")
+    with closing(Pool(settings, cold_start=0.2)) as pool:
+        app.extensions["pool"] = pool
+        yield app
+
+
+def test_an_outage_is_refused_at_once_until_it_is_over(impatient, proxy, tasks_url):
+    client = impatient.test_client()
     assert client.get(tasks_url).status_code == 200
     proxy.refuse()
     proxy.cut()

@@ -8,7 +8,7 @@ import select
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
@@ -19,6 +19,7 @@ from psycopg.types.string import ByteaBinaryLoader
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from psycopg.abc import Buffer
     from psycopg.pq.abc import PGresult
 
 Json: TypeAlias = bytes
@@ -56,6 +57,14 @@ class Statement:
         return PLACEHOLDER.sub(lambda match: numbers.get(match[1], b"%"), self.sql)
 
 
+class Query(NamedTuple):
+    """A statement's shape, and its parameters as they are sent, each with its format."""
+
+    shape: Shape
+    parameters: Sequence[Buffer | None]
+    formats: Sequence[Format] | None
+
+
 class Connection(psycopg.Connection[Row]):
     """A connection that can `transact`, after `begin`."""
 
@@ -84,10 +93,12 @@ class Connection(psycopg.Connection[Row]):
 
         Raises psycopg.Error: that of the statement that failed, which undoes all of them; or an
         OperationalError without an SQLSTATE if the connection is lost, or has not answered by
-        `deadline`, by time.monotonic(). It is of no more use then.
+        `deadline`, by time.monotonic(). It is of no more use then. A value that cannot be adapted
+        raises before anything is sent, and leaves the connection as it was.
         """
+        queries = [self._adapt(statement, values) for statement in statements]
         self.pgconn.enter_pipeline_mode()
-        sent = [shape for statement in statements for shape in self._send(statement, values)]
+        sent = [shape for query in queries for shape in self._send(query)]
         # Nothing after the Sync: to a pooler that has answered it, a Flush begins a transaction,
         # and takes a connection to the server, which an idle client keeps from all others.
         self.pgconn.pipeline_sync()
@@ -108,22 +119,27 @@ class Connection(psycopg.Connection[Row]):
             raise error_from_result(failed)
         return rows
 
-    def _send(self, statement: Statement, values: Mapping[str, Any]) -> Iterator[Shape | None]:
-        """Send the statement; for each answer to come, the shape that it prepares, or None."""
-        dumped = self._transformer.dump_sequence(
+    def _adapt(self, statement: Statement, values: Mapping[str, Any]) -> Query:
+        """Return the statement with its parameters as PostgreSQL takes them; sends nothing."""
+        parameters = self._transformer.dump_sequence(
             [values[name] for name in statement.names], statement.formats
         )
-        types, formats = self._transformer.types or (), self._transformer.formats
-        shape = (statement.numbered, types)
+        shape = (statement.numbered, self._transformer.types or ())
+        return Query(shape, parameters, self._transformer.formats)
+
+    def _send(self, query: Query) -> Iterator[Shape | None]:
+        """Send the query; for each answer to come, the shape that it prepares, or None."""
+        shape, parameters, formats = query
         name = self._names.get(shape)
         if name is None and self._prepares and len(self._names) < MOST_PREPARED:
             name = self._names[shape] = name_of(shape)
-            self.pgconn.send_prepare(name, statement.numbered, types)
+            self.pgconn.send_prepare(name, *shape)
             yield shape
         if name is None:
-            self.pgconn.send_query_params(statement.numbered, dumped, types, formats, Format.BINARY)
+            sql, types = shape
+            self.pgconn.send_query_params(sql, parameters, types, formats, Format.BINARY)
         else:
-            self.pgconn.send_query_prepared(name, dumped, formats, Format.BINARY)
+            self.pgconn.send_query_prepared(name, parameters, formats, Format.BINARY)
         yield None
 
     def _receive(self, deadline: float) -> list[PGresult]:

@@ -76,7 +76,7 @@ SHEDS = Counter(
     ["reason"],
     registry=REGISTRY,
 )
-for reason in ("gate", "outage"):
+for reason in ("admission", "outage"):
     SHEDS.labels(reason)
 REPLAYS = Counter(
     "todo_idempotency_replays_total",

@@ -26,15 +26,20 @@ log = structlog.get_logger(__name__)
 
 C = TypeVar("C", bound=Connection)
 
-# How long all places may be taken and nobody be done, before who comes is turned away, in seconds:
-# a stall that is shorter, such as a checkpoint's, costs time and no errors.
-PATIENCE = 0.2
+# Seconds in which no request finishes while all slots are busy: the database is stalled then. A
+# shorter stall, such as that of a checkpoint or of a busy disk, costs time and no error. It is less
+# than a second, which is what probes usually wait: a request that waits for a slot may hold the
+# last free thread, and /livez waits with it.
+STALL_TIMEOUT = 0.8
+
+# The same after a request has failed: long enough for the next one to show that all is well.
+RETRY_TIMEOUT = 0.1
 
 # A compute that was suspended takes connections this soon; what takes longer is an outage.
 COLD_START = 2.5
 
-# Between two attempts to connect during an outage, of one process.
-PAUSE = 0.25
+# Seconds between two attempts to connect during an outage, of one process.
+CONNECT_PAUSE = 0.25
 
 ERROR_LENGTH = 200
 
@@ -54,7 +59,11 @@ class Outage:
     another minute to notice that it is back.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, cold_start: float = COLD_START, connect_pause: float = CONNECT_PAUSE
+    ) -> None:
+        self._cold_start = cold_start
+        self._connect_pause = connect_pause
         self._since: float | None = None
         self._turn = threading.Lock()
         self._over = threading.Event()
@@ -62,7 +71,7 @@ class Outage:
     def patience(self) -> float:
         """How long a request may hope for a connection, in seconds: not at all if at most 0."""
         since = self._since
-        return math.inf if since is None else since + COLD_START - time.monotonic()
+        return math.inf if since is None else since + self._cold_start - time.monotonic()
 
     def connect(self, attempt: Callable[[], C]) -> C:
         """The connection of the first attempt that succeeds. Once one has failed, one at a time.
@@ -74,7 +83,7 @@ class Outage:
         except psycopg.OperationalError as error:
             failure = error
         with self._turn:
-            while self._since is None or not self._over.wait(PAUSE):
+            while self._since is None or not self._over.wait(self._connect_pause):
                 try:
                     return self._try(attempt)
                 except psycopg.OperationalError as error:
@@ -102,42 +111,62 @@ class Outage:
         self._over.set()
 
 
-class Gate:
-    """Fewer places than a worker has threads, so that one is free for what needs no database.
+class AdmissionLimiter:
+    """Limits how many requests of a process use the database at a time.
 
-    Who finds them all taken waits for as long as one after the other is done with the database.
+    When all slots are busy, a request waits while other requests keep finishing. When none has
+    finished for `stall_timeout` seconds, the database is stalled: the request that waits is refused
+    (503), and each later one that finds no free slot at once, until a request finishes.
+
+    A worker has one slot fewer than threads, so one thread is free for requests that need no
+    database, such as /livez. A request that waits for a slot holds that thread: /livez waits for it
+    once in a stall, for `stall_timeout` at most. A worker with a single thread has a single slot:
+    no request is ever refused here, and /livez waits for the requests before it.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self._well = True
-        self._moved_at = 0.0
-        self._left = threading.Condition()
+    def __init__(
+        self,
+        slots: int,
+        *,
+        stall_timeout: float = STALL_TIMEOUT,
+        retry_timeout: float = RETRY_TIMEOUT,
+    ) -> None:
+        self._free_slots = slots
+        self._stall_timeout = stall_timeout
+        self._retry_timeout = retry_timeout
+        self._has_failed = False
+        self._stalled_at = 0.0
+        self._slot_released = threading.Condition()
 
-    def enter(self) -> None:
-        """Take a place. Raises TooManyRequests when all are taken and nothing moves for PATIENCE.
+    @property
+    def free_slots(self) -> int:
+        return self._free_slots
 
-        Once a place was left by who was not served, taking it anew is no movement: until somebody
-        is served, whoever finds no place is refused at once.
+    def acquire(self, deadline: float) -> None:
+        """Take a slot, and wait for one until the database is stalled or `deadline` has come.
+
+        Raises TooManyRequests if there is none then.
         """
-        with self._left:
-            while not self._free:
-                patience = self._moved_at + PATIENCE - time.monotonic()
-                if patience <= 0:
-                    metrics.SHEDS.labels("gate").inc()
-                    raise TooManyRequests("every place has been taken for too long")
-                self._left.wait(patience)
-            self._free -= 1
-            if self._well:
-                self._moved_at = time.monotonic()
+        with self._slot_released:
+            while not self._free_slots:
+                seconds = min(self._stalled_at, deadline) - time.monotonic()
+                if seconds <= 0:
+                    metrics.SHEDS.labels("admission").inc()
+                    raise TooManyRequests("all slots are busy")
+                self._slot_released.wait(seconds)
+            self._free_slots -= 1
+            # A request that follows a failure proves nothing before it has finished.
+            timeout = self._retry_timeout if self._has_failed else self._stall_timeout
+            self._stalled_at = max(self._stalled_at, time.monotonic() + timeout)
 
-    def leave(self, *, served: bool) -> None:
-        with self._left:
-            self._free += 1
-            self._well = served
-            if served:
-                self._moved_at = time.monotonic()
-            self._left.notify()
+    def release(self, *, succeeded: bool) -> None:
+        """Give the slot back; `succeeded` tells whether the database has answered."""
+        with self._slot_released:
+            self._free_slots += 1
+            self._has_failed = not succeeded
+            if succeeded:
+                self._stalled_at = time.monotonic() + self._stall_timeout
+            self._slot_released.notify()
 
 
 class Pool:
@@ -146,12 +175,18 @@ class Pool:
     A worker process makes its own, after the fork.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        places = max(1, settings.web_threads - 1)
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        stall_timeout: float = STALL_TIMEOUT,
+        cold_start: float = COLD_START,
+    ) -> None:
+        slots = max(1, settings.web_threads - 1)
         self.request_timeout = settings.request_timeout
         self._watched = settings.metrics
-        self._gate = Gate(places)
-        self._outage = Outage()
+        self.admission = AdmissionLimiter(slots, stall_timeout=stall_timeout)
+        self._outage = Outage(cold_start=cold_start)
         self._opening = threading.Lock()
         self._drained_at = 0.0
         self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
@@ -170,7 +205,7 @@ class Pool:
             configure=partial(Connection.begin, prepares=settings.database_prepare),
             open=False,
             min_size=1,
-            max_size=places,
+            max_size=slots,
             # Poolers and firewalls close what is older than five minutes.
             max_lifetime=280,
         )
@@ -201,8 +236,8 @@ class Pool:
         """
         if self._pool.closed:
             self.open()
-        self._gate.enter()
-        served = True
+        self.admission.acquire(deadline)
+        succeeded = True
         try:
             patience = min(deadline - time.monotonic(), self._outage.patience())
             if patience <= 0:
@@ -214,10 +249,10 @@ class Pool:
             finally:
                 self._return(connection)
         except psycopg.OperationalError:
-            served = False
+            succeeded = False
             raise
         finally:
-            self._gate.leave(served=served)
+            self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
         # Where something is still to come, or nothing can, the connection is of no more use. What
