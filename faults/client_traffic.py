@@ -12,6 +12,7 @@ import struct
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from faults.worker_state import ANSWER_TIMEOUT, CLOSE_TIMEOUT
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from random import Random
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
+# Of SO_LINGER: whether it is on, and seconds.
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+NO_LINGER = struct.pack("ii", 0, 0)
 
 BODY = b'{"title": "Buy oat milk"}'
 POST = b" HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -60,13 +63,17 @@ class Connection:
         self._received = b""
 
     @classmethod
-    async def open(cls, address: tuple[str, int], source: str) -> Connection:
+    def open(cls, address: tuple[str, int], source: str) -> Connection:
+        """Connect, which takes the kernel microseconds unless the server's backlog is full."""
         opened = socket.socket()
         try:
-            opened.setblocking(False)
+            opened.settimeout(ANSWER_TIMEOUT)
+            # A close resets the connection, unless `close` says otherwise: several
+            # hundred are reset within milliseconds.
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             opened.bind((source, 0))
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await asyncio.get_running_loop().sock_connect(opened, address)
+            opened.connect(address)
+            opened.settimeout(0)
         except BaseException:
             opened.close()
             raise
@@ -105,11 +112,10 @@ class Connection:
             self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        with suppress(OSError):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.socket.close()
 
     def close(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.socket.close()
 
 
@@ -134,26 +140,38 @@ class Traffic:
 
     async def run(self, mixed: int, idle: int, seconds: float) -> None:
         """Open `mixed` connections over so many seconds, beside `idle` ones that are reset."""
-        kinds = [self.whole, self.whole, self.cut, self.cut, self.abrupt, self.silent]
+        kinds = [
+            ("whole", self._send_whole),
+            ("whole", self._send_whole),
+            ("cut", self._send_part),
+            ("cut", self._send_part),
+            ("abrupt", self._leave_early),
+            ("silent", self._send_nothing),
+        ]
+        # At once, so that the server finds the keep-alive timeout of all of them passed at once.
+        silent = [self._open() for _ in range(idle)]
+        await self._record("idle", partial(self._ask, silent[-idle // 4 :]), 0)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._record(self.reset_together, 0, idle))
+            group.create_task(
+                self._record("reset together", partial(self._reset_together, silent), 0)
+            )
             for _ in range(mixed):
-                kind = self._random.choice(kinds)
-                group.create_task(self._record(kind, self._random.uniform(0, seconds)))
+                name, behaviour = self._random.choice(kinds)
+                delay = self._random.uniform(0, seconds)
+                group.create_task(self._record(name, behaviour, delay))
 
     async def _record(
-        self, kind: Callable[..., Awaitable[None]], delay: float, *arguments: int
+        self, name: str, behaviour: Callable[[], Awaitable[None]], delay: float
     ) -> None:
         """Run one behaviour after a delay; note its failure, and let the others go on."""
         await asyncio.sleep(delay)
         try:
-            await kind(*arguments)
+            await behaviour()
         except (AssertionError, EOFError, OSError) as error:
-            name = getattr(kind, "__name__", "")
             self.failures.append(f"{name}: {error!r}")
 
-    async def _open(self) -> Connection:
-        connection = await Connection.open(self._address, self._source)
+    def _open(self) -> Connection:
+        connection = Connection.open(self._address, self._source)
         self.counts["connections"] += 1
         return connection
 
@@ -165,9 +183,9 @@ class Traffic:
             for _ in range(self._random.choice((1, 1, 2, 4)))
         ]
 
-    async def whole(self) -> None:
+    async def _send_whole(self) -> None:
         """Send requests, pipelined and in pieces; each is answered."""
-        connection = await self._open()
+        connection = self._open()
         requests = self._requests()
         sent = b"".join(requests)
         at = self._random.randrange(len(sent))
@@ -180,9 +198,9 @@ class Traffic:
         await self._expect(connection, requests)
         await (self._await_close(connection) if is_half_closed else self._end(connection))
 
-    async def cut(self) -> None:
+    async def _send_part(self) -> None:
         """Send a part of a head or of a body, perhaps after whole requests."""
-        connection = await self._open()
+        connection = self._open()
         requests = self._requests() if self._random.random() < 0.3 else []
         last = self._random.choice(list(REQUESTS))
         at = self._random.randrange(1, len(last))
@@ -195,40 +213,44 @@ class Traffic:
             await self._expect(connection, [last])
         await self._end(connection, may_stay=False)
 
-    async def abrupt(self) -> None:
+    async def _leave_early(self) -> None:
         """Send whole requests, and leave before they are answered."""
-        connection = await self._open()
+        connection = self._open()
         connection.send(b"".join(self._requests()))
         await asyncio.sleep(self._random.choice((0, 0, 0.002)))
         await self._end(connection, may_stay=False, may_wait=False)
 
-    async def silent(self) -> None:
+    async def _send_nothing(self) -> None:
         """Send nothing."""
-        connection = await self._open()
+        connection = self._open()
         await asyncio.sleep(self._random.choice((0, 0.01, 0.3)))
         await self._end(connection)
 
-    async def reset_together(self, count: int) -> None:
-        """Leave connections idle, and reset most of them while the server closes the first.
+    async def _ask(self, connections: Sequence[Connection]) -> None:
+        """Let these be connections that wait for their next request, not for their first."""
+        request = next(iter(GETS))
+        for connection in connections:
+            connection.send(request)
+        for connection in connections:
+            await self._expect(connection, [request])
 
-        Half of them have been answered before. The server has to close those that are left.
+    async def _reset_together(self, idle: list[Connection]) -> None:
+        """Reset most of the idle connections while the server closes the first of them.
+
+        The server has to close those that are left. It closes them in the order in which they came:
+        it meets most resets ahead of it if the later half is reset first.
         """
-        loop = asyncio.get_running_loop()
-        idle = []
-        for number in range(count):
-            idle.append(await self._open())
-            if number % 2:
-                idle[-1].send(next(iter(GETS)))
-        for connection in idle[1::2]:
-            await self._expect(connection, [next(iter(GETS))])
+        half = len(idle) // 2
         if self._random.random() < 0.5:
+            idle = idle[half:] + idle[:half]
+        else:
             self._random.shuffle(idle)
-        kept = [idle.pop() for _ in range(count // 10)]
-        pause = self._random.choice((0, 0, 0.0005, 0.002))  # after each twentieth of them
+        kept = [idle.pop() for _ in range(len(idle) // 10)]
+        pause = self._random.choice((0, 0, 0.0003))  # after each tenth connection
         await self._await_first_close(idle)
         for number, connection in enumerate(idle):
             connection.reset()
-            if pause and number % (count // 20 or 1) == 0:
+            if pause and number % 10 == 0:
                 await asyncio.sleep(pause)
         self.counts["resets"] += len(idle)
         for connection in kept:
@@ -278,7 +300,7 @@ class Traffic:
     async def _repeat(self, requests: Sequence[bytes]) -> None:
         for request in requests:
             self.counts["repeated"] += 1
-            connection = await self._open()
+            connection = self._open()
             connection.send(request)
             answer = await connection.read_answer()
             assert answer.status in REQUESTS[request], (request, answer)

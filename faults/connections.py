@@ -37,7 +37,7 @@ SETTINGS = {
     "WEB_THREADS": str(THREADS),
     "GUNICORN_CMD_ARGS": f"--keep-alive {KEEP_ALIVE}",
 }
-IDLE, MIXED = 800, 400  # connections of a round
+IDLE, MIXED = 1200, 400  # connections of a round
 MIXED_SECONDS = 0.7  # in which the mixed ones come: before the idle ones are closed
 MAX_GROWTH = 20  # MB, of one worker
 NEEDED = 4096  # descriptors of this process
@@ -46,7 +46,7 @@ NEEDED = 4096  # descriptors of this process
 def run(*, short: bool) -> None:
     allow_descriptors()
     with postgresql() as server, serving(server.url(), **SETTINGS) as api:
-        endure(api, server, rounds=4 if short else 100)
+        endure(api, server, rounds=5 if short else 100)
 
 
 def allow_descriptors() -> None:
@@ -98,7 +98,7 @@ class Endurance:
             assert now.descriptors <= state.descriptors, f"Worker {worker}: {state}, {now}"
 
 
-def endure(api: Api, server: Postgres, *, rounds: int) -> None:
+def endure(api: Api, server: Postgres, *, rounds: int, idle: int = IDLE) -> None:
     """Run so many rounds of traffic; between them and afterwards the server is as before."""
     seed = int(os.environ.get("SEED") or secrets.randbits(32))
     print(f"  SEED={seed}", flush=True)
@@ -110,7 +110,7 @@ def endure(api: Api, server: Postgres, *, rounds: int) -> None:
         # The ports of closed connections stay taken for a minute: each round has its own address.
         traffic = Traffic(api.address, f"127.3.{1 + number % 250}.1", random)
         try:
-            asyncio.run(traffic.run(MIXED, IDLE, MIXED_SECONDS))
+            asyncio.run(traffic.run(MIXED, idle, MIXED_SECONDS))
             failures = traffic.failures
             assert not failures, f"{len(failures)} connections failed: {failures[:10]}"
             endurance.assert_unharmed()

@@ -160,9 +160,15 @@ def environment(**settings: str) -> dict[str, str]:
 class Api:
     """gunicorn as in production, on a port of its own; its log is in a file."""
 
-    def __init__(self, database_url: str, log: Path, **settings: str) -> None:
+    def __init__(
+        self, database_url: str, log: Path, descriptors: int | None = None, **settings: str
+    ) -> None:
         self.port = free_port()
         self.log = log
+        self.command = [sys.executable, "-m", "gunicorn"]
+        if descriptors is not None:
+            limited = 'ulimit -n "$0" && exec "$@"'
+            self.command = ["sh", "-c", limited, str(descriptors), *self.command]
         self.environment = environment(
             **{"DATABASE_URL": database_url, "PORT": str(self.port), "AUTH_MODE": "none"}
             | {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning", "METRICS": "true"}
@@ -177,7 +183,7 @@ class Api:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn"],
+                self.command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -234,10 +240,13 @@ class Api:
 
 
 @contextmanager
-def serving(database_url: str, **settings: str) -> Iterator[Api]:
-    """A gunicorn with these settings that answers; the end of its log is told if a part fails."""
+def serving(database_url: str, *, descriptors: int | None = None, **settings: str) -> Iterator[Api]:
+    """A gunicorn with these settings that answers; the end of its log is told if a part fails.
+
+    Each of its processes has so many descriptors at most, if that is given.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        api = Api(database_url, Path(folder) / "log", **settings)
+        api = Api(database_url, Path(folder) / "log", descriptors, **settings)
         try:
             api.start()
             api.await_answer()
