@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DESCRIPTORS = 300  # of each worker, all that it opens included
 ESTABLISHED, SILENT, WAITING = 40, WORKERS * DESCRIPTORS, 1000  # connections
-IDLE = 600  # more than the workers accept, in a round of the traffic of faults/connections.py
+IDLE = 450  # of a round: with the mixed connections, more than the workers accept
 KEEP_ALIVE = 60  # seconds, so that only the clients close connections
 MAX_CPU = 0.5  # seconds of CPU, of one worker in a second in which nothing is asked
 
