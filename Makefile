@@ -68,6 +68,10 @@ bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
 bench-tokens: $(INSTALLED) ## Measure what verifying tokens costs (needs wrk)
 	$(PY) benchmarks/tokens.py
 
+.PHONY: bench-spread
+bench-spread: $(INSTALLED) ## Measure how connections spread over the workers (needs wrk and nginx)
+	$(PY) -m benchmarks.spread $(ARGS)
+
 .PHONY: faults
 faults: $(INSTALLED) ## Kill, cut, hold and flood real servers, and see that every promise is kept
 	$(PY) -m faults $(ARGS)

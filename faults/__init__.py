@@ -21,6 +21,8 @@ PARTS = (
     "cold_start",
     "deploys",
     "hostile",
+    "connections",
+    "descriptors",
     "overload",
     "slow_clients",
     "soak",

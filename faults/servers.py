@@ -196,9 +196,12 @@ class Api:
         """What Python runs."""
         return ["-m", "gunicorn"]
 
-    def __init__(self, database_url: str, log: Path, **settings: str) -> None:
+    def __init__(
+        self, database_url: str, log: Path, descriptors: int | None = None, **settings: str
+    ) -> None:
         self.port = free_port()
         self.log = log
+        self.descriptors = descriptors
         self.environment = environment(
             **{"DATABASE_URL": database_url, "PORT": str(self.port), "AUTH_MODE": "none"}
             | {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning", "METRICS": "true"}
@@ -211,9 +214,13 @@ class Api:
         return HOST, self.port
 
     def start(self) -> None:
+        command = [sys.executable, *self.command()]
+        if self.descriptors is not None:
+            limited = 'ulimit -n "$0" && exec "$@"'
+            command = ["sh", "-c", limited, str(self.descriptors), *command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.command()],
+                command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -270,10 +277,15 @@ class Api:
 
 
 @contextmanager
-def serving(database_url: str, kind: type[Api] = Api, **settings: str) -> Iterator[Api]:
-    """A server with these settings that answers; the end of its log is told if a part fails."""
+def serving(
+    database_url: str, kind: type[Api] = Api, descriptors: int | None = None, **settings: str
+) -> Iterator[Api]:
+    """A server with these settings that answers; the end of its log is told if a part fails.
+
+    Each of its processes has so many descriptors at most, if that is given.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        api = kind(database_url, Path(folder) / "log", **settings)
+        api = kind(database_url, Path(folder) / "log", descriptors, **settings)
         try:
             api.start()
             api.await_answer()
