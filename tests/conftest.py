@@ -24,6 +24,7 @@ from faults.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from todo_api.app import create_app
 from todo_api.database import Database
 from todo_api.embedded import temporary_cluster
+from todo_api.keys import Pace
 from todo_api.logs import configure_logging
 from todo_api.pool import Pool
 from todo_api.settings import Settings, load_settings
@@ -226,8 +227,8 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
     """Make an application with settings of its own; its connections are closed at the end."""
     with ExitStack() as stack:
 
-        def make(**changes: str) -> Flask:
-            application = create_app(make_settings(**changes))
+        def make(pace: Pace | None = None, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), pace)
             stack.callback(application.extensions["pool"].close)
             return application
 

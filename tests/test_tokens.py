@@ -27,7 +27,6 @@ from cryptography.x509.oid import NameOID
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
-from todo_api import auth
 from todo_api.app import create_app
 from todo_api.auth import Verifier, keys_of
 from todo_api.errors import Problem
@@ -1180,11 +1179,10 @@ def test_a_token_that_is_let_in_again_is_not_verified_again():
     assert first is second
 
 
-def test_few_verified_tokens_are_remembered_and_each_is_its_users(monkeypatch):
+def test_few_verified_tokens_are_remembered_and_each_is_its_users():
     """Eight threads, more tokens than there is room for, bad ones among the good."""
-    monkeypatch.setattr(auth, "VERIFIED_TOKENS", 5)
     settings = load_settings({"DATABASE_URL": NOBODY} | settings_of("HS256"))
-    verifier = Verifier(settings, keys_of(settings))
+    verifier = Verifier(settings, keys_of(settings), capacity=5)
     tokens = {
         make_token("HS256", good(sub=str(user))): user
         for user in map(uuid.UUID, map(user_of, range(20)))
