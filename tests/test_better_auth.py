@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from node import install
 
+from tests.support.node import install
 from todo_api.keys import Pace
 
 if TYPE_CHECKING:

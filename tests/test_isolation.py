@@ -16,13 +16,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import execute, migrate
 from flask import Flask, Response
 from flask.testing import FlaskClient
 from joserfc import jwt
 from joserfc.jwk import OctKey
 from sqlalchemy import select
 
+from tests.support.postgresql import execute, migrate
 from todo_api.api import Blueprint, answer, database
 from todo_api.app import create_app
 from todo_api.connection import Statement

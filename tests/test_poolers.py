@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
-from conftest import execute, migrate
 from sqlalchemy import func, literal_column, select
 
 from faults.pgbouncer import PGBOUNCER, pgbouncer
+from tests.support.postgresql import execute, migrate
 from todo_api.database import Database, compiled
 from todo_api.purge import purge
 

@@ -5,19 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import as_login, execute, migrate
 
+from tests.support.postgresql import age, as_login, execute, migrate
 from todo_api.purge import purge
-
-
-def age(connection, task, days):
-    """Let the task have been deleted so many days ago."""
-    connection.execute("SET session_replication_role = replica")
-    connection.execute(
-        "UPDATE tasks SET deleted_at = clock_timestamp() - %s * interval '1 day' WHERE id = %s",
-        (days, task["id"]),
-    )
-    connection.execute("RESET session_replication_role")
 
 
 def ids(connection, user_id):
