@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from tests.support.api import Device
+from tests.support.api import Device, etag
 from tests.support.postgresql import age
 from todo_api.purge import purge
 
@@ -235,7 +235,7 @@ def test_a_task_that_is_not_in_the_trash_cannot_be_restored(client, task, tasks_
 def test_a_restore_heeds_if_match(client, task):
     client.delete(task.url)
 
-    refused = client.post(f"{task.url}/restore", headers={"If-Match": '"1.99"'})
+    refused = client.post(f"{task.url}/restore", headers={"If-Match": etag(99)})
     done = client.post(f"{task.url}/restore", headers={"If-Match": refused.headers["ETag"]})
 
     assert (refused.status_code, done.status_code) == (412, 200)

@@ -12,12 +12,28 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
 
+# What the ETag of a task has before its revision.
+REPRESENTATION = "1."
+
+# With a revision put in, these look like ETags of a task and are none.
+OTHER_TAGS = ['"0.{}"', '"{}"', f'"{REPRESENTATION}{{}}-abcd"', f'"{REPRESENTATION}0{{}}x"']
+
+
+def etag(revision: int) -> str:
+    """The ETag that a task of this revision has."""
+    return f'"{REPRESENTATION}{revision}"'
+
+
 class Task(dict):
-    """A task's JSON, and where it is."""
+    """A task's JSON, where it is, and its ETag."""
 
     @property
     def url(self) -> str:
         return f"/api/{self['user_id']}/tasks/{self['id']}"
+
+    @property
+    def etag(self) -> str:
+        return etag(self["revision"])
 
 
 def next_url(answer: TestResponse) -> str | None:
