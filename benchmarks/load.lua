@@ -4,7 +4,7 @@
 local operation = os.getenv("OPERATION")
 local users = tonumber(os.getenv("USERS"))
 local tasks_per_user = tonumber(os.getenv("TASKS_PER_USER"))
-local representation = os.getenv("REPRESENTATION")
+local etag = os.getenv("ETAG") -- as string.format takes it, with %d for the revision
 
 local tasks = users * tasks_per_user
 local STRIDE = 7919 -- a prime that divides none of our counts: neighbours have different owners
@@ -49,7 +49,7 @@ end
 function made.not_modified(count)
   local task = count * STRIDE % tasks + 1
   local revision = (task - 1) % tasks_per_user + 1
-  local known = string.format('If-None-Match: "%s.%d"\r\n', representation, revision)
+  local known = string.format("If-None-Match: " .. etag .. "\r\n", revision)
   return message("GET", of_task(task), owner_of(task), nil, known)
 end
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data import MIX, WRITES
 
-from todo_api.preconditions import REPRESENTATION
+from todo_api.preconditions import etag
 
 if TYPE_CHECKING:
     from data import Data, Size
@@ -76,7 +76,7 @@ def measure(
         "TASKS_PER_USER": str(size.tasks_per_user),
         "LIMIT": str(LIMIT),
         "MIX": " ".join(f"{name}={share}" for name, share in MIX.items()),
-        "REPRESENTATION": str(REPRESENTATION),
+        "ETAG": etag(12345).replace("12345", "%d"),
     }
     ended = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", SCRIPT, url],

@@ -16,6 +16,7 @@ from faults import table
 from faults.clients import Answer, Client
 from faults.proxy import Proxy, http_answered, postgresql_answered
 from faults.servers import postgresql, serving, through
+from todo_api.preconditions import etag
 
 if TYPE_CHECKING:
     from faults.servers import Postgres
@@ -37,7 +38,7 @@ class Write(NamedTuple):
     changes: int = 1
 
 
-OF_REVISION = {"If-Match": '"1.{revision}"'}
+OF_REVISION = {"If-Match": "{etag}"}
 WRITES = {
     "POST": Write("POST", "", {"title": "Oats"}, {}, 201, ("Oats", False, False), 0),
     "POST with a key": Write(
@@ -88,7 +89,8 @@ def lose_one(server: Postgres, proxy: Proxy, client: Client, name: str) -> None:
     if write.changes == 2:
         assert client.request("DELETE", f"{tasks}/{told['id']}").status == 204
     path = tasks + write.path.format(key=key, **told)
-    headers = {each: value.format(key=key, **told) for each, value in write.headers.items()}
+    known = etag(write.changes)  # each change takes the next number
+    headers = {each: value.format(key=key, etag=known) for each, value in write.headers.items()}
 
     # In text and in binary: whatever way it is sent.
     proxy.lose_answer(user.bytes, user.hex.encode(), str(user).encode())
@@ -105,7 +107,7 @@ def lose_one(server: Postgres, proxy: Proxy, client: Client, name: str) -> None:
     number = write.changes + 1
     assert rows == [(*write.left, number, number)], f"{name}: {rows}"
     if answer.status != 204:
-        assert answer.headers["etag"] == f'"1.{number}"', f"{name}: {answer.headers}"
+        assert answer.headers["etag"] == etag(number), f"{name}: {answer.headers}"
         shown = (answer.json["title"], answer.json["completed"], False, answer.json["revision"])
         assert shown == rows[0][:4], f"{name}: {answer}"
 

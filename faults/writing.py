@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from faults import table
 from faults.clients import Answer, Client
+from todo_api.preconditions import etag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,7 +165,7 @@ class Writer(threading.Thread):
             self.patch("complete", task, "/complete", {"completed": not task.completed})
 
     def patch(self, operation: str, task: Task, suffix: str, changes: dict[str, Any]) -> None:
-        condition = {"If-Match": f'"1.{task.revision}"'}
+        condition = {"If-Match": etag(task.revision)}
         answer, doubtful = self.ask("PATCH", task.path + suffix, changes, condition)
         wanted = task.values | changes
         if doubtful and answer.status == 412:
@@ -176,7 +177,7 @@ class Writer(threading.Thread):
         task = self.pick(self._live)
         if task is None:
             return
-        condition = {"If-Match": f'"1.{task.revision}"'}
+        condition = {"If-Match": etag(task.revision)}
         answer, doubtful = self.ask("DELETE", task.path, None, condition)
         if (doubtful and answer.status == 404) or self.told("DELETE", answer, 204):
             gone = replace(task, deleted=True)
@@ -195,7 +196,7 @@ class Writer(threading.Thread):
             return
         ((there, revision),) = ((each["id"], each["revision"]) for each in answer.json)
         assert there == task.id, f"Another task is in the trash: {there}"
-        condition = {"If-Match": f'"1.{revision}"'}
+        condition = {"If-Match": etag(revision)}
         answer, doubtful = self.ask("POST", f"{task.path}/restore", None, condition)
         if doubtful and answer.status in (409, 412):
             answer, _ = self.ask("GET", task.path)

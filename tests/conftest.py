@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import time
 import uuid
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from faults.pgbouncer import PGBOUNCER, Pooler, pgbouncer
+from tests.support.api import Task
+from tests.support.make_run import data_of, link_source
+from tests.support.postgresql import DIVIDE, VOLATILE, at_database, execute, migrate
 from todo_api.app import create_app
 from todo_api.database import Database
 from todo_api.embedded import temporary_cluster
@@ -28,16 +29,10 @@ from todo_api.logs import configure_logging
 from todo_api.pool import Pool
 from todo_api.settings import Settings, load_settings
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from pathlib import Path
 
-# Nothing here outlives the run, so nothing needs to reach a disk.
-VOLATILE = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "max_connections": "200",
-}
-DIVIDE = (ROOT / "docs" / "scaling" / "divide.sql").read_text()
+    from todo_api.keys import Pace
 
 # A client and a user serve many examples of a test as well as one; a database has no deadline.
 settings.register_profile(
@@ -102,15 +97,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash.get(UNTIL_THE_END, ExitStack()).close()
 
 
-def migrate(url: str, revision: str = "head") -> None:
-    config = Config(toml_file=ROOT / "pyproject.toml")
-    config.attributes["url"] = url
-    if revision == "base":
-        command.downgrade(config, revision)
-    else:
-        command.upgrade(config, revision)
-
-
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> str:
     """The URL of the server, as a superuser who may create databases."""
@@ -155,26 +141,6 @@ def new_database(server: str, worker_id: str, new_login):  # noqa: ARG001
         execute(
             server, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         )
-
-
-def at_database(url: str, name: str) -> str:
-    """The URL with another database in its path."""
-    scheme, _, rest = url.partition("://")
-    authority, _, path = rest.partition("/")
-    _, mark, query = path.partition("?")
-    return f"{scheme}://{authority}/{name}{mark}{query}"
-
-
-def as_login(url: str, name: str) -> str:
-    """The URL with another login in it, its name being its password."""
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{name}:{name}@{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def execute(url: str, statement: sql.Composed | str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)
 
 
 @pytest.fixture(scope="session")
@@ -226,8 +192,8 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
     """Make an application with settings of its own; its connections are closed at the end."""
     with ExitStack() as stack:
 
-        def make(**changes: str) -> Flask:
-            application = create_app(make_settings(**changes))
+        def make(pace: Pace | None = None, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), pace)
             stack.callback(application.extensions["pool"].close)
             return application
 
@@ -253,6 +219,21 @@ def client(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
+def checkout(tmp_path: Path):
+    """Make a folder in which `make run` can be run; its data are removed at the end."""
+    made = []
+
+    def make(path: Path = tmp_path) -> Path:
+        link_source(path)
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        shutil.rmtree(data_of(path).parent, ignore_errors=True)
+
+
+@pytest.fixture
 def count(request: pytest.FixtureRequest):
     """A count in full with --full, a tenth of it otherwise."""
     return lambda full: full if request.config.option.full else full // 10
@@ -273,14 +254,6 @@ def user_id() -> str:
 @pytest.fixture
 def tasks_url(user_id: str) -> str:
     return f"/api/{user_id}/tasks"
-
-
-class Task(dict):
-    """A task's JSON, and where it is."""
-
-    @property
-    def url(self) -> str:
-        return f"/api/{self['user_id']}/tasks/{self['id']}"
 
 
 @pytest.fixture

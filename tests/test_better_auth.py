@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from node import install
 
+from tests.support.node import install
 from todo_api.keys import Pace
 
 if TYPE_CHECKING:
@@ -97,12 +97,12 @@ def new_client(make_app):
 
         def make(issuer: BetterAuth, pace: Pace = BRISK) -> FlaskClient:
             app = make_app(
+                pace,
                 AUTH_MODE="jwt",
                 JWT_JWKS_URL=f"{issuer.url}/api/auth/jwks",
                 JWT_ISSUER=issuer.url,
                 JWT_AUDIENCE=issuer.url,
             )
-            app.extensions["keys"]._pace = pace
             stack.callback(app.extensions["keys"].close)
             return app.test_client()
 

@@ -5,48 +5,15 @@ import time
 import uuid
 
 import pytest
-from test_purge import age
 
+from tests.support.api import Device, etag
+from tests.support.postgresql import age
 from todo_api.purge import purge
 
 
 @pytest.fixture
 def changes_url(user_id):
     return f"/api/{user_id}/changes"
-
-
-class Device:
-    """An offline client: what it holds, and how far it is."""
-
-    def __init__(self, client, url, limit=200):
-        self.client, self.url, self.limit = client, url, limit
-        self.tasks = {}
-        self.since = "0"
-        self.restarts = 0
-
-    def page(self):
-        """Apply one page; whether there is more."""
-        answer = self.client.get(f"{self.url}?since={self.since}&limit={self.limit}")
-        if answer.status_code == 410:
-            self.since, self.tasks = "0", {}
-            self.restarts += 1
-            return True
-        assert answer.status_code == 200, answer.text
-        numbers = [change["revision"] for change in answer.json["changes"]]
-        assert numbers == sorted(set(numbers))
-        for change in answer.json["changes"]:
-            if change.pop("deleted"):
-                assert set(change) == {"id", "revision", "deleted_at"}
-                self.tasks.pop(change["id"], None)
-            else:
-                self.tasks[change["id"]] = change
-        self.since = answer.json["next"]
-        return answer.json["more"]
-
-    def sync(self):
-        while self.page():
-            pass
-        return self.tasks
 
 
 def held(client, tasks_url):
@@ -268,7 +235,7 @@ def test_a_task_that_is_not_in_the_trash_cannot_be_restored(client, task, tasks_
 def test_a_restore_heeds_if_match(client, task):
     client.delete(task.url)
 
-    refused = client.post(f"{task.url}/restore", headers={"If-Match": '"1.99"'})
+    refused = client.post(f"{task.url}/restore", headers={"If-Match": etag(99)})
     done = client.post(f"{task.url}/restore", headers={"If-Match": refused.headers["ETag"]})
 
     assert (refused.status_code, done.status_code) == (412, 200)

@@ -10,7 +10,6 @@ import pytest
 from psycopg.errors import DivisionByZero
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from todo_api import connection as module
 from todo_api.connection import Connection, Statement
 
 SOON = 60  # seconds, within which all that should come does
@@ -112,8 +111,8 @@ def test_a_statement_is_prepared_once_for_each_kind_of_its_parameters(opened, tr
     assert len(prepared(opened)) <= 3
 
 
-def test_so_many_are_prepared_and_no_more(opened, transact, monkeypatch):
-    monkeypatch.setattr(module, "MOST_PREPARED", 2)
+def test_so_many_are_prepared_and_no_more(opened, transact):
+    opened.begin(prepares=True, most_prepared=2)
 
     for number in (1, 2, 3, 4, 3):
         assert transact(b"SELECT %d" % number) == [[(number,)]]

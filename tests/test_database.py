@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from conftest import VOLATILE, as_login, execute, migrate
 from sqlalchemy import literal_column, select, update
 
+from tests.support.postgresql import VOLATILE, as_login, execute, migrate
 from todo_api.connection import Statement
 from todo_api.database import compiled
 from todo_api.embedded import temporary_cluster

@@ -7,12 +7,10 @@ import uuid
 
 import psycopg
 import pytest
-from conftest import DIVIDE, as_login, execute, migrate
-from psycopg import sql
-from test_plans import PLACEHOLDER, steps
-from test_structure import OF_NO_USER, statements
 
-from todo_api.database import ACT_AS_OWNER
+from tests.support.plans import explain_statement, steps
+from tests.support.postgresql import DIVIDE, as_login, execute, migrate
+from tests.support.statements import OF_NO_USER, statements
 from todo_api.statements.tasks import insert_task, insert_task_once
 from todo_api.tables import metadata
 
@@ -107,27 +105,18 @@ def planner(divided_url):
 
 
 def test_every_statement_is_pruned_to_one_part_of_each_table(planner):
-    owner = uuid.uuid4()
-    values = VALUES | {"owner": owner}
+    values = VALUES | {"owner": uuid.uuid4()}
     for name, statement in statements():
         if statement in OF_NO_USER:
             continue
-        text = statement.sql.decode()
-        names = list(dict.fromkeys(PLACEHOLDER.findall(text)))
-        numbered = PLACEHOLDER.sub(lambda found, names=names: f"${names.index(found[1]) + 1}", text)
-        given = sql.SQL(", ").join(sql.Literal(values.get(each)) for each in names)
-        explain = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE statement ({})").format(given)
+        unset = dict.fromkeys(statement.names)
 
-        with planner.transaction(force_rollback=True):
-            planner.execute(ACT_AS_OWNER.sql, {"owner": owner, "attempt": None, "timeout": "60000"})
-            planner.execute(f"PREPARE statement AS {numbered}")
-            (plan,) = planner.execute(explain).fetchone()
-            planner.execute("DEALLOCATE statement")
+        plan = explain_statement(planner, statement, unset | values)
 
-        read = {step["Relation Name"] for step in steps(plan[0]["Plan"]) if "Relation Name" in step}
+        read = {step["Relation Name"] for step in steps(plan) if "Relation Name" in step}
         parts = [part for part in read if PART.search(part)]
         assert len(parts) == len({PART.sub("", part) for part in parts}), (name, read)
-        assert parts or "INSERT" in text, (name, read)
+        assert parts or b"INSERT" in statement.sql, (name, read)
 
 
 def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(

@@ -4,7 +4,8 @@ import shutil
 import subprocess
 
 import pytest
-from test_run import checkout, running  # noqa: F401  checkout is a fixture
+
+from tests.support.make_run import running
 
 CHROMIUM = shutil.which("chromium")
 
@@ -27,7 +28,7 @@ QUIET = [
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(0, True), (1, False)])
-def test_the_page_shows_every_operation_in_light_and_dark(checkout, tmp_path, scheme, dark):  # noqa: F811
+def test_the_page_shows_every_operation_in_light_and_dark(checkout, tmp_path, scheme, dark):
     with running(checkout()) as server:
         page = subprocess.run(
             [

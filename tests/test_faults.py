@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import migrate
 
 from faults import PARTS
 from faults.__main__ import SKIPPED
 from faults.writing import Journal, Task, compare
+from tests.support.postgresql import migrate
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 240  # seconds: a few on a machine that does nothing else

@@ -16,13 +16,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import execute, migrate
 from flask import Flask, Response
 from flask.testing import FlaskClient
 from joserfc import jwt
 from joserfc.jwk import OctKey
 from sqlalchemy import select
 
+from tests.support.api import etag
+from tests.support.postgresql import execute, migrate
 from todo_api.api import Blueprint, answer, database
 from todo_api.app import create_app
 from todo_api.connection import Statement
@@ -183,8 +184,8 @@ class Attack:
                 {"X-Original-URL": f"/api/{self.victim.id}/tasks"},
                 {"X-HTTP-Method-Override": "DELETE"},
                 {"Cookie": f"user_id={self.victim.id}"},
-                {"If-Match": f'"1.{self.revision}"'},
-                {"If-None-Match": f'"1.{self.revision}"'},
+                {"If-Match": etag(self.revision)},
+                {"If-None-Match": etag(self.revision)},
                 {"Idempotency-Key": self.victim.id},
             ]
         )

@@ -245,8 +245,7 @@ def new_app():
     with ExitStack() as stack:
 
         def make(issuer: Issuer, pace: Pace = BRISK) -> Flask:
-            app = create_app(load_settings(environment_of(issuer)))
-            app.extensions["keys"]._pace = pace
+            app = create_app(load_settings(environment_of(issuer)), pace)
             stack.enter_context(closing(app.extensions["keys"]))
             stack.callback(app.extensions["pool"].close)
             return app

@@ -8,18 +8,7 @@ from urllib.parse import urlencode
 import orjson
 import pytest
 
-
-def next_url(answer):
-    link = answer.headers.get("Link")
-    return link and re.fullmatch(r'<([^>]*)>; rel="next"', link).group(1)
-
-
-def pages(client, url):
-    while url:
-        answer = client.get(url)
-        assert answer.status_code == 200, answer.text
-        yield answer.json
-        url = next_url(answer)
+from tests.support.api import next_url, pages
 
 
 def test_the_newest_task_comes_first(client, make_task, tasks_url):

@@ -243,15 +243,13 @@ def test_what_clients_make_up_is_no_label(measured, user_id):
     assert added == 100
 
 
-def test_a_pool_is_watched_until_it_is_closed(database_url, monkeypatch):
-    monkeypatch.setattr(metrics, "POOL_INTERVAL", 0.01)
-
+def test_a_pool_is_watched_until_it_is_closed(database_url):
     def value(name: str) -> float:
         return metrics.REGISTRY.get_sample_value(f"todo_database_{name}")
 
     with ConnectionPool(database_url, min_size=2, max_size=7) as pool:
         pool.wait()
-        metrics.watch_pool(pool)
+        metrics.watch_pool(pool, interval=0.01)
         with pool.connection():
             eventually(
                 lambda: (

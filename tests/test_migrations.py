@@ -17,10 +17,11 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from conftest import ROOT, VOLATILE, as_login, execute, migrate
 from psycopg import errors
 from sqlalchemy import NullPool, create_engine, exc
 
+from tests.support import ROOT
+from tests.support.postgresql import VOLATILE, as_login, execute, migrate
 from todo_api.embedded import temporary_cluster
 from todo_api.statements.tasks import find_task, insert_task
 from todo_api.tables import SCHEMA_VERSION, metadata

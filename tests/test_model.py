@@ -14,9 +14,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_changes import Device
-from test_listing import pages
 
+from tests.support.api import Device, pages
 from todo_api.purge import purge
 
 TITLES = st.sampled_from(["Milk", "milk", "Oats", "100%", "a_b", "Ä", "ä", "x" * 255])

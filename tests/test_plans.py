@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from conftest import migrate
-from psycopg import sql
 
-from todo_api.database import ACT_AS_OWNER
+from tests.support.plans import explain_statement, steps
+from tests.support.postgresql import migrate
 from todo_api.statements.pages import Position, list_statement
 from todo_api.statements.tasks import FIND, delete_statement, update_statement
 
@@ -31,8 +29,6 @@ POSITIONS = """
     SELECT created_at, id FROM tasks WHERE user_id = %s AND NOT completed
     ORDER BY created_at DESC, id DESC
 """
-PLACEHOLDER = re.compile(r"%\((\w+)\)s")
-EXPLAIN = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE statement ({})")
 INDEXES = """
     SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), conname,
            pg_get_constraintdef(pg_constraint.oid)
@@ -109,29 +105,9 @@ def users(connection):
 @pytest.fixture(params=["force_custom_plan", "force_generic_plan"])
 def explain(connection, request):
     """Run the statement as the application does, and tell how PostgreSQL did it."""
-
-    def run(statement, parameters):
-        text = statement.sql.decode()
-        names = list(dict.fromkeys(PLACEHOLDER.findall(text)))
-        numbered = PLACEHOLDER.sub(lambda found: f"${names.index(found[1]) + 1}", text)
-        values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
-        with connection.transaction(force_rollback=True):
-            settings = {"owner": parameters["owner"], "attempt": None, "timeout": "60000"}
-            connection.execute(ACT_AS_OWNER.sql, settings)
-            connection.execute(f"SET LOCAL plan_cache_mode = {request.param}")
-            connection.execute(f"PREPARE statement AS {numbered}")
-            explained = connection.execute(EXPLAIN.format(values)).fetchone()
-            connection.execute("DEALLOCATE statement")
-        return explained[0][0]["Plan"]
-
-    return run
-
-
-def steps(plan):
-    """The plan's nodes, the root first."""
-    yield plan
-    for below in plan.get("Plans", []):
-        yield from steps(below)
+    return lambda statement, parameters: explain_statement(
+        connection, statement, parameters, request.param
+    )
 
 
 def kinds(plan):

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
-from conftest import execute, migrate
 from sqlalchemy import func, literal_column, select
 
 from faults.pgbouncer import PGBOUNCER, pgbouncer
+from tests.support.postgresql import execute, migrate
 from todo_api.database import Database, compiled
 from todo_api.purge import purge
 
@@ -139,9 +139,8 @@ def test_a_pooler_that_carries_no_prepared_statements_hands_them_to_the_next(dat
 
 
 @needs_pgbouncer
-def test_migrations_and_purges_get_through_a_pooler(new_database, server, user_id, monkeypatch):
+def test_migrations_and_purges_get_through_a_pooler(new_database, server, user_id):
     """The direct URL is the better one, but whoever has set no other has not broken anything."""
-    monkeypatch.setattr("todo_api.purge.BATCH", 1)
     direct = new_database("pooled")
     with pgbouncer(server, pool_size=1) as bouncer:
         url = bouncer.through(direct)
@@ -149,7 +148,7 @@ def test_migrations_and_purges_get_through_a_pooler(new_database, server, user_i
             migrate(url, revision)
         for _ in range(2):
             execute(direct, OLD_TRASH.format(user_id))
-            assert purge(url) == (9, 0)
+            assert purge(url, batch=1) == (9, 0)
 
 
 OLD_TRASH = """

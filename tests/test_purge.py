@@ -5,19 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import as_login, execute, migrate
 
+from tests.support.postgresql import age, as_login, execute, migrate
 from todo_api.purge import purge
-
-
-def age(connection, task, days):
-    """Let the task have been deleted so many days ago."""
-    connection.execute("SET session_replication_role = replica")
-    connection.execute(
-        "UPDATE tasks SET deleted_at = clock_timestamp() - %s * interval '1 day' WHERE id = %s",
-        (days, task["id"]),
-    )
-    connection.execute("RESET session_replication_role")
 
 
 def ids(connection, user_id):
@@ -50,8 +40,7 @@ def test_a_purge_moves_the_etag_of_the_trash(client, task, tasks_url, connection
     assert (after.status_code, after.json) == (200, [])
 
 
-def test_a_purge_of_many_goes_on_to_the_end(connection, database_url, user_id, monkeypatch):
-    monkeypatch.setattr("todo_api.purge.BATCH", 7)
+def test_a_purge_of_many_goes_on_to_the_end(connection, database_url, user_id):
     connection.execute("SET session_replication_role = replica")
     connection.execute("INSERT INTO users (id, revision) VALUES (%s, 20)", (user_id,))
     connection.execute(
@@ -63,7 +52,7 @@ def test_a_purge_of_many_goes_on_to_the_end(connection, database_url, user_id, m
     )
     connection.execute("RESET session_replication_role")
 
-    assert purge(database_url)[0] >= 20
+    assert purge(database_url, batch=7)[0] >= 20
 
     assert ids(connection, user_id) == set()
     (row,) = connection.execute(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
-from conftest import as_login, execute, migrate
 from psycopg import errors
 from sqlalchemy import (
     Text,
@@ -21,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 
+from tests.support.postgresql import as_login, execute, migrate
 from todo_api.database import compiled
 from todo_api.statements.tasks import ID, OWNER, delete_task, find_task, insert_task
 from todo_api.tables import tasks, users

@@ -3,26 +3,11 @@
 import inspect
 import re
 import sys
-from importlib import import_module
-from itertools import chain, combinations, product
-from pkgutil import iter_modules
 
-import todo_api.statements
+from tests.support.statements import OF_NO_USER, modules, statements
 from todo_api import tables
-from todo_api.connection import Statement
 from todo_api.errors import POINTER_OF_CONSTRAINT
-from todo_api.schemas import SORTS
-from todo_api.statements.operations import SCHEMA_VERSION
-from todo_api.statements.pages import FILTERS, list_statement
-from todo_api.statements.tasks import (
-    VALUES,
-    delete_statement,
-    restore_statement,
-    update_statement,
-)
-
-# What belongs to no user, and so names none.
-OF_NO_USER = {SCHEMA_VERSION}
+from todo_api.statements.pages import list_statement
 
 # What a request cannot break, whatever it sends: a violation is our bug, and a 500.
 INTERNAL = {
@@ -37,30 +22,6 @@ INTERNAL = {
     "ck_idempotency_keys_key_length",
     "ck_idempotency_keys_fingerprint_length",
 }
-
-
-def statements():
-    """Every statement of the package, those made for a shape in shapes enough to see each part."""
-    for module in modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Statement):
-                yield f"{module.__name__}.{name}", value
-    for filters in ((), *((name,) for name in FILTERS), tuple(FILTERS)):
-        for sort, after, deleted in product(SORTS, (False, True), (False, True)):
-            made = list_statement(filters, sort, after=after, deleted=deleted)
-            yield f"list {filters} {sort} {after} {deleted}", made
-    for conditional in (False, True):
-        yield "delete", delete_statement(conditional=conditional)
-        yield "restore", restore_statement(conditional=conditional)
-        for columns in chain.from_iterable(combinations(sorted(VALUES), n) for n in (1, 2, 3)):
-            yield f"update {columns}", update_statement(*columns, conditional=conditional)
-
-
-def modules():
-    return [
-        import_module(f"todo_api.statements.{module.name}")
-        for module in iter_modules(todo_api.statements.__path__)
-    ]
 
 
 def test_every_statement_names_the_owner_wherever_it_reads_or_writes():

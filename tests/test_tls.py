@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from conftest import ROOT, VOLATILE
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -22,6 +21,8 @@ from cryptography.x509.oid import NameOID
 
 from faults.clients import Client
 from faults.servers import Api, environment, free_port, serving
+from tests.support import ROOT
+from tests.support.postgresql import VOLATILE
 from todo_api.embedded import Cluster
 
 # Debian's PostgreSQL: the embedded one was built without TLS.

@@ -12,9 +12,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from node import install
 
 from faults.servers import serving
+from tests.support.node import install
 from todo_api.run import token
 from todo_api.settings import load_settings
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import flask
     from werkzeug.routing import MapAdapter
 
+    from todo_api.keys import Pace
     from todo_api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -58,8 +59,11 @@ class App(Flask):
         log_bug(exc_info[1])
 
 
-def create_app(settings: Settings) -> Flask:
-    """The application, whose pool connects at its first use."""
+def create_app(settings: Settings, pace: Pace | None = None) -> Flask:
+    """The application, whose pool connects at its first use.
+
+    `pace` is how often an issuer's keys are fetched, if other than usual.
+    """
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
     app.extensions["pool"] = Pool(settings)
@@ -69,7 +73,7 @@ def create_app(settings: Settings) -> Flask:
     if settings.cors_origins:
         share_with(app, settings.cors_origins)
     if settings.auth_mode == "jwt":
-        app.extensions["keys"] = keys = keys_of(settings)
+        app.extensions["keys"] = keys = keys_of(settings, pace)
         require_tokens(app, Verifier(settings, keys))
     else:
         log.warning("AUTH_MODE=none: whoever can reach this server is whatever user they name")

@@ -23,6 +23,7 @@ from todo_api.keys import (
     FixedKey,
     IssuerKeys,
     Keys,
+    Pace,
     VerificationKey,
     parse_public_key,
     parse_secret,
@@ -45,7 +46,7 @@ TOKEN_BYTES = 8 * 1024
 
 LEEWAY = 30  # seconds that another clock's "not before" and "issued at" may be ahead
 SUBJECT_LENGTH = 255
-VERIFIED_TOKENS = 10_000
+VERIFIED_TOKENS = 10_000  # that a worker remembers, at most
 
 UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -78,10 +79,11 @@ REGISTRY = AnyAlgorithm(strict_check_header=False)
 
 
 class Verifier:
-    """Verifies tokens, and remembers those that it has verified."""
+    """Verifies tokens, and remembers the last `capacity` that it has verified."""
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
+    def __init__(self, settings: Settings, keys: Keys, capacity: int = VERIFIED_TOKENS) -> None:
         self.keys = keys
+        self._capacity = capacity
         self._user_claim = settings.jwt_user_claim
         self._namespace = uuid.uuid5(uuid.NAMESPACE_URL, settings.jwt_issuer or "")
         options: dict[str, Any] = {"exp": {"essential": True}}
@@ -103,7 +105,7 @@ class Verifier:
         if identity is None or not self.keys.holds(identity.key):
             identity = self._verify(token)
             with self._room:
-                if len(self._verified) >= VERIFIED_TOKENS:
+                if len(self._verified) >= self._capacity:
                     del self._verified[next(iter(self._verified))]
                 self._verified[digest] = identity
         if identity.expires_at <= time.time():
@@ -167,10 +169,10 @@ def refused(detail: str) -> Problem:
     return unauthorized(detail, 'Bearer error="invalid_token"')
 
 
-def keys_of(settings: Settings) -> Keys:
-    """The one source of keys that the settings name."""
+def keys_of(settings: Settings, pace: Pace | None = None) -> Keys:
+    """The one source of keys that the settings name; `pace` is that of an issuer's."""
     if settings.jwt_jwks_url:
-        return IssuerKeys(settings.jwt_jwks_url, report=key_set_fetched)
+        return IssuerKeys(settings.jwt_jwks_url, pace, report=key_set_fetched)
     if settings.jwt_public_key:
         return FixedKey(parse_public_key(settings.jwt_public_key))
     return FixedKey(parse_secret(settings.jwt_secret or ""))

@@ -70,13 +70,16 @@ class Connection(psycopg.Connection[Row]):
 
     opened_at = 0.0
 
-    def begin(self, *, prepares: bool) -> None:
-        """Get ready to `transact`, with prepared statements or, for a pooler, without."""
+    def begin(self, *, prepares: bool, most_prepared: int = MOST_PREPARED) -> None:
+        """Get ready to `transact`, with at most so many prepared statements.
+
+        A pooler may not carry them: with `prepares` false, there are none.
+        """
         self.opened_at = time.monotonic()
         # JSON as PostgreSQL wrote it: it is passed on, not parsed.
         self.adapters.register_loader("json", ByteaBinaryLoader)
         self._transformer = Transformer(self)
-        self._prepares = prepares
+        self._most_prepared = most_prepared if prepares else 0
         self._names: dict[Shape, bytes] = {}
         self._readable, self._either = select.poll(), select.poll()
         self._readable.register(self.fileno(), select.POLLIN)
@@ -131,7 +134,7 @@ class Connection(psycopg.Connection[Row]):
         """Send the query; for each answer to come, the shape that it prepares, or None."""
         shape, parameters, formats = query
         name = self._names.get(shape)
-        if name is None and self._prepares and len(self._names) < MOST_PREPARED:
+        if name is None and len(self._names) < self._most_prepared:
             name = self._names[shape] = name_of(shape)
             self.pgconn.send_prepare(name, *shape)
             yield shape

@@ -31,7 +31,7 @@ from todo_api.errors import (
 )
 from todo_api.idempotency import KEY
 from todo_api.messages import WELL_FORMED
-from todo_api.preconditions import ENTITY_TAGS, REVISION, TAGS_LENGTH
+from todo_api.preconditions import ENTITY_TAGS, REVISION, TAGS_LENGTH, etag
 from todo_api.schemas import REQUEST_ID, TASK_ID, USER_ID, Either, ProblemDetails, Task, TaskNow
 from todo_api.tables import KEY_LENGTH
 
@@ -193,12 +193,12 @@ REQUEST_HEADERS = {
         (
             "If-Match",
             "Only if the task is one of these versions, or with `*` any (RFC 9110, 13.1.1).",
-            '"1.7"',
+            etag(7),
         ),
         (
             "If-None-Match",
             "Only if it is none of these versions, or with `*` not there (RFC 9110, 13.1.2).",
-            '"1.8"',
+            etag(8),
         ),
     )
 } | {
@@ -218,7 +218,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "ETag": {
         "description": "The version of what is answered, for If-Match and If-None-Match.",
-        "schema": text(re.compile(f'"{REVISION.pattern}"'), 64, '"1.7"'),
+        "schema": text(re.compile(f'"{REVISION.pattern}"'), 64, etag(7)),
     },
     "Idempotent-Replayed": {
         "description": "That this is the answer to an earlier request of the same Idempotency-Key.",
@@ -291,7 +291,7 @@ PROBLEMS = {
         not_acceptable(JSON),
         conflict("not-in-trash", "It is not in the trash."),
         gone(),
-        precondition_failed(orjson.dumps(example_of(Task)), '"1.7"'),
+        precondition_failed(orjson.dumps(example_of(Task)), etag(7)),
         Problem(413, DETAIL_OF_STATUS[413]),
         unsupported_media_type([JSON]),
         invalid([{"pointer": "/title", "detail": "Must have 1 to 255 characters."}]),

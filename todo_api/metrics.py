@@ -181,18 +181,20 @@ def series(route: str | None, method: str, status: int) -> tuple[Counter, Histog
     return REQUESTS.labels(*labels), DURATIONS.labels(*labels)
 
 
-def watch_pool(pool: ConnectionPool[Any]) -> None:
+def watch_pool(pool: ConnectionPool[Any], interval: float = POOL_INTERVAL) -> None:
     """Keep the pool's numbers up to date by a thread, until the pool is closed.
 
     A scrape reaches one worker only, so each one has to write down its own, asked or not.
     """
-    threading.Thread(target=keep_watching, args=(pool,), daemon=True, name="pool-metrics").start()
+    threading.Thread(
+        target=keep_watching, args=(pool, interval), daemon=True, name="pool-metrics"
+    ).start()
 
 
-def keep_watching(pool: ConnectionPool[Any]) -> None:
+def keep_watching(pool: ConnectionPool[Any], interval: float) -> None:
     while not pool.closed:
         read_pool(pool)
-        time.sleep(POOL_INTERVAL)
+        time.sleep(interval)
 
 
 def read_pool(pool: ConnectionPool[Any]) -> None:

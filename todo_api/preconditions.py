@@ -60,5 +60,7 @@ def tags(name: str) -> Tags | None:
     if len(field) > TAGS_LENGTH:
         raise malformed_header(name, f"Must have at most {TAGS_LENGTH} characters.")
     if not ENTITY_TAGS.fullmatch(field):
-        raise malformed_header(name, 'Must be *, or entity tags like "1.7" with commas between.')
+        raise malformed_header(
+            name, f"Must be *, or entity tags like {etag(7)} with commas between."
+        )
     return Tags(tuple(re.findall(ENTITY_TAG, field)), any=field == "*")

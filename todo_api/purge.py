@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 # Any number, but migrations' own: by this lock, purges take turns.
 TURN = 8_101_978
-BATCH = 1_000
+BATCH = 1_000  # rows of one transaction, at most
 
 # Row-level security lets this role see and delete only what is old, whoever has logged in. An
 # owner's number moves, so that the trash has another ETag; and who has not heard of the purged
@@ -51,24 +51,27 @@ PURGE_KEYS = """
 """
 
 
-def purge(url: str) -> tuple[int, int]:
-    """How many tasks were removed, and how many idempotency keys."""
+def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
+    """Remove what is old; return the numbers of tasks and of idempotency keys removed.
+
+    One transaction removes at most `batch` rows.
+    """
     # Nothing is prepared: a pooler may not carry it.
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
-        return remove(connection, PURGE), remove(connection, PURGE_KEYS)
+        return remove(connection, PURGE, batch), remove(connection, PURGE_KEYS, batch)
 
 
-def remove(connection: psycopg.Connection[Any], statement: LiteralString) -> int:
-    """How many rows were removed. In transactions of at most BATCH, each for itself."""
+def remove(connection: psycopg.Connection[Any], statement: LiteralString, batch: int) -> int:
+    """Remove rows in transactions of at most `batch` rows each; return their number."""
     total = 0
     while True:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
             connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
-            row = connection.execute(statement, {"batch": BATCH}).fetchone()
+            row = connection.execute(statement, {"batch": batch}).fetchone()
         count = row[0] if row else 0
         total += count
-        if count < BATCH:
+        if count < batch:
             return total
 
 
