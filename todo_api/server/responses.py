@@ -51,6 +51,15 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
             self.sent = len(arg)
             self.send_headers(arg)
 
+    def check_length(self) -> None:
+        """Raise ValueError if the body was shorter than its Content-Length.
+
+        The client takes the next bytes on the connection for the rest of it.
+        """
+        if not self._omits_body and self.sent < (self.response_length or 0):
+            msg = f"{self.sent} of {self.response_length} bytes were sent"
+            raise ValueError(msg)
+
 
 @lru_cache(maxsize=2)
 def http_date(second: int) -> str:
