@@ -77,7 +77,8 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         """
         fields = ",".join(self.values("CONNECTION")).lower()
         options = {option.strip(" \t") for option in fields.split(",")}
-        if self.must_close or "close" in options:
+        # After CONNECT, the client may send what is not HTTP (RFC 9110, section 9.3.6).
+        if self.must_close or "close" in options or self.method == "CONNECT":
             return True
         is_old: bool = self.version < (1, 1)
         return is_old and "keep-alive" not in options
