@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import Request, RequestParser
+from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import (
     InvalidHeader,
     InvalidRequestLine,
@@ -84,8 +85,14 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return is_old and "keep-alive" not in options
 
     def unread_length(self) -> int | None:
-        """Return how many bytes of the body the application has not read; None if it is chunked."""
-        length: int | None = getattr(self.body.reader, "length", None)
+        """Return how many bytes of the body the application has not read.
+
+        None if that is unknown: the body is chunked, and the application has not read to its end.
+        """
+        reader = self.body.reader
+        if isinstance(reader, ChunkedReader):
+            return 0 if reader.parser is None else None
+        length: int = reader.length
         return length
 
     def values(self, name: str) -> list[str]:
