@@ -30,6 +30,11 @@ REQUEST_LINE = re.compile(
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
+# Bytes, of the request line and all fields. Up to gunicorn's own limit, 800 KB, each idle connection
+# would keep twice that in memory, and both parsers read the whole head again with each packet.
+MAX_HEAD = 64 * 1024
+
+
 class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """A request that every HTTP/1.1 parser on its way reads the same; anything else is refused.
 
@@ -52,6 +57,7 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         # gunicorn does not count the fields that it drops, such as X_Forwarded_For.
         if fields and fields.count(b"\r\n") >= self.limit_request_fields:
             raise LimitRequestHeaders("")
+        self._received.clear()
         return rest
 
     def read_into(self, unreader: Unreader, buf: bytearray, stop: bool = False) -> None:  # noqa: FBT001, FBT002  gunicorn's
@@ -59,6 +65,8 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         size = len(buf)
         super().read_into(unreader, buf, stop)
         self._received += buf[size:]
+        if len(self._received) > MAX_HEAD:
+            raise LimitRequestHeaders("")
 
     def set_body_reader(self) -> None:
         hosts = self.values("HOST")
