@@ -72,6 +72,15 @@ class Connection:
         self.deadline = time.monotonic() + settings.keepalive
         self.unread_limit = LINGER_BYTES
 
+    def has_input(self) -> bool:
+        """Whether bytes have come that no thread has taken up."""
+        if self.parser.has_buffered_input():
+            return True
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     """Serves HTTP/1.1 with `threads` threads."""
@@ -177,6 +186,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         for connection in list(self._connections.values()):
             if now < min(connection.deadline, self._cut_off_at):
                 continue
+            if connection in self._idle and self._may_wait(connection, now):
+                continue
             with suppress(OSError):  # the client has reset it, or a thread has closed it
                 if self._take(connection):
                     connection.deadline = now + LINGER_SECONDS
@@ -184,6 +195,11 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                 # Unless a thread took it in this moment, to serve a request.
                 elif now >= min(connection.deadline, self._cut_off_at):
                     connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _may_wait(self, connection: Connection, now: float) -> bool:
+        """Whether a request on this idle connection still waits for a thread."""
+        end = min(connection.deadline + EXCHANGE_TIMEOUT, self._cut_off_at)
+        return now < end and connection.has_input()
 
     def _stop(self) -> None:
         """Refuse new connections, and let those that are open come to their end."""
@@ -251,11 +267,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         """Answer one request; return whether the connection can carry another one."""
         request: StrictRequest | None = None
         try:
-            try:
-                request = next(connection.parser)
-            except StopIteration:  # the client has closed it
-                return False
-            if not self._respond(connection, request):
+            request = next(connection.parser, None)  # None: the client has closed it
+            if request is None or not self._respond(connection, request):
                 return False
         except DISCONNECTED:
             return False
