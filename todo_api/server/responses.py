@@ -8,7 +8,8 @@ from functools import lru_cache
 from gunicorn import util
 from gunicorn.http import wsgi
 
-# Of a request's body that the application has not read, so much is read to reach the next request.
+# Of a request's body that the application has not read, less than this is read to reach the next
+# request. gunicorn's `finish_body` gives up at this size.
 MAX_DRAIN = 64 * 1024
 
 
@@ -22,7 +23,8 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
     headers_sent: bool
 
     def default_headers(self) -> list[str]:
-        if (self.req.unread_length() or 0) > MAX_DRAIN:
+        unread = self.req.unread_length()
+        if unread is None or unread >= MAX_DRAIN:
             self.force_close()
         major, minor = self.req.version
         connection = "close" if self.should_close() else "keep-alive"
@@ -50,6 +52,15 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
         else:
             self.sent = len(arg)
             self.send_headers(arg)
+
+    def check_length(self) -> None:
+        """Raise ValueError if the body was shorter than its Content-Length.
+
+        The client takes the next bytes on the connection for the rest of it.
+        """
+        if not self._omits_body and self.sent < (self.response_length or 0):
+            msg = f"{self.sent} of {self.response_length} bytes were sent"
+            raise ValueError(msg)
 
 
 @lru_cache(maxsize=2)

@@ -52,6 +52,10 @@ LOG_PAUSE = 60
 # File descriptors beside those of clients: listeners, database connections, log, metrics.
 RESERVED_DESCRIPTORS = 64
 
+# Raised when the client has closed or reset the connection, or does not acknowledge any more. Other
+# OSErrors are the application's own, such as a file that it does not find.
+DISCONNECTED = (NoMoreData, ConnectionError, TimeoutError)
+
 READABLE = select.EPOLLIN | select.EPOLLONESHOT
 AT_ONCE = select.EPOLLOUT | select.EPOLLONESHOT  # a connection can nearly always be written to
 
@@ -67,6 +71,15 @@ class Connection:
         self.parser = StrictParser(settings, sock, peer)
         self.deadline = time.monotonic() + settings.keepalive
         self.unread_limit = LINGER_BYTES
+
+    def has_input(self) -> bool:
+        """Whether bytes have come that no thread has taken up."""
+        if self.parser.has_buffered_input():
+            return True
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -173,6 +186,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         for connection in list(self._connections.values()):
             if now < min(connection.deadline, self._cut_off_at):
                 continue
+            if connection in self._idle and self._may_wait(connection, now):
+                continue
             with suppress(OSError):  # the client has reset it, or a thread has closed it
                 if self._take(connection):
                     connection.deadline = now + LINGER_SECONDS
@@ -180,6 +195,11 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                 # Unless a thread took it in this moment, to serve a request.
                 elif now >= min(connection.deadline, self._cut_off_at):
                     connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _may_wait(self, connection: Connection, now: float) -> bool:
+        """Whether a request on this idle connection still waits for a thread."""
+        end = min(connection.deadline + EXCHANGE_TIMEOUT, self._cut_off_at)
+        return now < end and connection.has_input()
 
     def _stop(self) -> None:
         """Refuse new connections, and let those that are open come to their end."""
@@ -247,10 +267,10 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         """Answer one request; return whether the connection can carry another one."""
         request: StrictRequest | None = None
         try:
-            request = next(connection.parser)
-            if not self._respond(connection, request):
+            request = next(connection.parser, None)  # None: the client has closed it
+            if request is None or not self._respond(connection, request):
                 return False
-        except (StopIteration, NoMoreData, OSError):  # the client has closed or reset it
+        except DISCONNECTED:
             return False
         except Exception as error:  # noqa: BLE001  what it is decides the response
             self._reject(connection, getattr(error, "req", request), error)
@@ -275,22 +295,27 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
             self._wake()
-        body = self.wsgi(environ, response.start_response)
-        # The worker may have been told to stop while the application ran.
-        if not self.alive or len(self._connections) > self._max_connections - self.cfg.threads:
-            response.force_close()
         try:
-            for part in body:
-                response.write(part)
-            response.close()
+            body = self.wsgi(environ, response.start_response)
+            try:
+                # The worker may have been told to stop while the application ran.
+                room = self._max_connections - self.cfg.threads
+                if not self.alive or len(self._connections) > room:
+                    response.force_close()
+                for part in body:
+                    response.write(part)
+                response.close()
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+            response.check_length()
         except Exception as error:
-            if isinstance(error, OSError) or not response.headers_sent:
+            if not response.headers_sent:
                 raise
-            self.log.exception("a response was broken off")
+            if not isinstance(error, DISCONNECTED):
+                self.log.exception("a response was broken off")
+            # Never a second response: the client would take it for that to its next request.
             return False
-        finally:
-            if hasattr(body, "close"):
-                body.close()
         return not response.should_close()
 
     def _reject(self, connection: Connection, request: Any, error: Exception) -> None:
