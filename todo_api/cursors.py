@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from todo_api.statements.pages import Changes
 
 REVISION = re.compile("[0-9]{1,18}")
+REVISIONS = range(10**18)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -35,9 +36,16 @@ def encode(fields: list[Any]) -> str:
 
 
 def decode(text: str) -> list[Any]:
-    """What `encode` was given. Raises ValueError for a text that it has not made."""
+    """Return what `encode` was given. Raises ValueError for a text that it has not made.
+
+    A client can make such a text, too: the members may be of any type.
+    """
     fields = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    if not isinstance(fields, list) or encode(fields) != text:
+    try:
+        made = encode(fields)
+    except TypeError as error:  # nested too deeply to be encoded
+        raise ValueError(text) from error
+    if not isinstance(fields, list) or made != text:
         raise ValueError(text)
     return fields
 
@@ -55,8 +63,8 @@ def read_cursor(text: str | None, query: str, sort: str) -> Position | None:
     try:
         value, task_id, of_query = decode(text)
         value = checked_title(value) if sort.endswith("title") else moment(value)
-        position = Position(value, UUID(task_id))
-    except (ValueError, TypeError, AttributeError, OverflowError):
+        position = Position(value, checked_id(task_id))
+    except ValueError:
         of_query = None
     if of_query != query:
         detail = "Must come from the Link of a page of the same query."
@@ -70,15 +78,38 @@ def checked_title(value: Any) -> str:
     return value
 
 
+def checked_id(value: Any) -> UUID:
+    if not isinstance(value, str) or str(task_id := UUID(value)) != value:
+        raise ValueError(value)
+    return task_id
+
+
+def checked_integer(value: Any, allowed: range) -> int:
+    # Not isinstance, by which True is an integer.
+    if type(value) is not int or value not in allowed:
+        raise ValueError(value)
+    return value
+
+
+def checked_boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)  # noqa: TRY004  as for every value that is not ours
+    return value
+
+
 def microseconds(moment: datetime) -> int:
     """Since 1970, exactly."""
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
+MOMENTS = range(
+    microseconds(datetime.min.replace(tzinfo=UTC)),
+    microseconds(datetime.max.replace(tzinfo=UTC)) + 1,
+)
+
+
 def moment(value: Any) -> datetime:
-    if not isinstance(value, int):
-        raise TypeError(value)
-    return EPOCH + timedelta(microseconds=value)
+    return EPOCH + timedelta(microseconds=checked_integer(value, MOMENTS))
 
 
 @dataclass(frozen=True)
@@ -149,9 +180,16 @@ def read_since(text: str) -> Since:
         return Since(int(text), full=int(text) == 0)
     try:
         revision, moment_, full, start, broken = decode(text)
-        if REVISION.fullmatch(str(revision)) and REVISION.fullmatch(str(start or 0)):
-            return Since(revision, moment_ and int(moment_), bool(full), start, bool(broken))
-    except (ValueError, TypeError):
+        # Within a full sync there is a start, and without one there is none.
+        if checked_boolean(full) == (start is not None):
+            return Since(
+                checked_integer(revision, REVISIONS),
+                None if moment_ is None else checked_integer(moment_, MOMENTS),
+                full,
+                None if start is None else checked_integer(start, REVISIONS),
+                checked_boolean(broken),
+            )
+    except ValueError:
         pass
     detail = "Must be 0, a revision, or next of a page of changes."
     raise invalid([{"parameter": "since", "detail": detail}])
