@@ -21,6 +21,7 @@ from psycopg import errors
 from sqlalchemy import NullPool, create_engine, exc
 
 from tests.support import ROOT
+from tests.support.differences import assert_same_json
 from tests.support.postgresql import VOLATILE, as_login, execute, migrate
 from todo_api.embedded import temporary_cluster
 from todo_api.statements.tasks import find_task, insert_task
@@ -29,53 +30,88 @@ from todo_api.tables import SCHEMA_VERSION, metadata
 # The lock by which migrations take turns.
 TURN = 8_101_977
 
-# What tables.py says, as PostgreSQL has understood it.
-TABLES = [
-    """
-    SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attcollation,
-           pg_get_expr(adbin, adrelid)
-    FROM pg_class
-    JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
-    LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'
-    ORDER BY relname, attnum
-    """,
-    """
-    SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid)
-    FROM pg_constraint JOIN pg_class ON conrelid = pg_class.oid
-    WHERE connamespace = 'public'::regnamespace AND relname <> 'alembic_version'
-    ORDER BY 1, 2
-    """,
-    """
-    SELECT indexname, indexdef FROM pg_indexes
-    WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1
-    """,
-]
+# What tables.py says, as PostgreSQL has understood it. The number beside a query is of the first
+# columns, which together name a row.
+TABLES = {
+    "column": (
+        2,
+        """
+        SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attcollation,
+               pg_get_expr(adbin, adrelid),
+               row_number() OVER (PARTITION BY attrelid ORDER BY attnum)
+        FROM pg_class
+        JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+          AND relname <> 'alembic_version'
+        """,
+    ),
+    "constraint": (
+        2,
+        """
+        SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid)
+        FROM pg_constraint JOIN pg_class ON conrelid = pg_class.oid
+        WHERE connamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+        """,
+    ),
+    "index": (
+        1,
+        """
+        SELECT indexname, indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+        """,
+    ),
+}
 # What only migrations make, beside the tables.
-BESIDE = [
-    """
-    SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'
-    ORDER BY 1
-    """,
-    "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
-    "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
-    "SELECT tablename, policyname, qual, with_check FROM pg_policies ORDER BY 1, 2",
+BESIDE = {
+    "row-level security": (
+        1,
+        """
+        SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+          AND relname <> 'alembic_version'
+        """,
+    ),
+    "function": (
+        1,
+        """
+        SELECT oid::regprocedure::text, prosrc FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace
+        """,
+    ),
+    "trigger": (
+        2,
+        """
+        SELECT tgrelid::regclass::text, tgname, pg_get_triggerdef(oid) FROM pg_trigger
+        WHERE NOT tgisinternal
+        """,
+    ),
+    "policy": (2, "SELECT tablename, policyname, qual, with_check FROM pg_policies"),
     # What our roles hold in this database.
-    """
-    SELECT classid::regclass::text, count(*)
-    FROM pg_shdepend JOIN pg_roles ON refobjid = pg_roles.oid
-    WHERE rolname IN ('todo_app', 'todo_maintenance')
-      AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-    GROUP BY 1 ORDER BY 1
-    """,
-]
-EMPTY = [[] for _ in TABLES + BESIDE]
+    "privileges": (
+        1,
+        """
+        SELECT classid::regclass::text, count(*)
+        FROM pg_shdepend JOIN pg_roles ON refobjid = pg_roles.oid
+        WHERE rolname IN ('todo_app', 'todo_maintenance')
+          AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+        GROUP BY 1
+        """,
+    ),
+}
+ALL = TABLES | BESIDE
+EMPTY = {kind: {} for kind in ALL}
 
 
-def catalog(url, queries=(*TABLES, *BESIDE)):
+def catalog(url, queries=ALL):
+    """What the database consists of: by kind, then by name."""
     with psycopg.connect(url) as connection:
-        return [connection.execute(query).fetchall() for query in queries]
+        return {
+            kind: {
+                " ".join(row[:names]): row[names:] for row in connection.execute(query).fetchall()
+            }
+            for kind, (names, query) in queries.items()
+        }
 
 
 def version(url):
@@ -181,6 +217,11 @@ def assert_serves(open_database, url):
     assert find_task(database, owner, task.id) == task
 
 
+def assert_nothing_was_migrated(url):
+    assert_same_json(catalog(url), EMPTY, "A migration that fails must change nothing.")
+    assert version(url) is None
+
+
 def test_migrations_go_up_and_down_and_up(owned, open_database):
     migrate(owned.url)
     up = catalog(owned.url)
@@ -189,9 +230,9 @@ def test_migrations_go_up_and_down_and_up(owned, open_database):
     migrate(owned.url)
     again = catalog(owned.url)
 
-    assert down == EMPTY
-    assert up == again
-    assert all(up)
+    assert_same_json(down, EMPTY, "Downgrades must leave nothing behind.")
+    assert_same_json(again, up, "Upgrades after downgrades must make the same schema.")
+    assert all(up.values())
     assert version(owned.url) == SCHEMA_VERSION
     assert_serves(open_database, owned.url)
 
@@ -205,7 +246,10 @@ def test_every_migration_undoes_what_it_did(owned):
         command.upgrade(config, number)
         between = catalog(owned.url)
         command.downgrade(config, "-1")
-        assert catalog(owned.url) == before != between
+        assert between != before
+        assert_same_json(
+            catalog(owned.url), before, f"downgrade() of {number} must undo its upgrade()."
+        )
         command.upgrade(config, number)
 
 
@@ -224,8 +268,13 @@ def test_the_migrations_produce_the_metadata(fresh):
 
     metadata.create_all(engine)
 
-    assert catalog(made.url, TABLES) == catalog(migrated.url, TABLES)
-    assert all(catalog(made.url, TABLES))
+    wanted = catalog(made.url, TABLES)
+    assert all(wanted.values())
+    assert_same_json(
+        catalog(migrated.url, TABLES),
+        wanted,
+        "Migrations must make what tables.py says: change the newest one, or make migration.",
+    )
 
 
 def test_two_processes_migrate_a_database_at_once(owned, alembic):
@@ -281,7 +330,8 @@ def test_a_migration_gives_up_on_a_lock_and_leaves_the_schema_as_it_was(new_data
 
     assert isinstance(error.value.orig, errors.LockNotAvailable)
     assert took < 10
-    assert (catalog(url), version(url)) == (before, "0002")
+    assert_same_json(catalog(url), before, "A migration that fails must change nothing.")
+    assert version(url) == "0002"
     migrate(url)
     assert version(url) == SCHEMA_VERSION
 
@@ -292,7 +342,7 @@ def test_who_may_not_make_the_role_is_told_the_sql(fresh, open_database):
     with pytest.raises(exc.DBAPIError) as error:
         migrate(owned.url)
 
-    assert (catalog(owned.url), version(owned.url)) == (EMPTY, None)
+    assert_nothing_was_migrated(owned.url)
     execute(owned.superuser_url, told_sql(error.value.orig.diag.message_hint))
     migrate(owned.url)
     assert_serves(open_database, owned.url)
@@ -306,7 +356,7 @@ def test_who_may_not_use_the_role_is_told_the_sql(fresh, cluster, open_database,
     with pytest.raises(SystemExit) as error:
         migrate(owned.url)
 
-    assert (catalog(owned.url), version(owned.url)) == (EMPTY, None)
+    assert_nothing_was_migrated(owned.url)
     execute(cluster.url(), told_sql(error.value.code))
     migrate(owned.url)
     assert_serves(open_database, owned.url)
@@ -360,7 +410,7 @@ def test_a_downgrade_takes_the_privileges_of_its_database_only(fresh, owned, ope
 
     migrate(owned.url, "base")
 
-    assert catalog(owned.url) == EMPTY
+    assert_same_json(catalog(owned.url), EMPTY, "Downgrades must leave nothing behind.")
     assert_serves(open_database, other.url)
     migrate(other.url, "base")
     execute(owned.superuser_url, "DROP ROLE todo_app, todo_maintenance")

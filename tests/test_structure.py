@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 
+from tests.support.differences import assert_same_lines
 from tests.support.statements import OF_NO_USER, modules, statements
 from todo_api import tables
 from todo_api.errors import POINTER_OF_CONSTRAINT
@@ -122,7 +123,12 @@ def test_every_constraint_is_mapped_or_internal(connection):
         """)
     }
 
-    assert named == set(POINTER_OF_CONSTRAINT) | INTERNAL
+    assert_same_lines(
+        sorted(named),
+        sorted(set(POINTER_OF_CONSTRAINT) | INTERNAL),
+        "Every constraint is in POINTER_OF_CONSTRAINT (todo_api/errors.py), or in INTERNAL"
+        " (tests/test_structure.py) if no request can break it.",
+    )
 
 
 def test_every_key_and_index_begins_with_the_owner():
