@@ -24,15 +24,15 @@ $(INSTALLED): requirements-dev.lock requirements-fast.lock setup.cfg pyproject.t
 
 .PHONY: run
 run: $(INSTALLED) ## Serve the API, on an embedded PostgreSQL unless DATABASE_URL is set
-	@$(PY) -m todo_api.run
+	@$(PY) -m todo_api.commands.run
 
 .PHONY: token
 token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10
-	@$(PY) -m todo_api.run token "$(USER_ID)"
+	@$(PY) -m todo_api.commands.run token "$(USER_ID)"
 
 .PHONY: purge
 purge: $(INSTALLED) ## Remove for good what has been in the trash for 30 days
-	$(PY) -m todo_api.purge
+	$(PY) -m todo_api.commands.purge
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests against a real PostgreSQL
@@ -123,7 +123,7 @@ migrate: $(INSTALLED) ## Bring the database of DATABASE_URL to the newest schema
 .PHONY: migration
 migration: $(INSTALLED) ## Write a migration from what changed in tables.py: make migration MESSAGE="Add due dates"
 	@test -n "$(MESSAGE)" || { echo 'Say what it does: make migration MESSAGE="Add due dates"'; exit 2; }
-	$(PY) -m todo_api.embedded sh -c '"$$0" -m alembic upgrade head && "$$0" -m alembic revision --autogenerate --message "$$1"' $(PY) "$(MESSAGE)"
+	$(PY) -m todo_api.commands.embedded sh -c '"$$0" -m alembic upgrade head && "$$0" -m alembic revision --autogenerate --message "$$1"' $(PY) "$(MESSAGE)"
 
 .PHONY: openapi
 openapi: $(INSTALLED) ## Write the contract to docs/openapi.json

@@ -4,17 +4,20 @@ import gc
 import logging
 import select
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
-from todo_api import slots
-from todo_api.keys import IssuerKeys
+from todo_api.auth.jwks import IssuerKeys
 from todo_api.logs import configure_logging
+from todo_api.server import slots
 from todo_api.settings import SettingsError, server_settings
+
+if TYPE_CHECKING:
+    from todo_api.services import Services
 
 try:
     settings = server_settings()
@@ -93,12 +96,12 @@ def on_starting(server: Arbiter) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
-    extensions: dict[str, Any] = worker.wsgi.extensions
-    extensions["pool"].open()
-    # Its first requests would wait for that, and those after them find no free slot.
-    extensions["pool"].await_connection(FIRST_CONNECTION)
-    if isinstance(extensions.get("keys"), IssuerKeys):
-        extensions["keys"].open()
+    services: Services = worker.wsgi.services
+    services.pool.open()
+    # The first requests would wait for that, and later ones would find no free slot.
+    services.pool.await_connection(FIRST_CONNECTION)
+    if isinstance(services.keys, IssuerKeys):
+        services.keys.open()
     # What is there now stays: without this, it is looked through again and again for garbage.
     gc.freeze()
 

@@ -16,7 +16,7 @@ import psycopg
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from todo_api.embedded import Cluster, temporary_cluster
+from todo_api.commands.embedded import Cluster, temporary_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

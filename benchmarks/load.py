@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data import MIX, WRITES
 
-from todo_api.preconditions import etag
+from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
     from data import Data, Size

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import psycopg
 from load import LIMIT, VoidError
 
-from todo_api.database import ACT_AS_OWNER_IN_TIME
-from todo_api.statements.pages import list_statement
-from todo_api.statements.tasks import FIND, INSERT, update_statement
+from todo_api.db.database import ACT_AS_OWNER_IN_TIME
+from todo_api.resources.pages import list_statement
+from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 NAME = "PostgreSQL alone"
 
 STATEMENTS = {
-    "get": FIND,
-    "not_modified": FIND,
-    "list": list_statement(),
-    "create": INSERT,
-    "patch": update_statement("title"),
-    "complete": update_statement("completed"),
+    "get": TASK.statements.find,
+    "not_modified": TASK.statements.find,
+    "list": list_statement(TASK),
+    "create": TASK.statements.insert,
+    "patch": TASK.statements.update,
+    "complete": TASK.statements.update,
 }
+
+# The member that an operation sets.
+CHANGED = {"patch": "title", "complete": "completed"}
 
 # What stands for a parameter. pgbench's variables are the parameters of its prepared statements.
 VALUES = {
@@ -41,14 +44,17 @@ VALUES = {
     "timeout": "'5000'",
     "rows": str(LIMIT + 1),
     "known": "'{}'",
-    "title": "('Buy oat milk, change ' || :change)",
-    "description": "'Two litres, and none with sugar in it.'",
-    "completed": "(:change::int % 2 = 0)",
+    "match": "NULL",
+    "none_match": "'{}'",
+    "new_title": "('Buy oat milk, change ' || :change)",
+    "new_description": "'Two litres, and none with sugar in it.'",
+    "new_completed": "(:change::int % 2 = 0)",
 }
 
 
 def script(operation: str, size: Size) -> str:
-    values = VALUES | ({"id": "uuidv7()"} if operation == "create" else {})
+    sets = {f"sets_{name}": str(name == CHANGED.get(operation)) for name in TASK.statements.fields}
+    values = VALUES | sets | ({"id": "uuidv7()"} if operation == "create" else {})
     both = f"{ACT_AS_OWNER_IN_TIME.sql.decode()};\n{STATEMENTS[operation].sql.decode()};"
     filled = re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], both).replace("%%", "%")
     # In a format of to_char, pgbench would take these for variables: \072 is a colon.

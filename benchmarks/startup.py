@@ -17,7 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from todo_api.embedded import Cluster, temporary_cluster
+from todo_api.commands.embedded import Cluster, temporary_cluster
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ["todo_api", "migrations", "wsgi.py", "gunicorn.conf.py", "pyproject.toml"]
@@ -67,10 +67,10 @@ def main() -> None:
                 for part in SOURCE:
                     (folder / part).symlink_to(ROOT / part)
                 assert Cluster(folder / ".dev").data.is_relative_to(folder)
-                taken["fresh folder"].append(start(folder, "todo_api.run"))
-                taken["existing folder"].append(start(folder, "todo_api.run"))
+                taken["fresh folder"].append(start(folder, "todo_api.commands.run"))
+                taken["existing folder"].append(start(folder, "todo_api.commands.run"))
                 if number == 0:  # which migrates the database that is up
-                    start(folder, "todo_api.run", DATABASE_URL=up)
+                    start(folder, "todo_api.commands.run", DATABASE_URL=up)
                 taken["gunicorn alone"].append(start(folder, "gunicorn", DATABASE_URL=up))
     for name, seconds in taken.items():
         median, most = statistics.median(seconds), max(seconds)

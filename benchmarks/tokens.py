@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 from joserfc import jwt
 from joserfc.jwk import OKPKey
 
-from todo_api.auth import VERIFIED_TOKENS
-from todo_api.embedded import temporary_cluster
+from todo_api.auth.tokens import VERIFIED_TOKENS
+from todo_api.commands.embedded import temporary_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

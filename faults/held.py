@@ -17,7 +17,7 @@ from faults import table
 from faults.clients import Answer, Client
 from faults.probing import probing
 from faults.servers import await_that, postgresql, serving
-from todo_api.pool import STALL_TIMEOUT
+from todo_api.db.admission import STALL_TIMEOUT
 
 REQUESTS = 200
 CLIENTS = 25

@@ -16,7 +16,7 @@ from faults import table
 from faults.clients import Answer, Client
 from faults.proxy import Proxy, http_answered, postgresql_answered
 from faults.servers import postgresql, serving, through
-from todo_api.preconditions import etag
+from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
     from faults.servers import Postgres

@@ -21,7 +21,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from faults import Absent
-from todo_api.embedded import account
+from todo_api.commands.embedded import account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from faults.clients import Client
-from todo_api.embedded import Cluster
+from todo_api.commands.embedded import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -18,7 +18,7 @@ from faults.load import Load, load, percentile
 from faults.probing import Probes, probing
 from faults.servers import await_that, postgresql, serving
 from faults.writing import write_through
-from todo_api.pool import STALL_TIMEOUT
+from todo_api.db.admission import STALL_TIMEOUT
 
 if TYPE_CHECKING:
     from faults.servers import Api, Postgres

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from faults import table
 from faults.clients import Answer, Client
-from todo_api.preconditions import etag
+from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,8 +23,8 @@ from urllib.request import urlopen
 from alembic import command
 from alembic.config import Config
 
-from todo_api.embedded import temporary_cluster
-from todo_api.run import token
+from todo_api.commands.embedded import temporary_cluster
+from todo_api.commands.run import token
 from todo_api.settings import load_settings
 
 if TYPE_CHECKING:

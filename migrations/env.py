@@ -12,10 +12,10 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import NullPool, create_engine
 
-from todo_api.database import APPLICATION_ROLE, MAINTENANCE_ROLE
+from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
+from todo_api.db.tables import metadata
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, environment, load_database_settings
-from todo_api.tables import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

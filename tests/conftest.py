@@ -23,16 +23,17 @@ from tests.support.api import Task
 from tests.support.make_run import data_of, link_source
 from tests.support.postgresql import DIVIDE, VOLATILE, at_database, execute, migrate
 from todo_api.app import create_app
-from todo_api.database import Database
-from todo_api.embedded import temporary_cluster
+from todo_api.commands.embedded import temporary_cluster
+from todo_api.db.database import Database
+from todo_api.db.pool import Pool
 from todo_api.logs import configure_logging
-from todo_api.pool import Pool
+from todo_api.metrics import Metrics
 from todo_api.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from todo_api.keys import Pace
+    from todo_api.auth.jwks import Pace
 
 # A client and a user serve many examples of a test as well as one; a database has no deadline.
 settings.register_profile(
@@ -184,7 +185,7 @@ def app(make_settings, logged_to: io.StringIO) -> Flask:  # noqa: ARG001  loggin
     # More threads than any test races with: as under gunicorn, none of them is turned away.
     application = create_app(make_settings(WEB_THREADS="16"))
     yield application
-    application.extensions["pool"].close()
+    application.services.pool.close()
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
 
         def make(pace: Pace | None = None, **changes: str) -> Flask:
             application = create_app(make_settings(**changes), pace)
-            stack.callback(application.extensions["pool"].close)
+            stack.callback(application.services.pool.close)
             return application
 
         yield make
@@ -206,7 +207,7 @@ def open_database(make_settings):
     with ExitStack() as stack:
 
         def make(**changes: str) -> Database:
-            pool = Pool(make_settings(**changes))
+            pool = Pool(make_settings(**changes), Metrics())
             stack.callback(pool.close)
             return Database(pool, deadline=time.monotonic() + 60)
 

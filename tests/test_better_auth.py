@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.node import install
-from todo_api.keys import Pace
+from todo_api.auth.jwks import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ def new_client(make_app):
                 JWT_ISSUER=issuer.url,
                 JWT_AUDIENCE=issuer.url,
             )
-            stack.callback(app.extensions["keys"].close)
+            stack.callback(app.services.keys.close)
             return app.test_client()
 
         yield make

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.api import Device, etag
 from tests.support.postgresql import age
-from todo_api.purge import purge
+from todo_api.commands.purge import purge
 
 
 @pytest.fixture

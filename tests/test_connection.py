@@ -10,7 +10,8 @@ import pytest
 from psycopg.errors import DivisionByZero
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from todo_api.connection import Connection, Statement
+from todo_api.db.connection import Connection
+from todo_api.db.statement import Statement
 
 SOON = 60  # seconds, within which all that should come does
 

@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy import literal_column, select, update
 
 from tests.support.postgresql import VOLATILE, as_login, execute, migrate
-from todo_api.connection import Statement
-from todo_api.database import compiled
-from todo_api.embedded import temporary_cluster
-from todo_api.statements.tasks import OWNER
-from todo_api.tables import SCHEMA_VERSION, tasks
+from todo_api.commands.embedded import temporary_cluster
+from todo_api.db.schema_version import SCHEMA_VERSION
+from todo_api.db.statement import OWNER, Statement, compiled
+from todo_api.tasks.fields import TASK
 
 EARLIER_VERSIONS = [f"{number:04d}" for number in range(1, int(SCHEMA_VERSION))]
+
+tasks = TASK.table
 
 
 def assert_unavailable(answer):
@@ -155,7 +156,7 @@ def test_health_wants_the_role_of_requests(make_app):
     with temporary_cluster(options=VOLATILE) as cluster:
         app = make_app(DATABASE_URL=cluster.url())
         answer = app.test_client().get("/health")
-        app.extensions["pool"].close()
+        app.services.pool.close()
 
     assert_unavailable(answer)
 
@@ -201,6 +202,6 @@ def test_statements_are_prepared_unless_told(make_app, tasks_url, prepare, prepa
         assert client.get(f"{tasks_url}?limit=1").json[0]["title"] == "Buy oats"
         assert client.delete(task_url).status_code == 204
 
-    with app.extensions["pool"]._pool.connection() as connection:
+    with app.services.pool._pool.connection() as connection:
         names = connection.execute("SELECT name FROM pg_prepared_statements").fetchall()
     assert bool(names) is prepared

@@ -11,8 +11,10 @@ import pytest
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import DIVIDE, as_login, execute, migrate
 from tests.support.statements import OF_NO_USER, statements
-from todo_api.statements.tasks import insert_task, insert_task_once
-from todo_api.tables import metadata
+from todo_api.db.tables import metadata
+from todo_api.resources.items import insert_item, insert_item_once
+from todo_api.tasks.fields import TASK
+from todo_api.web.idempotency import IdempotentRequest
 
 OWNER_OF = {
     table.name: "id" if table.name == "users" else "user_id" for table in metadata.tables.values()
@@ -84,6 +86,8 @@ VALUES = {
     "none_match": [],
 }
 
+REQUEST = IdempotentRequest("a-key", "/api/a/tasks", bytes(32))
+
 
 @pytest.fixture(scope="module")
 def divided_url(new_database) -> str:
@@ -130,7 +134,7 @@ def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(
     new = {"title": "Buy oat milk", "description": None, "completed": False}
     owners = [uuid.uuid4() for _ in range(50)]
     for owner in owners:
-        insert_task_once(database, owner, new, "a-key", bytes(32))
+        insert_item_once(database, owner, TASK, new, REQUEST)
 
     with psycopg.connect(url, autocommit=True) as everything:
         before = rows_of(everything)
@@ -142,8 +146,8 @@ def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(
     assert [len(rows) for rows in after.values()] == [50, 50, 50]
     assert parts > (4,)
     for owner in owners:
-        assert insert_task_once(database, owner, new, "a-key", bytes(32)).replayed
-        assert insert_task(database, owner, new).revision == 2
+        assert insert_item_once(database, owner, TASK, new, REQUEST).is_replayed
+        assert insert_item(database, owner, TASK, new).revision == 2
 
 
 def rows_of(connection):

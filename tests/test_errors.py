@@ -6,7 +6,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from todo_api.errors import POINTER_OF_CONSTRAINT, UNAVAILABLE, of_database_error
+from todo_api.db.errors import UNAVAILABLE
+from todo_api.web.errors import POINTER_OF_CONSTRAINT, of_database_error
 
 
 def problem(answer, status, kind):

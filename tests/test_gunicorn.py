@@ -374,7 +374,7 @@ def test_as_the_first_process_of_a_container_it_ends_at_a_term(database_url):
 
 
 def test_a_worker_has_a_connection_before_it_takes_requests(make_app):
-    pool = make_app().extensions["pool"]
+    pool = make_app().services.pool
     pool.open()
 
     pool.await_connection(30)
@@ -383,7 +383,7 @@ def test_a_worker_has_a_connection_before_it_takes_requests(make_app):
 
 
 def test_without_a_database_a_worker_starts_all_the_same(make_app):
-    pool = make_app(DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/todo").extensions["pool"]
+    pool = make_app(DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/todo").services.pool
     pool.open()
 
     pool.await_connection(0.1)

@@ -8,7 +8,7 @@ import flask
 import pytest
 from flask import Blueprint, g, got_request_exception, request_finished, request_started
 
-from todo_api.messages import Answer
+from todo_api.web.responses import BytesResponse
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def add_views(blueprint, calls):
             response.headers["X-This"] = "1"
             return response
 
-        response = Answer(b"%d" % g.number, 200, {"Content-Type": "application/json"})
+        response = BytesResponse(b"%d" % g.number, 200, {"Content-Type": "application/json"})
         response.call_on_close(lambda: calls.append(("closed",)))
         return response
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from todo_api.purge import purge
+from todo_api.commands.purge import purge
 
 OF_ITS_OWN = {"X-Request-Id", "Idempotent-Replayed"}
 

@@ -11,7 +11,7 @@ import random
 import re
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -20,17 +20,18 @@ from flask import Flask, Response
 from flask.testing import FlaskClient
 from joserfc import jwt
 from joserfc.jwk import OctKey
-from sqlalchemy import select
+from sqlalchemy import false, select
 
 from tests.support.api import etag
 from tests.support.postgresql import execute, migrate
-from todo_api.api import Blueprint, answer, database
 from todo_api.app import create_app
-from todo_api.connection import Statement
-from todo_api.database import compiled
-from todo_api.pool import Pool
-from todo_api.statements.tasks import ID, TASK, TaskRow
-from todo_api.tables import tasks
+from todo_api.db.pool import Pool
+from todo_api.db.statement import ID, Statement, compiled
+from todo_api.resources.items import Item
+from todo_api.resources.responses import item_response
+from todo_api.services import database
+from todo_api.tasks.fields import TASK
+from todo_api.web.blueprints import Blueprint
 
 pytestmark = pytest.mark.pooled
 
@@ -222,13 +223,13 @@ def make_app(make_settings, database_url, logged_to):  # noqa: ARG001  logging c
     def make(url: str = database_url, walls: type[Pool] = Pool) -> Flask:
         settings = make_settings(DATABASE_URL=url, AUTH_MODE="jwt", JWT_SECRET=SECRET)
         app = create_app(settings)
-        app.extensions["pool"] = walls(settings)
+        app.services = replace(app.services, pool=walls(settings, app.services.metrics))
         made.append(app)
         return app
 
     yield make
     for app in made:
-        app.extensions["pool"].close()
+        app.services.pool.close()
 
 
 @pytest.fixture(scope="session")
@@ -253,7 +254,11 @@ def test_with_the_statements_alone_nothing_leaks(make_app, unwalled_url, count):
     Attack(make_app(unwalled_url), unwalled_url, seed=3).run(count(ATTACKS))
 
 
-FORGETFUL = compiled(select(*TASK).where(tasks.c.id == ID))
+FORGETFUL = compiled(
+    select(TASK.statements.json, TASK.table.c.revision, TASK.table.c.id, false()).where(
+        TASK.table.c.id == ID
+    )
+)
 
 
 def test_a_new_route_that_forgets_its_owner_is_found(make_app, unwalled_url):
@@ -264,7 +269,7 @@ def test_a_new_route_that_forgets_its_owner_is_found(make_app, unwalled_url):
     def read(user_id: uuid.UUID, task_id: uuid.UUID) -> Response:
         """Forget whose task it is."""
         row = database().one(user_id, FORGETFUL, id=task_id)
-        return answer(TaskRow(*row) if row else None)
+        return item_response(Item(*row) if row else None)
 
     app = make_app(unwalled_url)
     app.extensions["flask-smorest"]["apis"][""]["ext_obj"].register_blueprint(blueprint)

@@ -37,10 +37,11 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 from todo_api.app import create_app
-from todo_api.auth import Verifier
-from todo_api.errors import Problem
-from todo_api.keys import SET_BYTES, IssuerKeys, KeysUnavailableError, Pace, fetch, parse_set
+from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
+from todo_api.auth.keys import KeysUnavailableError
+from todo_api.auth.tokens import Verifier
 from todo_api.settings import load_settings
+from todo_api.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -246,8 +247,8 @@ def new_app():
 
         def make(issuer: Issuer, pace: Pace = BRISK) -> Flask:
             app = create_app(load_settings(environment_of(issuer)), pace)
-            stack.enter_context(closing(app.extensions["keys"]))
-            stack.callback(app.extensions["pool"].close)
+            stack.enter_context(closing(app.services.keys))
+            stack.callback(app.services.pool.close)
             return app
 
         yield make
@@ -855,7 +856,7 @@ def test_an_issuer_that_is_down_at_the_start_means_503_until_it_is_up(issuer, ne
     issuer.publish(signer)
 
     assert (down.status_code, down.headers["Retry-After"]) == (503, "1")
-    eventually(lambda: has(app.extensions["keys"], signer))  # no request asks for it
+    eventually(lambda: has(app.services.keys, signer))  # no request asks for it
     assert session_of(app, signer.token()).status_code == 200
 
 
@@ -878,7 +879,7 @@ def test_nothing_is_fetched_before_the_first_token(issuer, new_app):
 
     app = new_app(issuer)
 
-    assert app.extensions["keys"]._thread is None
+    assert app.services.keys._thread is None
     assert app.test_client().get("/livez").status_code == 200
     assert not issuer.asked
     assert session_of(app, signer.token()).status_code == 200

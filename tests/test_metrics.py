@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import ConnectionPool
 
 from tests.support.differences import assert_same_lines
-from todo_api import metrics, slots
+from todo_api import metrics
+from todo_api.server import slots
 
 ROOT = Path(__file__).parent.parent
 GUNICORN = Path(sys.executable).parent / "gunicorn"
@@ -298,7 +299,7 @@ def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, ta
     app = make_app(WEB_THREADS="1")
     client = app.test_client()
     client.get(tasks_url)
-    with app.extensions["pool"]._pool.connection() as only:
+    with app.services.pool._pool.connection() as only:
         descriptor = os.dup(only.fileno())
     with socket.socket(fileno=descriptor) as held:
         held.shutdown(socket.SHUT_RDWR)
@@ -330,7 +331,7 @@ def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url
     with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as other:
         other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
         thread.submit(app.test_client().patch, task.url, json={"title": "Buy oats"})
-        eventually(lambda: not app.extensions["pool"].admission.free_slots)
+        eventually(lambda: not app.services.pool.admission.free_slots)
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503

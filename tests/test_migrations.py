@@ -23,9 +23,10 @@ from sqlalchemy import NullPool, create_engine, exc
 from tests.support import ROOT
 from tests.support.differences import assert_same_json
 from tests.support.postgresql import VOLATILE, as_login, execute, migrate
-from todo_api.embedded import temporary_cluster
-from todo_api.statements.tasks import find_task, insert_task
-from todo_api.tables import SCHEMA_VERSION, metadata
+from todo_api.commands.embedded import temporary_cluster
+from todo_api.db.tables import SCHEMA_VERSION, metadata
+from todo_api.resources.items import find_item, insert_item
+from todo_api.tasks.fields import TASK
 
 # The lock by which migrations take turns.
 TURN = 8_101_977
@@ -213,8 +214,8 @@ def assert_serves(open_database, url):
     """The application's path works for this login."""
     new = {"title": "Buy oat milk", "description": None, "completed": False}
     database, owner = open_database(DATABASE_URL=url), uuid.uuid4()
-    task = insert_task(database, owner, new)
-    assert find_task(database, owner, task.id) == task
+    task = insert_item(database, owner, TASK, new)
+    assert find_item(database, owner, TASK, task.id) == task
 
 
 def assert_nothing_was_migrated(url):

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from tests.support.api import Device, pages
-from todo_api.purge import purge
+from todo_api.commands.purge import purge
 
 TITLES = st.sampled_from(["Milk", "milk", "Oats", "100%", "a_b", "Ä", "ä", "x" * 255])
 DESCRIPTIONS = st.none() | st.sampled_from(["", "Two litres of milk", "ä\nb"])

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from faults.clients import Client
 from faults.nginx import NGINX, SHIPPED, has_ipv6, in_front_of
 from faults.servers import HOST, await_that, free_port, serving
-from todo_api.api import MAX_BODY
-from todo_api.errors import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
-from todo_api.headers import EXPOSED
-from todo_api.messages import WELL_FORMED
+from todo_api.web.body import MAX_BODY
+from todo_api.web.headers import EXPOSED
+from todo_api.web.problems import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
+from todo_api.web.requests import WELL_FORMED
 
 pytestmark = pytest.mark.skipif(
     NGINX is None, reason="nginx is not installed (Debian: apt install nginx-light)"

@@ -7,7 +7,8 @@ import pytest
 from marshmallow import RAISE
 
 from tests.support.differences import assert_same_json
-from todo_api.schemas import ProblemDetails, Task
+from todo_api.tasks.fields import TASK
+from todo_api.web.schemas import ProblemDetails
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def test_the_document_is_openapi_3_1(document):
 def test_what_postgresql_writes_is_what_the_schema_says(client, task, tasks_url):
     """The statement and the schema are two places; this holds them together."""
     for shown in (client.get(task.url).json, client.get(tasks_url).json[0]):
-        assert list(shown) == list(Task().fields)
-        assert Task().load(shown, unknown=RAISE)["title"] == "Buy oat milk"
+        assert list(shown) == list(TASK.schemas.item().fields)
+        assert TASK.schemas.item().load(shown, unknown=RAISE)["title"] == "Buy oat milk"
 
 
 def test_a_problem_is_what_the_schema_says(client, tasks_url):

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import migrate
-from todo_api.statements.pages import Position, list_statement
-from todo_api.statements.tasks import FIND, delete_statement, update_statement
+from todo_api.resources.pages import Position, list_statement
+from todo_api.tasks.fields import TASK
 
 # 10,000 users with 100 tasks each and one with 100,000, theirs strewn among the others' as time
 # does it: a turn is one task of each and 1,000 of the one, and there are 100 turns.
@@ -78,7 +78,14 @@ class User(NamedTuple):
         return {
             "owner": self.id,
             "id": at.id,
-            "title": "Changed",
+            "sets_title": True,
+            "new_title": "Changed",
+            "sets_description": False,
+            "new_description": None,
+            "sets_completed": False,
+            "new_completed": None,
+            "match": None,
+            "none_match": [],
             "rows": limit + 1,
             "completed": False,
             "known": [],
@@ -143,7 +150,9 @@ def test_there_are_a_million_tasks(connection):
 def test_a_page_is_read_off_an_index(explain, users, user, limit, completed, after, place):
     parameters = users[user].parameters(place, limit)
 
-    plan = explain(list_statement(("completed",) if completed else (), after=after), parameters)
+    plan = explain(
+        list_statement(TASK, ("completed",) if completed else (), after=after), parameters
+    )
 
     # The owner's row, by its key, and the page: "Result" looks once whether the client knows the
     # owner's revision, and whether the setting is this user, which is the policy's condition.
@@ -161,7 +170,7 @@ def test_a_page_is_read_off_an_index(explain, users, user, limit, completed, aft
 def test_a_deep_page_costs_what_the_first_does(explain, users, completed):
     first, deep = (
         explain(
-            list_statement(("completed",) if completed else (), after=after),
+            list_statement(TASK, ("completed",) if completed else (), after=after),
             users["heavy"].parameters(0.9),
         )
         for after in (False, True)
@@ -178,7 +187,7 @@ def test_a_page_with_room_for_all_of_a_users_tasks_reads_no_others(
     explain, users, completed, after
 ):
     plan = explain(
-        list_statement(("completed",) if completed else (), after=after),
+        list_statement(TASK, ("completed",) if completed else (), after=after),
         users["light"].parameters(0.1),
     )
 
@@ -193,9 +202,9 @@ def test_a_page_with_room_for_all_of_a_users_tasks_reads_no_others(
 @pytest.mark.parametrize(
     ("statement", "above"),
     [
-        (FIND, ["Result"]),
-        (delete_statement(), ["ModifyTable", "Result"]),
-        (update_statement("title"), ["ModifyTable", "Result"]),
+        (TASK.statements.find, ["Result"]),
+        (TASK.statements.delete, ["ModifyTable", "Result"]),
+        (TASK.statements.update, ["ModifyTable", "Result"]),
     ],
     ids=["find", "delete", "update"],
 )

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -14,7 +15,10 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from faults.proxy import Proxy
 from faults.servers import postgresql
-from todo_api.pool import AdmissionLimiter, Outage, Pool
+from todo_api.db.admission import AdmissionLimiter
+from todo_api.db.circuit_breaker import CircuitBreaker
+from todo_api.db.pool import Pool
+from todo_api.metrics import Metrics
 
 
 def assert_unavailable(answer):
@@ -29,7 +33,7 @@ def in_time():
 
 
 def test_a_request_is_refused_when_no_other_finishes_within_the_stall_timeout():
-    limiter = AdmissionLimiter(2, stall_timeout=0.2)
+    limiter = AdmissionLimiter(2, Metrics(), stall_timeout=0.2)
     began = time.monotonic()
     limiter.acquire(in_time())
     limiter.acquire(in_time())
@@ -41,7 +45,7 @@ def test_a_request_is_refused_when_no_other_finishes_within_the_stall_timeout():
 
 
 def test_requests_are_refused_at_once_while_the_database_is_stalled():
-    limiter = AdmissionLimiter(1, stall_timeout=0.5)
+    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=0.5)
     limiter.acquire(in_time())
     with pytest.raises(TooManyRequests):
         limiter.acquire(in_time())
@@ -55,7 +59,7 @@ def test_requests_are_refused_at_once_while_the_database_is_stalled():
 
 
 def test_after_a_failure_the_retry_timeout_applies_until_a_request_succeeds():
-    limiter = AdmissionLimiter(1, stall_timeout=0, retry_timeout=60)
+    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=0, retry_timeout=60)
     limiter.acquire(in_time())
     limiter.release(succeeded=False)
     limiter.acquire(in_time())
@@ -71,7 +75,7 @@ def test_after_a_failure_the_retry_timeout_applies_until_a_request_succeeds():
 
 
 def test_a_request_that_waits_gets_the_slot_when_another_finishes():
-    limiter = AdmissionLimiter(1, stall_timeout=30)
+    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=30)
     limiter.acquire(in_time())
     threading.Timer(0.1, limiter.release, kwargs={"succeeded": True}).start()
 
@@ -81,7 +85,7 @@ def test_a_request_that_waits_gets_the_slot_when_another_finishes():
 
 
 def test_requests_wait_again_as_soon_as_one_has_finished_after_a_stall():
-    limiter = AdmissionLimiter(1, stall_timeout=1)
+    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=1)
     limiter.acquire(in_time())
     with pytest.raises(TooManyRequests):
         limiter.acquire(in_time())
@@ -95,7 +99,7 @@ def test_requests_wait_again_as_soon_as_one_has_finished_after_a_stall():
 
 
 def test_a_request_waits_no_longer_than_its_deadline():
-    limiter = AdmissionLimiter(1, stall_timeout=60)
+    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=60)
     limiter.acquire(in_time())
     began = time.monotonic()
 
@@ -106,7 +110,7 @@ def test_a_request_waits_no_longer_than_its_deadline():
 
 
 def test_requests_wait_while_others_finish():
-    limiter = AdmissionLimiter(3, stall_timeout=30)
+    limiter = AdmissionLimiter(3, Metrics(), stall_timeout=30)
     busy = []
 
     def use(_):
@@ -124,7 +128,7 @@ def test_requests_wait_while_others_finish():
 
 def test_a_worker_keeps_one_thread_for_what_needs_no_database(make_app, tasks_url):
     app = make_app(WEB_THREADS="3", REQUEST_TIMEOUT="30")
-    held = app.extensions["pool"]
+    held = app.services.pool
     deadline = time.monotonic() + 30
 
     with held.connection(deadline), held.connection(deadline):
@@ -210,8 +214,8 @@ def impatient(behind, proxy, make_settings):
     """An application behind the proxy that waits for a connection for 0.2 s of an outage."""
     app = behind(REQUEST_TIMEOUT="2")
     settings = make_settings(DATABASE_URL=proxied_url(proxy), REQUEST_TIMEOUT="2")
-    with closing(Pool(settings, cold_start=0.2)) as pool:
-        app.extensions["pool"] = pool
+    with closing(Pool(settings, Metrics(), cold_start=0.2)) as pool:
+        app.services = replace(app.services, pool=pool)
         yield app
 
 
@@ -236,20 +240,20 @@ def test_an_outage_is_refused_at_once_until_it_is_over(impatient, proxy, tasks_u
 
 
 def test_an_outage_ends_when_nobody_wants_to_connect_any_more():
-    outage = Outage()
-    outage.give_up()
+    circuit_breaker = CircuitBreaker(Metrics())
+    circuit_breaker.give_up()
 
     def attempt():
         raise psycopg.OperationalError("refused")
 
     with pytest.raises(psycopg.OperationalError, match="refused"):
-        outage.connect(attempt)
+        circuit_breaker.connect(attempt)
 
 
 def test_no_time_is_no_connection(app):
     with (
         pytest.raises(PoolTimeout),
-        app.extensions["pool"].connection(deadline=time.monotonic() - 1),
+        app.services.pool.connection(deadline=time.monotonic() - 1),
     ):
         pass
 

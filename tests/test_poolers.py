@@ -16,8 +16,9 @@ from sqlalchemy import func, literal_column, select
 
 from faults.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.postgresql import execute, migrate
-from todo_api.database import Database, compiled
-from todo_api.purge import purge
+from todo_api.commands.purge import purge
+from todo_api.db.database import Database
+from todo_api.db.statement import compiled
 
 needs_pgbouncer = pytest.mark.skipif(
     PGBOUNCER is None, reason="Debian's package pgbouncer is not here"
@@ -63,7 +64,7 @@ def test_users_who_race_through_three_connections_meet_nothing_of_each_other(
     make_app, bouncer, count
 ):
     app = make_app(DATABASE_URL=bouncer.url, DATABASE_PREPARE="false", WEB_THREADS="16")
-    database = Database(app.extensions["pool"], deadline=time.monotonic() + 120)
+    database = Database(app.services.pool, deadline=time.monotonic() + 120)
     one, other = (str(uuid.uuid4()) for _ in range(2))
     latest = {user: str(uuid.uuid4()) for user in (one, other)}
     connections_of = {user: set() for user in (one, other)}

@@ -234,7 +234,7 @@ def test_a_server_can_require_a_condition(make_settings, task, method, path, bod
         )
         with_one = write(client, task, method, path, body, If_Match=task.etag)
     finally:
-        app.extensions["pool"].close()
+        app.services.pool.close()
 
     assert without.status_code == 428
     assert without.json["type"] == "/problems/precondition-required"

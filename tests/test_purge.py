@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.support.postgresql import age, as_login, execute, migrate
-from todo_api.purge import purge
+from todo_api.commands.purge import purge
 
 
 def ids(connection, user_id):
@@ -90,7 +90,7 @@ def test_a_plain_owner_of_the_tables_can_purge(
 
 def test_the_command_says_how_many(database_url, request):
     ended = subprocess.run(
-        [sys.executable, "-m", "todo_api.purge"],
+        [sys.executable, "-m", "todo_api.commands.purge"],
         cwd=request.config.rootpath,
         env=os.environ | {"DATABASE_URL": database_url},
         capture_output=True,

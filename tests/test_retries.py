@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import psycopg
 import pytest
 
 from tests.support.api import etag
 from todo_api.app import create_app
-from todo_api.pool import Pool
+from todo_api.db.pool import Pool
 
 
 class Unreliable(Pool):
@@ -48,10 +49,12 @@ def losing(connection, where, meanwhile):
 def app(make_settings, logged_to):  # noqa: ARG001  logging comes first
     settings = make_settings()
     application = create_app(settings)
-    application.extensions["pool"].close()
-    application.extensions["pool"] = Unreliable(settings)
+    application.services.pool.close()
+    application.services = replace(
+        application.services, pool=Unreliable(settings, application.services.metrics)
+    )
     yield application
-    application.extensions["pool"].close()
+    application.services.pool.close()
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def lose(app):
     """Lose the next connection's question, or its answer after doing something else."""
 
     def once(where: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        app.extensions["pool"].lose = (where, meanwhile)
+        app.services.pool.lose = (where, meanwhile)
 
     return once
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import func, literal_column, select
 
-from todo_api.database import compiled
+from todo_api.db.statement import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,12 @@ from sqlalchemy import (
 )
 
 from tests.support.postgresql import as_login, execute, migrate
-from todo_api.database import compiled
-from todo_api.statements.tasks import ID, OWNER, delete_task, find_task, insert_task
-from todo_api.tables import tasks, users
+from todo_api.db.statement import ID, OWNER, compiled
+from todo_api.db.tables import users
+from todo_api.resources.items import delete_item, find_item, insert_item
+from todo_api.tasks.fields import TASK
+
+tasks = TASK.table
 
 pytestmark = pytest.mark.pooled
 
@@ -103,7 +106,9 @@ def database(open_database, login):
 def pair(database):
     made = Pair(uuid.uuid4(), uuid.uuid4())
     for title, owner in zip(["mine", "theirs"], made, strict=True):
-        insert_task(database, owner, {"title": title, "description": None, "completed": False})
+        insert_item(
+            database, owner, TASK, {"title": title, "description": None, "completed": False}
+        )
     return made
 
 
@@ -145,11 +150,11 @@ def test_the_logins_are_who_they_should_be(logins):
 def test_a_user_has_the_use_of_their_own_tasks(database):
     me = uuid.uuid4()
 
-    task = insert_task(database, me, {"title": "a", "description": None, "completed": False})
+    task = insert_item(database, me, TASK, {"title": "a", "description": None, "completed": False})
 
-    assert find_task(database, me, task.id) == task
-    assert delete_task(database, me, task.id).done
-    assert find_task(database, me, task.id) is None
+    assert find_item(database, me, TASK, task.id) == task
+    assert delete_item(database, me, TASK, task.id).applied
+    assert find_item(database, me, TASK, task.id) is None
 
 
 def test_no_row_of_another_user_is_seen(database, pair):

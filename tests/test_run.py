@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.make_run import CHECKOUT, TASKS, Server, data_of, running
-from todo_api import embedded
+from todo_api.commands import embedded
 
 
 def test_what_is_written_is_there_after_a_restart(checkout):
@@ -223,7 +223,7 @@ def test_the_readmes_tour_answers_as_printed(checkout):
     assert [timeless(line) for line in answered] == [timeless(line) for line in printed]
 
 
-TOKEN_COMMAND = '"$PYTHON" -m todo_api.run token $USER_ID'
+TOKEN_COMMAND = '"$PYTHON" -m todo_api.commands.run token $USER_ID'
 
 
 def timeless(line: str) -> str:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
-from todo_api.keys import parse_public_key
+from todo_api.auth.keys import parse_public_key
 from todo_api.settings import (
     Settings,
     SettingsError,

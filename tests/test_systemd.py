@@ -115,5 +115,5 @@ def test_what_the_units_run_is_there():
     modules = set(re.findall(r"python -m (\S+)", text))
     pages = set(re.findall(r"file:///opt/todo-api/(\S+)", text))
 
-    assert modules == {"gunicorn", "alembic", "todo_api.purge"}
+    assert modules == {"gunicorn", "alembic", "todo_api.commands.purge"}
     assert all(Path(ROOT / page).is_file() for page in pages)

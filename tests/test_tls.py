@@ -23,7 +23,7 @@ from faults.clients import Client
 from faults.servers import Api, environment, free_port, serving
 from tests.support import ROOT
 from tests.support.postgresql import VOLATILE
-from todo_api.embedded import Cluster
+from todo_api.commands.embedded import Cluster
 
 # Debian's PostgreSQL: the embedded one was built without TLS.
 POSTGRES = max(

@@ -29,9 +29,10 @@ from joserfc.jws import JWSRegistry
 
 from tests.support.api import etag
 from todo_api.app import create_app
-from todo_api.auth import Verifier, keys_of
-from todo_api.errors import Problem
+from todo_api.auth.authentication import keys_of
+from todo_api.auth.tokens import Verifier
 from todo_api.settings import load_settings
+from todo_api.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ def make_door(logged_to) -> Iterator[Callable[..., Flask]]:  # noqa: ARG001  log
 
     yield make
     for app in doors.values():
-        app.extensions["pool"].close()
+        app.services.pool.close()
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def attack(make_door):
 
 def never_asked(app: Flask) -> bool:
     """Whether the application has opened no connection: the first request for one opens a pool."""
-    return app.extensions["pool"]._pool.closed
+    return app.services.pool._pool.closed
 
 
 def request(app: Flask, field: str | None, path: str = PATH, method: str = "GET", **options: Any):

@@ -15,7 +15,7 @@ import pytest
 
 from faults.servers import serving
 from tests.support.node import install
-from todo_api.run import token
+from todo_api.commands.run import token
 from todo_api.settings import load_settings
 
 ROOT = Path(__file__).parent.parent

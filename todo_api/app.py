@@ -1,4 +1,4 @@
-"""The application: settings in, WSGI callable out."""
+"""The application: settings in, WSGI callable out. The one module that knows all the others."""
 
 from __future__ import annotations
 
@@ -8,47 +8,56 @@ import structlog
 from flask import Flask
 from flask.sessions import NullSession, SessionInterface
 
-from todo_api.api import Api
-from todo_api.auth import Verifier, keys_of, require_tokens
-from todo_api.blueprints import metrics, operations, tasks, users
-from todo_api.blueprints.docs import docs
-from todo_api.document import OPENAPI
-from todo_api.errors import log_bug, register_error_handlers
-from todo_api.headers import send_security_headers, share_with
-from todo_api.logs import log_requests
-from todo_api.messages import Request
-from todo_api.metrics import WORKERS, observe_request
-from todo_api.pool import Pool
+from todo_api.auth.authentication import issuer_keys, require_tokens
+from todo_api.auth.tokens import Verifier
+from todo_api.db.pool import Pool
+from todo_api.metrics import Metrics
+from todo_api.operations import health, metrics
+from todo_api.operations.docs import docs_blueprint
+from todo_api.services import Services
+from todo_api.tasks import blueprint as tasks
+from todo_api.tasks.fields import TASK
+from todo_api.users.blueprint import session, users_blueprint
+from todo_api.web.access_log import log_requests
+from todo_api.web.blueprints import Api
+from todo_api.web.errors import log_bug, register_error_handlers
+from todo_api.web.headers import enable_cors, send_security_headers
+from todo_api.web.openapi import OPENAPI
+from todo_api.web.requests import Request
+from todo_api.web.validation import check_requests
 
 if TYPE_CHECKING:
     import flask
     from werkzeug.routing import MapAdapter
 
-    from todo_api.keys import Pace
+    from todo_api.auth.jwks import Pace
     from todo_api.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+RESOURCES = (TASK,)
+
 
 class NoSessions(SessionInterface):
-    """There are none: a request is whose its token says."""
+    """No cookies: a request's token says whose it is."""
 
-    none = NullSession()
+    session = NullSession()
 
     def open_session(self, app: Flask, request: flask.Request) -> NullSession:  # noqa: ARG002
-        return self.none
+        return self.session
 
 
 class App(Flask):
-    """Flask, fitted by what it documents for that; hooks, async views and signals are its own."""
+    """Flask with this application's services. Hooks, async views and signals are Flask's own."""
 
     request_class = Request
     session_interface = NoSessions()
+    services: Services
 
     def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
-        """The routes, for the path that is asked for: which host it is of decides nothing here.
+        """Bind the routes to a request without its host, on which no route depends.
 
-        To ask for the host, too, as Flask does, takes 7 to 10 % of a read of one task.
+        Looking at the host, too, as Flask does, takes 7 to 10 % of a read of one task.
         """
         if request is None:
             return None
@@ -59,30 +68,35 @@ class App(Flask):
         log_bug(exc_info[1])
 
 
-def create_app(settings: Settings, pace: Pace | None = None) -> Flask:
-    """The application, whose pool connects at its first use.
+def create_app(settings: Settings, pace: Pace | None = None) -> App:
+    """Return the application. Its pool connects at its first use.
 
-    `pace` is how often an issuer's keys are fetched, if other than usual.
+    `pace` is how often an issuer's keys are fetched, if not as usual.
     """
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
-    app.extensions["pool"] = Pool(settings)
-    # In this order before a request, and in the opposite one after it.
-    log_requests(app, observe_request if settings.metrics else None)
+    counted = Metrics()
+    keys = issuer_keys(settings, counted, pace) if settings.auth_mode == "jwt" else None
+    app.services = Services(settings, counted, Pool(settings, counted), keys)
+    # In this order before a request, and in reverse order after it.
+    log_requests(app, counted.observe_request if settings.metrics else None)
     send_security_headers(app)
     if settings.cors_origins:
-        share_with(app, settings.cors_origins)
-    if settings.auth_mode == "jwt":
-        app.extensions["keys"] = keys = keys_of(settings, pace)
-        require_tokens(app, Verifier(settings, keys))
+        enable_cors(app, settings.cors_origins)
+    if keys is None:
+        log.warning("AUTH_MODE=none: every client can act as every user")
     else:
-        log.warning("AUTH_MODE=none: whoever can reach this server is whatever user they name")
-    register_error_handlers(app)
-    api = Api(app)
-    for blueprint in (tasks.blueprint, users.users, users.session, operations.blueprint):
+        require_tokens(app, Verifier(settings, keys))
+    check_requests(app)
+    constraints = {
+        name: fault for resource in RESOURCES for name, fault in resource.constraints.items()
+    }
+    api = Api(app, [resource.schemas.item for resource in RESOURCES])
+    register_error_handlers(app, constraints)
+    for blueprint in (tasks.blueprint, users_blueprint(RESOURCES), session, health.blueprint):
         api.register_blueprint(blueprint)
-    app.register_blueprint(docs(api))
+    app.register_blueprint(docs_blueprint(api))
     if settings.metrics:
-        WORKERS.set(1)
+        counted.workers.set(1)
         app.register_blueprint(metrics.blueprint)
     return app

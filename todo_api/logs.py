@@ -1,29 +1,21 @@
-"""One stream of log lines: JSON, or readable on a terminal; one line for each request."""
+"""One stream of log lines: JSON, or readable on a terminal."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
-import time
 from datetime import UTC, datetime
-from functools import cache, partial
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
 
 import orjson
 import structlog
-from flask import Flask, Response, has_request_context
+from flask import has_request_context
 
-from todo_api.messages import current_request
+from todo_api.web.requests import current_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from structlog.typing import EventDict, Processor, WrappedLogger
-
-    Observer: TypeAlias = Callable[[str | None, str, int, float], None]
-
-log = structlog.get_logger(__name__)
 
 
 class StreamLogger(structlog.WriteLogger):
@@ -89,35 +81,3 @@ def add_timestamp(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
 
 def to_json(_: WrappedLogger, __: str, line: EventDict) -> str:
     return orjson.dumps(line, default=repr, option=orjson.OPT_UTC_Z).decode()
-
-
-@cache
-def template(rule: str) -> str:
-    """Flask's rule as the OpenAPI document spells it: `/api/{user_id}/tasks`."""
-    return re.sub("<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule)
-
-
-def log_requests(app: Flask, observe: Observer | None = None) -> None:
-    """Answer every request's id as `X-Request-Id`, and log one line for each.
-
-    `observe`, if there is one, is told of each: the route or None, the method, status and seconds.
-    """
-
-    @app.after_request
-    def end(response: Response) -> Response:
-        request = current_request()
-        response.headers.add("X-Request-Id", request.id)
-        # Not the path, which holds what the client wrote.
-        route = template(request.url_rule.rule) if request.url_rule else None
-        seconds = time.monotonic() - request.started
-        log.info(
-            "request",
-            method=request.method,
-            route=route,
-            status=response.status_code,
-            duration_ms=round(seconds * 1000, 2),
-            user_id=request.user_id,
-        )
-        if observe:
-            observe(route, request.method, response.status_code, seconds)
-        return response

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from contextlib import suppress
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -32,187 +31,160 @@ if TYPE_CHECKING:
 # The one that every version of Prometheus reads.
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-# The same series whether or not there are several workers, for whom there are none of these.
-disable_created_metrics()  # type: ignore[no-untyped-call]
-
-# Not the library's default one, which tells the version of Python.
-REGISTRY = CollectorRegistry()
-
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-REQUESTS = Counter(
-    "todo_http_requests_total",
-    "Requests answered.",
-    ["route", "method", "status"],
-    registry=REGISTRY,
-)
-DURATIONS = Histogram(
-    "todo_http_request_duration_seconds",
-    "Time from a request to its answer.",
-    ["route", "method", "status"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-    registry=REGISTRY,
-)
-
-WORKERS = Gauge(
-    "todo_workers",
-    "Processes that serve.",
-    multiprocess_mode="livesum",
-    registry=REGISTRY,
-)
-
-# Each reason is counted from 0 on, so that the first one that happens is seen as an increase.
-RETRIES = Counter(
-    "todo_database_retries_total",
-    "Statements run again.",
-    ["reason"],
-    registry=REGISTRY,
-)
-for reason in ("connection_lost", "rolled_back"):
-    RETRIES.labels(reason)
-SHEDS = Counter(
-    "todo_database_sheds_total",
-    "Requests refused at once, without asking the database.",
-    ["reason"],
-    registry=REGISTRY,
-)
-for reason in ("admission", "outage"):
-    SHEDS.labels(reason)
-REPLAYS = Counter(
-    "todo_idempotency_replays_total",
-    "Answers given again for an Idempotency-Key.",
-    registry=REGISTRY,
-)
-OUTCOMES_UNKNOWN = Counter(
-    "todo_database_outcomes_unknown_total",
-    "Writes of which nobody can tell whether they were done.",
-    registry=REGISTRY,
-)
-
-POOL_SIZE = Gauge(
-    "todo_database_pool_connections",
-    "Connections that the pools have.",
-    multiprocess_mode="livesum",
-    registry=REGISTRY,
-)
-POOL_IDLE = Gauge(
-    "todo_database_pool_idle_connections",
-    "Connections of the pools that nobody uses.",
-    multiprocess_mode="livesum",
-    registry=REGISTRY,
-)
-POOL_MOST = Gauge(
-    "todo_database_pool_max_connections",
-    "Connections that the pools may have.",
-    multiprocess_mode="livesum",
-    registry=REGISTRY,
-)
-POOL_WAITING = Gauge(
-    "todo_database_pool_waiting_requests",
-    "Requests that wait for a connection.",
-    multiprocess_mode="livesum",
-    registry=REGISTRY,
-)
-CONNECTIONS_OPENED = Counter(
-    "todo_database_connections_opened_total",
-    "Connections opened.",
-    registry=REGISTRY,
-)
-CONNECTIONS_LOST = Counter(
-    "todo_database_connections_lost_total",
-    "Connections that broke, or were given up, while a request had them.",
-    registry=REGISTRY,
-)
-CONNECT_FAILURES = Counter(
-    "todo_database_connect_failures_total",
-    "Attempts to connect that failed.",
-    registry=REGISTRY,
-)
-
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)  # seconds
 POOL_INTERVAL = 2  # seconds
 
 
-class KeySet:
-    """An issuer's key set, as each worker has it. Made only where there is one to be fetched."""
+class Metrics:
+    """The metrics of one application, in a registry of their own.
+
+    gunicorn's master must not make one: in a server of several processes, each that does writes
+    files of its own, which are added up.
+    """
 
     def __init__(self) -> None:
+        # The same series with one process and with several, for which there are none of these.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        # Not the library's default one, which tells the version of Python.
+        self.registry = CollectorRegistry()
+        labels = ["route", "method", "status"]
+        self.requests = self._counter("todo_http_requests_total", "Requests answered.", labels)
+        self.durations = Histogram(
+            "todo_http_request_duration_seconds",
+            "Time from a request to its response.",
+            labels,
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._series: dict[tuple[str | None, str, int], tuple[Counter, Histogram]] = {}
+        self.workers = self._gauge("todo_workers", "Processes that serve.")
+
+        self.retries = self._counter(
+            "todo_database_retries_total", "Statements run again.", ["reason"]
+        )
+        self.sheds = self._counter(
+            "todo_database_sheds_total",
+            "Requests refused at once, without asking the database.",
+            ["reason"],
+        )
+        # Each reason counts from 0 on, so that the first time is seen as an increase.
+        for counter, reasons in (
+            (self.retries, ("connection_lost", "rolled_back")),
+            (self.sheds, ("admission", "outage")),
+        ):
+            for reason in reasons:
+                counter.labels(reason)
+        self.replays = self._counter(
+            "todo_idempotency_replays_total", "Responses given again for an Idempotency-Key."
+        )
+        self.outcomes_unknown = self._counter(
+            "todo_database_outcomes_unknown_total",
+            "Writes of which it is unknown whether they were done.",
+        )
+
+        self.pool_size = self._gauge(
+            "todo_database_pool_connections", "Connections that the pools have."
+        )
+        self.pool_idle = self._gauge(
+            "todo_database_pool_idle_connections", "Connections of the pools that are not in use."
+        )
+        self.pool_max = self._gauge(
+            "todo_database_pool_max_connections", "Connections that the pools may have."
+        )
+        self.pool_waiting = self._gauge(
+            "todo_database_pool_waiting_requests", "Requests that wait for a connection."
+        )
+        self.connections_opened = self._counter(
+            "todo_database_connections_opened_total", "Connections opened."
+        )
+        self.connections_lost = self._counter(
+            "todo_database_connections_lost_total",
+            "Connections that broke, or were given up, while a request had them.",
+        )
+        self.connect_failures = self._counter(
+            "todo_database_connect_failures_total", "Attempts to connect that failed."
+        )
+
+    def _counter(self, name: str, documentation: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str, mode: Any = "livesum") -> Gauge:
+        return Gauge(name, documentation, multiprocess_mode=mode, registry=self.registry)
+
+    def observe_request(self, route: str | None, method: str, status: int, seconds: float) -> None:
+        """Count a request that was answered. `route` is None for unmatched paths."""
+        key = (route, method if method in METHODS else "other", status)
+        series = self._series.get(key)
+        if series is None:
+            labels = (route or "unmatched", key[1], str(status))
+            series = (self.requests.labels(*labels), self.durations.labels(*labels))
+            self._series[key] = series
+        count, duration = series
+        count.inc()
+        duration.observe(seconds)
+
+    def watch_pool(self, pool: ConnectionPool[Any], interval: float = POOL_INTERVAL) -> None:
+        """Keep the pool's gauges up to date in a thread, until the pool is closed.
+
+        A scrape reaches one worker only, so each one writes down its own, asked or not.
+        """
+
+        def keep_watching() -> None:
+            while not pool.closed:
+                self.read_pool(pool)
+                time.sleep(interval)
+
+        threading.Thread(target=keep_watching, daemon=True, name="pool-metrics").start()
+
+    def read_pool(self, pool: ConnectionPool[Any]) -> None:
+        """Set the pool's gauges."""
+        stats = pool.get_stats()
+        self.pool_size.set(stats["pool_size"])
+        self.pool_idle.set(stats["pool_available"])
+        self.pool_max.set(stats["pool_max"])
+        self.pool_waiting.set(stats["requests_waiting"])
+
+    def exposition(self) -> bytes:
+        """Return all of it in Prometheus' text format: of every worker, where there are several."""
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder is None:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        registry.register(AllWorkers(folder))
+        return generate_latest(registry)
+
+
+class KeySetMetrics:
+    """An issuer's key set, as each worker has it. Made only where there is one to be fetched."""
+
+    def __init__(self, metrics: Metrics) -> None:
         # Of several workers, the one that is worst off.
         self.fetched_at = Gauge(
             "todo_jwks_fetched_timestamp_seconds",
             "When the key set was fetched last; 0 if never.",
             multiprocess_mode="livemin",
-            registry=REGISTRY,
+            registry=metrics.registry,
         )
         self.size = Gauge(
             "todo_jwks_keys",
             "Usable keys of the key set.",
             multiprocess_mode="livemin",
-            registry=REGISTRY,
+            registry=metrics.registry,
         )
         self.failures = Counter(
             "todo_jwks_fetch_failures_total",
             "Fetches of the key set that failed.",
-            registry=REGISTRY,
+            registry=metrics.registry,
         )
 
-
-key_set = cache(KeySet)
-
-
-def key_set_fetched(keys: int | None) -> None:
-    """Tell that a fetch of the key set ended, with so many usable keys, or None if it failed."""
-    if keys is None:
-        key_set().failures.inc()
-    else:
-        key_set().fetched_at.set_to_current_time()
-        key_set().size.set(keys)
-
-
-def observe_request(route: str | None, method: str, status: int, seconds: float) -> None:
-    """Count a request that was answered; no route is that of a path that there is not."""
-    count, duration = series(route, method if method in METHODS else "other", status)
-    count.inc()
-    duration.observe(seconds)
-
-
-@cache
-def series(route: str | None, method: str, status: int) -> tuple[Counter, Histogram]:
-    labels = (route or "unmatched", method, str(status))
-    return REQUESTS.labels(*labels), DURATIONS.labels(*labels)
-
-
-def watch_pool(pool: ConnectionPool[Any], interval: float = POOL_INTERVAL) -> None:
-    """Keep the pool's numbers up to date by a thread, until the pool is closed.
-
-    A scrape reaches one worker only, so each one has to write down its own, asked or not.
-    """
-    threading.Thread(
-        target=keep_watching, args=(pool, interval), daemon=True, name="pool-metrics"
-    ).start()
-
-
-def keep_watching(pool: ConnectionPool[Any], interval: float) -> None:
-    while not pool.closed:
-        read_pool(pool)
-        time.sleep(interval)
-
-
-def read_pool(pool: ConnectionPool[Any]) -> None:
-    stats = pool.get_stats()
-    POOL_SIZE.set(stats["pool_size"])
-    POOL_IDLE.set(stats["pool_available"])
-    POOL_MOST.set(stats["pool_max"])
-    POOL_WAITING.set(stats["requests_waiting"])
-
-
-def exposition() -> bytes:
-    """All of it in Prometheus' text format: of every worker, where there are several."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if folder is None:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    registry.register(AllWorkers(folder))
-    return generate_latest(registry)
+    def report_fetch(self, keys: int | None) -> None:
+        """Record that a fetch ended with so many usable keys, or None if it failed."""
+        if keys is None:
+            self.failures.inc()
+        else:
+            self.fetched_at.set_to_current_time()
+            self.size.set(keys)
 
 
 class AllWorkers(Collector):

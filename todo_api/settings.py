@@ -1,5 +1,7 @@
 """Settings from the environment, checked whole before anything starts."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from todo_api.keys import KeyFormatError, parse_public_key, parse_secret
+from todo_api.auth.keys import KeyFormatError, parse_public_key, parse_secret
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

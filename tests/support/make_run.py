@@ -17,7 +17,7 @@ import pytest
 
 from faults.servers import free_port
 from tests.support import ROOT
-from todo_api import embedded
+from todo_api.commands import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Server:
         self.environ = kept | {"PORT": str(self.port), "PYTHONPATH": str(folder)} | environ
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "todo_api.run"],
+            [sys.executable, "-m", "todo_api.commands.run"],
             cwd=folder,
             env=self.environ,
             stdout=subprocess.PIPE,
@@ -77,7 +77,7 @@ class Server:
     def authorization(self) -> dict[str, str]:
         """A token from `make token`'s command, in the folder of the server."""
         made = subprocess.run(
-            [sys.executable, "-m", "todo_api.run", "token", USER],
+            [sys.executable, "-m", "todo_api.commands.run", "token", USER],
             cwd=self.folder,
             env=self.environ,
             capture_output=True,

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from todo_api.database import ACT_AS_OWNER
+from todo_api.db.database import ACT_AS_OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import psycopg
 
-    from todo_api.connection import Statement
+    from todo_api.db.statement import Statement
 
 EXPLAIN = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE statement ({})")
 

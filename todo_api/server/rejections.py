@@ -17,8 +17,8 @@ from gunicorn.http.errors import (
 )
 from uuid_utils import uuid7
 
-from todo_api.errors import Problem, bug, malformed
-from todo_api.headers import POLICY
+from todo_api.web.headers import POLICY
+from todo_api.web.problems import Problem, bug, malformed
 
 log = structlog.get_logger(__name__)
 

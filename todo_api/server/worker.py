@@ -321,7 +321,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     def _reject(self, connection: Connection, request: Any, error: Exception) -> None:
         """Answer a request that never reached the application, and log it."""
         # Not at the top: the master imports this module, and must not import the metrics.
-        from todo_api.server.rejections import reject  # noqa: PLC0415
+        from todo_api.server.rejections import reject
 
         method = getattr(request, "method", None)
         with suppress(OSError):

@@ -1,0 +1,94 @@
+"""`make purge`: remove for good what has been kept for long enough."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, LiteralString
+
+import psycopg
+import structlog
+
+from todo_api.db.database import MAINTENANCE_ROLE
+from todo_api.logs import configure_logging
+from todo_api.settings import SettingsError, environment, load_database_settings
+
+log = structlog.get_logger(__name__)
+
+
+# Any number, but migrations' own: by this lock, purges take turns.
+TURN = 8_101_978
+
+
+BATCH = 1_000  # rows of one transaction, at most
+
+
+# Row-level security lets this role see and delete only what is old, whoever has logged in. An
+# owner's number moves, so that the trash has another ETag; and who has not heard of the purged
+# deletions is told to start anew. Tasks are locked before their owners, as by the trigger.
+PURGE = """
+    WITH old AS (
+        SELECT user_id, id FROM tasks WHERE deleted_at IS NOT NULL LIMIT %(batch)s
+    ), purged AS (
+        DELETE FROM tasks USING old
+        WHERE tasks.user_id = old.user_id AND tasks.id = old.id
+        RETURNING tasks.user_id, tasks.revision
+    ), owners AS (
+        SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
+    ), told AS (
+        UPDATE users SET revision = users.revision + 1,
+                         purged_revision = greatest(users.purged_revision, owners.revision)
+        FROM owners WHERE users.id = owners.user_id
+    )
+    SELECT count(*) FROM purged
+"""
+
+
+# Keys that are KEY_HOURS old: nobody sends a request again after that.
+PURGE_KEYS = """
+    WITH old AS (
+        SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
+    ), purged AS (
+        DELETE FROM idempotency_keys AS keys USING old
+        WHERE keys.user_id = old.user_id AND keys.key = old.key
+        RETURNING keys.key
+    )
+    SELECT count(*) FROM purged
+"""
+
+
+def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
+    """Remove what is old; return the numbers of tasks and of idempotency keys removed.
+
+    One transaction removes at most `batch` rows.
+    """
+    # Nothing is prepared: a pooler may not carry it.
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+        return remove(connection, PURGE, batch), remove(connection, PURGE_KEYS, batch)
+
+
+def remove(connection: psycopg.Connection[Any], statement: LiteralString, batch: int) -> int:
+    """Remove rows in transactions of at most `batch` rows each; return their number."""
+    total = 0
+    while True:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
+            connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
+            row = connection.execute(statement, {"batch": batch}).fetchone()
+        count = row[0] if row else 0
+        total += count
+        if count < batch:
+            return total
+
+
+def main() -> None:
+    try:
+        settings = load_database_settings(environment())
+    except SettingsError as error:
+        sys.exit(str(error))
+    configure_logging(settings.log_level)
+    tasks, keys = purge(settings.database_url)
+    log.info("purged", tasks=tasks, idempotency_keys=keys)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""SQL with named parameters, compiled once from SQLAlchemy Core."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+from psycopg.adapt import PyFormat
+from sqlalchemy import Uuid, bindparam
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql import ClauseElement
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+
+# The parameters that statements have in common: whose rows, and which row.
+OWNER = bindparam("owner", type_=Uuid)
+ID = bindparam("id", type_=Uuid)
+
+PLACEHOLDER = re.compile(rb"%\((\w+)\)s|%%")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """SQL with `%(name)s` placeholders, and `%%` for a percent sign, as psycopg has them."""
+
+    sql: bytes
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the placeholders stand for, each once."""
+        found = (match[1] for match in PLACEHOLDER.finditer(self.sql))
+        return tuple(dict.fromkeys(name.decode() for name in found if name))
+
+    @cached_property
+    def formats(self) -> list[PyFormat]:
+        return [PyFormat.AUTO] * len(self.names)
+
+    @cached_property
+    def numbered(self) -> bytes:
+        """The SQL as PostgreSQL takes it: `$1` is the first of `names`."""
+        numbers = {name.encode(): b"$%d" % number for number, name in enumerate(self.names, 1)}
+        return PLACEHOLDER.sub(lambda match: numbers.get(match[1], b"%"), self.sql)
+
+
+def compiled(statement: ClauseElement) -> Statement:
+    """The Core statement as SQL, for good: compile at import, or once for each shape.
+
+    It may name `owner`; `attempt`, the id that what it changes is stamped with, be it the first
+    time or the second; and `elapsed`, the seconds since the first one began, NULL for that one.
+    Every parameter is given at each run: a value left in the statement is a ValueError.
+    """
+    dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+    compilation = cast("SQLCompiler", statement.compile(dialect=dialect))
+    values = [name for bind, name in compilation.bind_names.items() if not bind.required]
+    if values:
+        raise ValueError(f"Values in the statement instead of parameters: {sorted(values)}")
+    return Statement(str(compilation).encode())

@@ -1,0 +1,64 @@
+"""The OpenAPI document, and a page that shows it and needs no other server."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flask_swagger_ui
+import orjson
+from flask import Response, send_from_directory
+
+from todo_api.web.blueprints import Blueprint
+from todo_api.web.responses import JSON, BytesResponse
+
+if TYPE_CHECKING:
+    from todo_api.web.blueprints import Api
+
+OURS = Path(str(files("todo_api") / "docs"))
+
+
+SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
+
+
+# Everything comes from this server. Swagger UI styles its elements and has images in its CSS.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+ASSETS = {
+    "start.js": OURS,
+    "swagger-ui.css": SWAGGER_UI,
+    "swagger-ui-bundle.js": SWAGGER_UI,
+    "favicon-32x32.png": SWAGGER_UI,
+}
+
+
+def docs_blueprint(api: Api) -> Blueprint:
+    """Return the routes that show the document of `api`, which must be complete."""
+    blueprint = Blueprint("docs", __name__, requires_token=False)
+    document = orjson.dumps(api.spec.to_dict())
+
+    @blueprint.get("/openapi.json")
+    def openapi() -> Response:
+        return BytesResponse(document, 200, {"Content-Type": JSON})
+
+    @blueprint.get("/docs")
+    def page() -> Response:
+        response = send_from_directory(OURS, "index.html")
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+    # One route for each asset, so any other name is a 404.
+    for name, folder in ASSETS.items():
+        blueprint.add_url_rule(
+            f"/docs/{name}",
+            endpoint=name.replace(".", "-"),
+            view_func=send_from_directory,
+            defaults={"directory": folder, "path": name},
+        )
+    return blueprint

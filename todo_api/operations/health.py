@@ -1,0 +1,76 @@
+"""Probes: whether the process answers, and whether it can serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from flask import Response
+from marshmallow import Schema, fields, validate
+from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, UndefinedTable
+from sqlalchemy import select
+
+from todo_api.db.schema_version import SCHEMA_VERSION
+from todo_api.db.statement import compiled
+from todo_api.db.tables import alembic_version
+from todo_api.services import database
+from todo_api.web.blueprints import Blueprint
+from todo_api.web.problems import unavailable
+from todo_api.web.responses import json_response
+
+if TYPE_CHECKING:
+    from todo_api.db.database import Database
+
+NIL = UUID(int=0)
+
+# The schema, the role of requests, or the right to use it is missing.
+NOT_READY = (UndefinedTable, InsufficientPrivilege, InvalidParameterValue)
+
+FIND_SCHEMA_VERSION = compiled(select(alembic_version.c.version_num))
+
+blueprint = Blueprint(
+    "operations", __name__, requires_token=False, description="Whether the service works."
+)
+
+
+class Status(Schema):
+    """That something works."""
+
+    status = fields.String(required=True, validate=validate.Equal("ok"), metadata={"example": "ok"})
+
+
+@blueprint.get("/livez")
+@blueprint.response(200, Status)
+def livez() -> Response:
+    """Tell that the process answers.
+
+    The database is not asked: this is for what restarts a process that hangs.
+    """
+    return ok()
+
+
+@blueprint.get("/health")
+@blueprint.response(200, Status)
+@blueprint.response(503)
+def health() -> Response:
+    """Tell whether requests can be served.
+
+    The database answers, and its schema holds every migration that this version needs.
+    """
+    try:
+        version = find_schema_version(database())
+    except NOT_READY:
+        version = None
+    if version is None or version < SCHEMA_VERSION:
+        raise unavailable("The database lacks migrations that this version needs.")
+    return ok()
+
+
+def find_schema_version(database: Database) -> str | None:
+    """Return the latest migration of the database, read as a request would read it."""
+    row = database.one(NIL, FIND_SCHEMA_VERSION)
+    return row[0] if row else None
+
+
+def ok() -> Response:
+    return json_response(b'{"status":"ok"}')

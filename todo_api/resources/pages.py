@@ -1,0 +1,161 @@
+"""Pages of a resource: lists, the trash, and what has changed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    Uuid,
+    any_,
+    bindparam,
+    exists,
+    null,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSON
+
+from todo_api.db.statement import OWNER, Statement, compiled
+from todo_api.db.tables import users
+from todo_api.resources.statements import json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from todo_api.db.connection import Json
+    from todo_api.db.database import Database
+    from todo_api.resources.resource import Resource
+
+# A page ends at this many bytes, even if fewer items than its limit are in it.
+PAGE_BYTES = 1024 * 1024
+
+# Of the most recent combinations of filters and orders, the statements are kept.
+LIST_STATEMENTS = 512
+
+ROWS = bindparam("rows", type_=Integer)
+KNOWN = bindparam("known", type_=ARRAY(BigInteger))
+
+owner_row = (
+    select(users.c.revision, users.c.purged_revision).where(users.c.id == OWNER).cte("owner")
+)
+
+# For a client that knows the owner's revision, no page is read: the owner's row is enough.
+NOT_KNOWN = ~exists().where(owner_row.c.revision == any_(KNOWN))
+
+
+class Position(NamedTuple):
+    """Where a page of a list ended: the sort key's value, as in a cursor, and the id."""
+
+    value: Any
+    id: UUID
+
+
+class Page(NamedTuple):
+    """The owner's revision, the items unless the client knows that revision, and the page's end."""
+
+    revision: int
+    items: list[Json]
+    end: Position | None
+
+
+def with_owner(page: Select[Any], *of_owner: ColumnElement[Any]) -> Statement:
+    """Return the statement of the owner's row and the page's rows, all of one snapshot.
+
+    The owner's row has `of_owner` where the others have their columns behind the JSON.
+    """
+    rows = page.subquery("page")
+    first = select(null().cast(JSON).label("json"), *of_owner).select_from(owner_row)
+    return compiled(union_all(first, select(*rows.c)))
+
+
+@lru_cache(maxsize=LIST_STATEMENTS)
+def list_statement(
+    resource: Resource,
+    filters: tuple[str, ...] = (),
+    sort: str = "-created_at",
+    *,
+    after: bool = False,
+    deleted: bool = False,
+) -> Statement:
+    """Return a page of the list or of the trash, filtered, sorted, and from a position on."""
+    table, statements = resource.table, resource.statements
+    key = resource.sort_keys[sort.removeprefix("-")]
+    is_descending = sort.startswith("-")
+    expression = key.expression
+    order = (expression.desc(), table.c.id.desc()) if is_descending else (expression, table.c.id)
+    json = statements.json
+    if deleted:
+        json = json_object(statements.members | statements.deleted_at | statements.purge_at)
+    page = (
+        select(json.label("json"), null().cast(BigInteger).label("revision"))
+        .where(table.c.user_id == OWNER, statements.is_deleted if deleted else statements.is_live)
+        .where(*(resource.filters[name].condition for name in filters), NOT_KNOWN)
+        .order_by(*order)
+        .limit(ROWS)
+    )
+    if after:
+        row = tuple_(expression, table.c.id)
+        end = tuple_(bindparam("after_value", type_=key.type), bindparam("after_id", type_=Uuid))
+        page = page.where(row < end if is_descending else row > end)
+    return with_owner(page, owner_row.c.revision)
+
+
+def list_items(
+    database: Database,
+    owner: UUID,
+    resource: Resource,
+    filters: Mapping[str, Any],
+    *,
+    limit: int,
+    sort: str = "-created_at",
+    deleted: bool = False,
+    after: Position | None = None,
+    known: Sequence[int] = (),
+) -> Page:
+    """Return at most `limit` items of at most PAGE_BYTES, but at least one if there is one.
+
+    `filters` has the value of each filter's query parameter; `known` are the owner's revisions at
+    which the client has this page.
+    """
+    is_after = after is not None
+    statement = list_statement(
+        resource, tuple(sorted(filters)), sort, after=is_after, deleted=deleted
+    )
+    # One row more than the page has tells whether there is more.
+    parameters: dict[str, Any] = {
+        name: resource.filters[name].to_parameter(value) for name, value in filters.items()
+    }
+    parameters |= {"rows": limit + 1, "known": list(known)}
+    key = resource.sort_keys[sort.removeprefix("-")]
+    if after is not None:
+        parameters |= {"after_value": key.to_parameter(after.value), "after_id": after.id}
+    revision, rows = 0, []
+    for json, owner_revision in database.all(owner, statement, **parameters):
+        if json is None:
+            revision = owner_revision
+        else:
+            rows.append(json)
+    page = rows[: count_fitting(rows[:limit])]
+    end = None
+    if len(page) < len(rows):
+        members = orjson.loads(page[-1])
+        end = Position(key.to_cursor(members[sort.removeprefix("-")]), UUID(members["id"]))
+    return Page(revision, page, end)
+
+
+def count_fitting(page: Sequence[Json]) -> int:
+    """Return how many of these items fit into a page: at least one."""
+    size = 0
+    for count, json in enumerate(page):
+        size += len(json) + 2
+        if size > PAGE_BYTES:
+            return max(count, 1)
+    return len(page)

@@ -1,0 +1,192 @@
+"""A resource: a table of which every row has an owner, and the schemas of its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from marshmallow import validate
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    or_,
+    text,
+)
+
+from todo_api.resources.fields import Field, Filter, MomentType, SortKey
+from todo_api.resources.schemas import Schemas
+from todo_api.resources.statements import Statements
+from todo_api.web.fields import MOMENT, StrictText
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SEARCH_LENGTH = 100
+
+# Both are also filters and sort keys of every resource.
+MOMENTS = (
+    Field(
+        name="created_at",
+        type=MomentType(),
+        description="When it was created, in UTC.",
+        example=MOMENT,
+        is_filterable=True,
+        is_sortable=True,
+    ),
+    Field(
+        name="updated_at",
+        type=MomentType(),
+        description="When it was last changed, in UTC.",
+        example=MOMENT,
+        is_filterable=True,
+        is_sortable=True,
+    ),
+)
+SEARCH_FIELD = "q"
+
+
+def resource_table(
+    metadata: MetaData, name: str, declared: Sequence[Field], *, indexes: Sequence[Sequence[str]]
+) -> Table:
+    """Return the table of a resource: its fields, and what every resource has.
+
+    Each of `indexes` names the columns behind the owner of an index on live rows.
+    """
+    now = func.clock_timestamp()
+    moment = DateTime(timezone=True)
+    table = Table(
+        name,
+        metadata,
+        Column("user_id", Uuid, nullable=False),
+        Column("id", Uuid, nullable=False),
+        *(field.column() for field in declared),
+        # The trigger sets these three under the lock on the owner's row, so an owner's rows become
+        # visible in the order of created_at and of revision. No statement gives a value for them.
+        Column("created_at", moment, nullable=False, server_default=now),
+        Column("updated_at", moment, nullable=False, server_default=now),
+        Column("revision", BigInteger, nullable=False, server_default=text("0")),
+        Column("deleted_at", moment),
+        # The id of the attempt that made the latest change, set by the trigger. A write whose
+        # response was lost finds out by it, when it is repeated, whether it was made.
+        Column("attempt", Uuid),
+        PrimaryKeyConstraint("user_id", "id"),
+        ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
+        *(constraint for field in declared for constraint in field.constraints()),
+        CheckConstraint("revision > 0", name="revision_positive"),
+    )
+    for columns in indexes:
+        Index(
+            None,
+            table.c.user_id,
+            *(table.c[column] for column in columns),
+            postgresql_where=table.c.deleted_at.is_(None),
+        )
+    # Sync, and the trash.
+    Index(None, table.c.user_id, table.c.revision)
+    Index(
+        None,
+        table.c.user_id,
+        table.c.deleted_at,
+        postgresql_where=table.c.deleted_at.is_not(None),
+    )
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Resource:
+    """A kind of thing that users own. `name` is singular ("task"), the table's name plural.
+
+    `example_id` is an id for the documentation. `search` names the text fields in which the query
+    parameter `q` looks.
+    """
+
+    name: str
+    table: Table
+    fields: tuple[Field, ...]
+    example_id: str
+    search: tuple[str, ...] = ()
+
+    @property
+    def plural(self) -> str:
+        return self.table.name
+
+    @property
+    def id_parameter(self) -> str:
+        """The name of the id in paths."""
+        return f"{self.name}_id"
+
+    @cached_property
+    def constraints(self) -> dict[str, tuple[str, str]]:
+        """The pointer and the detail of each constraint that a request can violate, by name."""
+        return {
+            f"ck_{self.plural}_{field.name}_{ending}": (f"/{field.name}", rule.detail)
+            for field in self.fields
+            for ending, rule in field.type.rules(field.name).items()
+        }
+
+    @cached_property
+    def by_name(self) -> dict[str, Field]:
+        """The fields, and the moments that every resource has, by name."""
+        return {field.name: field for field in (*self.fields, *MOMENTS)}
+
+    @cached_property
+    def statements(self) -> Statements:
+        return Statements(self.table, [field.name for field in self.fields])
+
+    @cached_property
+    def schemas(self) -> Schemas:
+        return Schemas(self)
+
+    @cached_property
+    def sort_keys(self) -> Mapping[str, SortKey]:
+        """What a list can be sorted by."""
+        return {
+            name: field.type.sort_key(self.table.c[name])
+            for name, field in self.by_name.items()
+            if field.is_sortable
+        }
+
+    @cached_property
+    def filters(self) -> Mapping[str, Filter]:
+        """What a list can be narrowed by."""
+        filters: dict[str, Filter] = {}
+        for name, field in self.by_name.items():
+            if field.is_filterable:
+                filters |= field.type.filters(self.table.c[name], field.example)
+        if self.search:
+            filters[SEARCH_FIELD] = self._search_filter()
+        return filters
+
+    def _search_filter(self) -> Filter:
+        pattern = bindparam(SEARCH_FIELD, type_=Text)
+        places = [self.table.c[name] for name in self.search]
+        condition: ColumnElement[bool] = or_(*(place.ilike(pattern) for place in places))
+        description = (
+            f"Only {self.plural} with this text in {' or '.join(self.search)}, whatever the case."
+        )
+        parameter = StrictText(
+            validate=validate.Length(
+                1, SEARCH_LENGTH, error="Must have {min} to {max} characters."
+            ),
+            metadata={"description": description, "example": "milk"},
+        )
+        return Filter(parameter, condition, like_pattern)
+
+
+def like_pattern(part: str) -> str:
+    """Return the LIKE pattern of texts that contain this part, in which it stands for itself."""
+    escaped = part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"

@@ -1,0 +1,68 @@
+"""Responses about one item or a page of items, with their ETags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from todo_api.resources.cursors import digest
+from todo_api.web.conditional import etag, read_entity_tags
+from todo_api.web.idempotency import REPLAYED
+from todo_api.web.problems import not_found, precondition_failed
+from todo_api.web.requests import READS, current_request
+from todo_api.web.responses import not_modified, user_data
+
+if TYPE_CHECKING:
+    from flask import Response
+
+    from todo_api.resources.items import ChangeResult, Item, StoredResponse
+
+
+def item_response(item: Item | None, status: int = 200) -> Response:
+    """Return the item as PostgreSQL wrote it, with its ETag; or a 304, or a 404 if it is None."""
+    if item is None:
+        raise not_found()
+    tag = etag(item.revision)
+    if current_request().method in READS:
+        tags = read_entity_tags("If-None-Match")
+        if tags and (tags.is_any or item.revision in tags.revisions(weak=True)):
+            return not_modified(tag)
+    return user_data(item.json, tag, status)
+
+
+def created_response(item: Item) -> Response:
+    """Return a 201 for an item that was created below the request's path."""
+    response = item_response(item, 201)
+    response.headers["Location"] = f"{current_request().path}/{item.id}"
+    return response
+
+
+def stored_response(stored: StoredResponse) -> Response:
+    """Return the response to the first request with the same Idempotency-Key."""
+    response = user_data(stored.body, stored.headers.pop("ETag"), stored.status)
+    response.headers.update(stored.headers)
+    if stored.is_replayed:
+        response.headers[REPLAYED] = "true"
+    return response
+
+
+def change_response(result: ChangeResult) -> Response:
+    """Return the changed item; or a 404, or a 412 with the item as it is if nothing was applied."""
+    if result.item is not None and not result.applied:
+        raise precondition_failed(result.item.json, etag(result.item.revision))
+    return item_response(result.item)
+
+
+def collection_response(revision: int, body: bytes) -> Response:
+    """Return a page with the ETag of the owner's revision and the query; or a 304."""
+    query = digest(current_request().query_string)
+    tag = etag(revision, query)
+    tags = read_entity_tags("If-None-Match")
+    if tags and (tags.is_any or revision in tags.revisions(query, weak=True)):
+        return not_modified(tag)
+    return user_data(body, tag)
+
+
+def known_revisions() -> list[int]:
+    """Return the owner's revisions at which the client has this page."""
+    tags = read_entity_tags("If-None-Match")
+    return tags.revisions(digest(current_request().query_string), weak=True) if tags else []

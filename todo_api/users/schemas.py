@@ -1,0 +1,22 @@
+"""The schema of a session."""
+
+from marshmallow import Schema, fields, validate
+
+from todo_api.web.fields import MOMENT, USER_ID
+
+
+class Session(Schema):
+    """Who a token is for."""
+
+    user_id = fields.UUID(
+        required=True,
+        metadata={"description": "The id to use in paths.", "example": USER_ID},
+    )
+    subject = fields.String(
+        required=True,
+        validate=validate.Length(1, 255),
+        metadata={"description": "Whom the issuer calls so.", "example": "auth0|5f7c8ec7"},
+    )
+    expires_at = fields.DateTime(
+        required=True, metadata={"description": "When the token expires.", "example": MOMENT}
+    )

@@ -1,0 +1,112 @@
+"""Conditional requests (RFC 9110, section 13), with entity tags made of revisions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flask import current_app
+
+from todo_api.db.schema_version import SCHEMA_VERSION
+from todo_api.web.problems import malformed_header, precondition_required
+from todo_api.web.requests import current_request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# In front of the revision in an entity tag: a version that adds a member, and so has another
+# migration, must not pass off as unchanged what a client kept from before.
+REPRESENTATION = int(SCHEMA_VERSION)
+ETAG_PREFIX = f'"{REPRESENTATION}.'
+
+# No two parts of this pattern match the same text, or refusing a field of commas would take too
+# long.
+ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
+ENTITY_TAGS = re.compile(rf"\*|[ \t,]*{ENTITY_TAG}(?:[ \t]*,[ \t,]*{ENTITY_TAG})*[ \t,]*")
+TAGS_LENGTH = 4000
+REVISION = re.compile(rf"{REPRESENTATION}\.([0-9]{{1,18}})(?:-([0-9a-f]+))?")
+
+
+def etag(revision: int, query: str | None = None) -> str:
+    """Return the strong entity tag of a revision; of a collection's with its query's digest."""
+    return f'{ETAG_PREFIX}{revision}"' if query is None else f'{ETAG_PREFIX}{revision}-{query}"'
+
+
+@dataclass(frozen=True)
+class EntityTags:
+    """The entity tags of an If-Match or If-None-Match field; `is_any` stands for `*`."""
+
+    listed: tuple[str, ...]
+    is_any: bool = False
+
+    def revisions(self, query: str | None = None, *, weak: bool) -> list[int]:
+        """Return the revisions that the server's own tags name, weak ones only if `weak`."""
+        return list(self._revisions(query, weak=weak))
+
+    def _revisions(self, query: str | None, *, weak: bool) -> Iterator[int]:
+        for tag in self.listed:
+            if tag.startswith("W/") and not weak:
+                continue
+            match = REVISION.fullmatch(tag.removeprefix("W/").strip('"'))
+            if match and match[2] == query:
+                yield int(match[1])
+
+
+def read_entity_tags(name: str) -> EntityTags | None:
+    """Return the tags of this header field, or None without one. Malformed ones are a 400."""
+    field = current_request().header(name)
+    if field is None:
+        return None
+    if len(field) > TAGS_LENGTH:
+        raise malformed_header(name, f"Must have at most {TAGS_LENGTH} characters.")
+    if not ENTITY_TAGS.fullmatch(field):
+        raise malformed_header(
+            name, f"Must be *, or entity tags like {etag(7)} with commas between."
+        )
+    return EntityTags(tuple(re.findall(ENTITY_TAG, field)), is_any=field == "*")
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """What the revision must be for a change to apply.
+
+    One of `match`, or any if that is None; none of `none_match`; with `is_never`, no revision will
+    do (`If-None-Match: *` on something that exists).
+    """
+
+    match: Sequence[int] | None = None
+    none_match: Sequence[int] = ()
+    is_never: bool = False
+
+    def holds(self, revision: int) -> bool:
+        """Return whether the change applies at this revision."""
+        if self.is_never or revision in self.none_match:
+            return False
+        return self.match is None or revision in self.match
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the statements that check it."""
+        match = [] if self.is_never else self.match
+        return {
+            "match": None if match is None else list(match),
+            "none_match": list(self.none_match),
+        }
+
+
+def read_precondition() -> Precondition | None:
+    """Return what If-Match and If-None-Match ask of a change, or None without them.
+
+    Raises a 428 if the settings require If-Match and there is none.
+    """
+    match, none_match = read_entity_tags("If-Match"), read_entity_tags("If-None-Match")
+    if match is None and current_app.config["REQUIRE_IF_MATCH"]:
+        raise precondition_required()
+    if match is None and none_match is None:
+        return None
+    return Precondition(
+        match=None if match is None or match.is_any else match.revisions(weak=False),
+        none_match=none_match.revisions(weak=True) if none_match else (),
+        is_never=none_match is not None and none_match.is_any,
+    )

@@ -1,0 +1,73 @@
+"""Headers for browsers: what they may do with a response, and which pages may ask (CORS)."""
+
+from __future__ import annotations
+
+from flask import Flask, Response
+
+from todo_api.web.requests import current_request
+from todo_api.web.responses import BytesResponse
+
+# A response is data: no page may frame it, and nothing in it runs. /docs has a policy of its own.
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
+
+
+REQUEST_HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
+)
+
+
+EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-Id"
+
+
+PREFLIGHT_AGE = 7200  # seconds, the most that any browser keeps
+
+
+def send_security_headers(app: Flask) -> None:
+    """Forbid browsers to guess a response's type, to frame it, and to tell other sites its URL."""
+
+    @app.after_request
+    def secure(response: Response) -> Response:
+        headers = response.headers
+        headers.add("X-Content-Type-Options", "nosniff")
+        headers.add("Referrer-Policy", "no-referrer")
+        given = {name.lower() for name, _ in headers}
+        if "content-security-policy" not in given:
+            headers.add("Content-Security-Policy", POLICY)
+        if "cache-control" not in given:
+            headers.add("Cache-Control", "no-store")
+        return response
+
+
+def enable_cors(app: Flask, origins: tuple[str, ...]) -> None:
+    """Let pages of these origins call the API (CORS, in the Fetch standard).
+
+    A preflight carries no token, so it is answered before authentication. No credentials are
+    allowed: the page's own code sends tokens, and there are no cookies.
+    """
+
+    def allowed_origin() -> str | None:
+        origin = current_request().header("Origin")
+        return origin if origin in origins else None
+
+    @app.before_request
+    def preflight() -> Response | None:
+        request = current_request()
+        if request.method != "OPTIONS" or request.header("Access-Control-Request-Method") is None:
+            return None
+        allowances = {
+            "Access-Control-Allow-Methods": METHODS,
+            "Access-Control-Allow-Headers": REQUEST_HEADERS,
+            "Access-Control-Max-Age": str(PREFLIGHT_AGE),
+        }
+        return BytesResponse(None, 204, allowances if allowed_origin() else {})
+
+    @app.after_request
+    def share(response: Response) -> Response:
+        response.vary.add("Origin")
+        if origin := allowed_origin():
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+        return response

@@ -1,0 +1,48 @@
+"""Flask's request, with an id, a start time and what is found out before the view runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import flask
+from uuid_utils import uuid7
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+READS = {"GET", "HEAD"}
+
+
+# A request id goes into log lines, headers and problems, so it has nothing that needs quoting.
+WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Request(flask.Request):
+    """A request, when it began (time.monotonic), and its id: the client's own or a new one.
+
+    Before the view runs, `identity` is set to what the token says, if one is required; `user_id` to
+    the user of the path or the token; `body` to the parsed JSON body.
+    """
+
+    identity: Any = None
+    user_id: UUID | None = None
+    body: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.started = time.monotonic()
+        given = self.header("X-Request-Id") or ""
+        self.id = given if WELL_FORMED.fullmatch(given) else str(uuid7())
+
+    def header(self, name: str) -> str | None:
+        """Return the header field of this name, at a tenth of the cost of `headers.get`."""
+        value: str | None = self.environ.get(f"HTTP_{name.upper().replace('-', '_')}")
+        return value
+
+
+def current_request() -> Request:
+    """Return the request itself; each look at it through Flask's proxy would take 1 us."""
+    return cast("Request", flask.request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001  documented

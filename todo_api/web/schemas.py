@@ -1,0 +1,81 @@
+"""The schemas of problem details (RFC 9457)."""
+
+from marshmallow import Schema, fields, validate
+
+from todo_api.web.fields import ANYTHING, REQUEST_ID
+
+FAULTS_SHOWN = 100  # of one request, at most
+FAULT_LENGTH = 1000  # characters
+
+
+class Fault(Schema):
+    """One thing that is wrong with a request: where it is, and what."""
+
+    pointer = fields.String(
+        validate=validate.Length(max=FAULT_LENGTH),
+        metadata={
+            "description": "A JSON Pointer (RFC 6901) into the body.",
+            "pattern": ANYTHING,
+            "example": "/title",
+        },
+    )
+    parameter = fields.String(
+        validate=validate.Length(max=FAULT_LENGTH),
+        metadata={
+            "description": "A parameter of the path or the query.",
+            "pattern": ANYTHING,
+            "example": "limit",
+        },
+    )
+    header = fields.String(
+        validate=validate.Length(max=FAULT_LENGTH),
+        metadata={"description": "A header field.", "example": "If-Match"},
+    )
+    detail = fields.String(
+        required=True,
+        validate=validate.Length(1, FAULT_LENGTH),
+        metadata={"description": "What is wrong.", "example": "Must have 1 to 255 characters."},
+    )
+
+
+class ProblemDetails(Schema):
+    """Why a request failed (RFC 9457)."""
+
+    type = fields.String(
+        required=True,
+        validate=validate.Length(1, 100),
+        metadata={
+            "description": "What kind of problem this is: a stable path.",
+            "pattern": "^/problems/[a-z-]+$",
+            "example": "/problems/invalid",
+        },
+    )
+    title = fields.String(
+        required=True,
+        validate=validate.Length(1, 100),
+        metadata={"description": "The kind in words.", "example": "A value breaks a rule"},
+    )
+    status = fields.Integer(
+        required=True,
+        validate=validate.Range(400, 599),
+        metadata={"description": "The HTTP status code.", "example": 422},
+    )
+    detail = fields.String(
+        required=True,
+        validate=validate.Length(1, FAULT_LENGTH),
+        metadata={"description": "What happened, and what to do.", "example": "See errors."},
+    )
+    instance = fields.String(
+        required=True,
+        validate=validate.Length(1, 128),
+        metadata={
+            "description": "The request id, which the server's log has too.",
+            "pattern": "^[A-Za-z0-9._-]+$",
+            "example": REQUEST_ID,
+        },
+    )
+    errors = fields.List(
+        fields.Nested(Fault),
+        validate=validate.Length(1, FAULTS_SHOWN),
+        metadata={"description": "Each thing that is wrong, up to a hundred."},
+    )
