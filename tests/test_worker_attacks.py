@@ -198,3 +198,16 @@ def test_a_half_closed_client_gets_every_response(server):
         received = receive(connection)
 
     assert statuses(received) == [200] * 50
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [("Content-Length: 10", b"whole"), ("Transfer-Encoding: chunked", b"5\r\nwhole\r\n")],
+)
+def test_a_truncated_body_does_not_reach_the_application_as_a_whole_one(server, field, body):
+    with socket.create_connection(server.address, timeout=SECONDS) as connection:
+        connection.sendall(get("read", field, method="POST", body=body))
+        connection.shutdown(socket.SHUT_WR)
+        received = receive(connection)
+
+    assert statuses(received) == []
