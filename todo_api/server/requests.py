@@ -11,6 +11,7 @@ from gunicorn.http.errors import (
     InvalidHeader,
     InvalidRequestLine,
     LimitRequestHeaders,
+    LimitRequestLine,
     NoMoreData,
     ObsoleteFolding,
 )
@@ -66,8 +67,11 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         size = len(buf)
         super().read_into(unreader, buf, stop)
         self._received += buf[size:]
-        if len(self._received) > MAX_HEAD:
-            raise LimitRequestHeaders("")
+        size = len(self._received)
+        if size > MAX_HEAD:
+            # gunicorn_h1c waits for the end of a request line of any length.
+            has_line = b"\r\n" in self._received[2:]
+            raise LimitRequestHeaders("") if has_line else LimitRequestLine(size, MAX_HEAD)
 
     def set_body_reader(self) -> None:
         hosts = self.values("HOST")
