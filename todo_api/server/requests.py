@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import Request, RequestParser
-from gunicorn.http.body import ChunkedReader
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import (
     InvalidHeader,
     InvalidRequestLine,
     LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
     ObsoleteFolding,
 )
 
@@ -65,8 +67,11 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         size = len(buf)
         super().read_into(unreader, buf, stop)
         self._received += buf[size:]
-        if len(self._received) > MAX_HEAD:
-            raise LimitRequestHeaders("")
+        size = len(self._received)
+        if size > MAX_HEAD:
+            # gunicorn_h1c waits for the end of a request line of any length.
+            has_line = b"\r\n" in self._received[2:]
+            raise LimitRequestHeaders("") if has_line else LimitRequestLine(size, MAX_HEAD)
 
     def set_body_reader(self) -> None:
         hosts = self.values("HOST")
@@ -78,6 +83,8 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         if codings and [coding.lower() for coding in codings] != ["chunked"]:
             raise InvalidHeader("TRANSFER-ENCODING", req=self)
         super().set_body_reader()
+        if isinstance(self.body.reader, LengthReader):
+            self.body.reader = WholeBodyReader(self.unreader, self.body.reader.length)
 
     def should_close(self) -> bool:
         """Whether the connection ends with this request (RFC 9112, section 9.3).
@@ -95,9 +102,12 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     def unread_length(self) -> int | None:
         """Return how many bytes of the body the application has not read.
 
-        None if that is unknown: the body is chunked, and the application has not read to its end.
+        None if that is unknown: reading has failed, or the body is chunked and the application has
+        not read to its end.
         """
         reader = self.body.reader
+        if self.body.failed:
+            return None
         if isinstance(reader, ChunkedReader):
             return 0 if reader.parser is None else None
         length: int = reader.length
@@ -106,6 +116,21 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     def values(self, name: str) -> list[str]:
         """Return the value of each field of this name, which is in upper case."""
         return [value for field, value in self.headers if field == name]
+
+
+class WholeBodyReader(LengthReader):  # type: ignore[misc]  # gunicorn has no types
+    """Read a body of known length, all of it.
+
+    gunicorn's reader takes the end of the connection for the end of the body, so that an
+    application would act on a request of which a part is missing (RFC 9112, section 8).
+    """
+
+    def read(self, size: int) -> bytes:
+        expected = min(self.length, size)
+        data: bytes = super().read(size)
+        if len(data) < expected:
+            raise NoMoreData(data)
+        return data
 
 
 class StrictParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
