@@ -52,13 +52,16 @@ class Round(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker-class", help="of gunicorn, instead of the API's own")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     told = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is needed: apt-get install wrk")
-    settings = {"WEB_CONCURRENCY": str(WORKERS), "WEB_THREADS": str(THREADS)}
+    options = "--max-requests 0"  # the same workers from the first round to the last
     if told.worker_class:
-        settings["GUNICORN_CMD_ARGS"] = f"--worker-class {told.worker_class}"
+        options += f" --worker-class {told.worker_class}"
+    settings = {"WEB_CONCURRENCY": str(WORKERS), "WEB_THREADS": str(THREADS)}
+    settings["GUNICORN_CMD_ARGS"] = options
     with postgresql() as server, serving(server.url(), **settings) as api:
         with Client(api.address) as client:
             body = {"title": "Buy oat milk"}
@@ -68,7 +71,7 @@ def main() -> None:
         run_wrk(api, api.address, path, CLIENTS[0])  # which warms up
         print("| | clients | connections | on one | CPU | requests/s | errors |")
         print("|---|---|---|---|---|---|---|")
-        for clients in CLIENTS:
+        for clients in told.clients:
             direct, behind = [], []
             for _ in range(told.rounds):  # in turns: the machine's ups and downs are longer
                 direct.append(run_wrk(api, api.address, path, clients))
