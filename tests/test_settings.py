@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from psycopg.conninfo import conninfo_to_dict
 
 from todo_api.auth.keys import parse_public_key
 from todo_api.settings import (
@@ -107,6 +109,96 @@ def test_a_url_that_will_not_do_is_not_repeated(url):
         load_settings(FIT | {"DATABASE_URL": url})
 
     assert "s3cret" not in str(fault.value)
+
+
+MISREAD = {
+    "at": "postgresql://todo:{}@{}@db.example/todo",
+    "at-first": "postgresql://todo:@{}{}@db.example/todo",
+    "at-last": "postgresql://todo:{}{}@@db.example/todo",
+    "at-in-user": "postgresql://{}@{}:pass@db.example/todo",
+    "slash": "postgresql://todo:{}/{}@db.example/todo",
+    "slash-after-digits": "postgresql://todo:5432/{}{}@db.example/todo",
+    "question-mark": "postgresql://todo:{}?{}@db.example/todo",
+    "question-mark-and-slash": "postgresql://todo:{}?a=/{}@db.example/todo",
+    "like-a-parameter": "postgresql://todo:5432/{}?sslmode={}@db.example/todo",
+    "hash": "postgresql://todo:{}#{}@db.example/todo",
+    "brackets": "postgresql://todo:{}[{}]@db.example/todo",
+    "percent": "postgresql://todo:{}%{}@db.example/todo",
+    "space": "postgresql://todo:{} {}@db.example/todo",
+    "lone-surrogate": "postgresql://todo:{}\udcff{}@db.example/todo",
+    "without-a-host": "postgresql://todo:{}{}",
+    "in-place-of-the-port": "postgresql://todo@db.example:{}{}/todo",
+    "behind-the-port": "postgres://todo@db.example:5432{}{}/todo",
+}
+
+
+@pytest.mark.parametrize("form", MISREAD.values(), ids=MISREAD.keys())
+@pytest.mark.parametrize("name", ["DATABASE_URL", "MIGRATION_DATABASE_URL"])
+def test_database_url_with_an_unescaped_password_is_refused_and_not_repeated(name, form):
+    with pytest.raises(SettingsError) as fault:
+        load_settings(FIT | {name: form.format("s3cret", "pr1vate")})
+
+    told = str(fault.value)
+    assert re.fullmatch(rf"The settings are not right:\n  {name}: [^\n]+", told)
+    assert "Percent-encode special characters in the password: %40 for @" in told
+    assert "s3cret" not in told
+    assert "pr1vate" not in told
+    assert fault.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "password"),
+    [
+        ("postgresql://todo:p%40ss@db.example/todo", "p@ss"),
+        ("postgresql://todo:%40%2F%3F%23%5B%5D%3A%25%20@db.example:5432/todo", "@/?#[]:% "),
+        ("postgresql://todo:p:ss:@db.example/todo", "p:ss:"),
+        ("postgresql://todo:a,b;c&d=e+f!g$h'(i)*~-._@db.example/todo", "a,b;c&d=e+f!g$h'(i)*~-._"),
+        ("postgresql://todo:p%40ss@one.example:5432,two.example:,[::1]:5433/todo", "p@ss"),
+        ("postgresql://todo:p%40ss@/todo?host=/run/postgresql", "p@ss"),
+        ("postgresql://db.example/todo?user=todo&password=p%40ss", "p@ss"),
+    ],
+)
+def test_database_url_with_an_escaped_password_is_taken(url, password):
+    settings = load_database_settings({"DATABASE_URL": url, "MIGRATION_DATABASE_URL": url})
+
+    assert settings.database_url == settings.migration_database_url == url
+    assert conninfo_to_dict(url)["password"] == password
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999999", "-1", "+1", "5432x", "\u0665"])
+def test_port_of_a_database_url_is_a_number_that_a_port_can_have(port):
+    assert faults_of(FIT | {"DATABASE_URL": f"postgresql://h:{port}/todo"}).keys() == {
+        "DATABASE_URL"
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gunicorn", "--config", "gunicorn.conf.py"],
+        ["alembic", "upgrade", "head"],
+        ["todo_api.purge"],
+        ["todo_api.run"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_repeats_nothing_of_a_password_that_is_not_escaped(command, request):
+    url = "postgresql://todo:s3cret@pr1vate@127.0.0.1/todo"
+
+    ended = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=request.config.rootpath,
+        env=os.environ | {"DATABASE_URL": url, "AUTH_MODE": "none"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert ended.returncode != 0
+    assert "DATABASE_URL: Percent-encode special characters" in ended.stderr
+    assert "s3cret" not in ended.stderr + ended.stdout
+    assert "pr1vate" not in ended.stderr + ended.stdout
 
 
 def test_an_empty_variable_is_an_unset_one():

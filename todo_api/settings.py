@@ -28,19 +28,38 @@ KEY_SOURCES = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_SECRET")
 ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)https?://[a-z0-9.\-_\[\]:]+")
 
 
+# The characters that delimit the parts of a URL (RFC 3986, section 2.2), but for the colon, which
+# every reader of URLs takes for a part of the password.
+MISREAD = re.compile(r"[/?#\[\]@]")
+PORTS = range(1, 65536)
+PERCENT_ENCODE = "Percent-encode special characters in the password: %40 for @, %2F for /"
+
+
 class SettingsError(Exception):
     """The environment is not fit to start with; the message names every fault."""
 
 
 def postgresql_url(value: str) -> None:
-    """A `postgresql://` or `postgres://` URL that libpq can read, else ValidationError."""
-    # The value is never repeated: it may hold a password.
-    if not re.match(r"postgres(ql)?://", value):
+    """Raise ValidationError unless libpq reads the `postgresql://` URL as it is meant.
+
+    libpq ends the password at the first `@` and takes the rest of it for the host's name, which
+    its errors and the log then repeat; with a `/` before it, for the port or the database's name.
+    """
+    # No message repeats the value, or a part of it: it may hold a password.
+    scheme = re.match(r"postgres(ql)?://", value)
+    if not scheme:
         raise ValidationError("Not a postgresql:// URL.")
+    userinfo, at, rest = value[scheme.end() :].partition("@")
+    if at and (MISREAD.search(userinfo) or "@" in rest):
+        raise ValidationError(f"{PERCENT_ENCODE}.")
     try:
-        conninfo_to_dict(value)
-    except ProgrammingError as error:
-        raise ValidationError("Not a URL that libpq can read.") from error
+        parameters = conninfo_to_dict(value)
+    except (ProgrammingError, UnicodeError):
+        raise ValidationError(f"Not a URL that libpq can read. {PERCENT_ENCODE}.") from None
+    # One for each host; an empty one is the default.
+    ports = filter(None, str(parameters.get("port", "")).split(","))
+    if not all(re.fullmatch("[0-9]{1,5}", port) and int(port) in PORTS for port in ports):
+        raise ValidationError(f"A port is a number from 1 to 65535. {PERCENT_ENCODE}.")
 
 
 def jwks_url(value: str) -> None:
