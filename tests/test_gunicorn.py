@@ -27,6 +27,8 @@ from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, g
 from faults.servers import ROOT, await_that, children, environment, free_port, serving
 from todo_api import worker
 
+pytestmark = pytest.mark.slow
+
 COMPILED = importlib.util.find_spec("gunicorn_h1c") is not None
 PARSERS = [
     pytest.param("fast", marks=pytest.mark.skipif(not COMPILED, reason="needs gunicorn_h1c")),

@@ -27,6 +27,8 @@ from todo_api.embedded import temporary_cluster
 from todo_api.statements.tasks import find_task, insert_task
 from todo_api.tables import SCHEMA_VERSION, metadata
 
+pytestmark = pytest.mark.slow
+
 # The lock by which migrations take turns.
 TURN = 8_101_977
 
