@@ -245,8 +245,11 @@ def checkout(tmp_path: Path):
 
 @pytest.fixture
 def count(request: pytest.FixtureRequest):
-    """Divide a count: all of it with --full, otherwise a fiftieth, and a tenth in a slow test."""
-    return lambda full: full // request.param
+    """Divide a count: all of it with --full, otherwise a fiftieth, and a tenth in a slow test.
+
+    `least` is what a test needs to show anything.
+    """
+    return lambda full, least=1: max(least, full // request.param)
 
 
 @pytest.fixture
