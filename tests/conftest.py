@@ -45,6 +45,12 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
+# By what the fixture `count` divides.
+FEW = pytest.param(50, id="few")
+MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
+ALL = pytest.param(1, id="all")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the counts that take long, in full")
     parser.addoption("--pooler", action="store_true", help="reach the database through PgBouncer")
@@ -52,12 +58,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Choose the applications' way to the database: straight, unless a mark or --pooler says else.
+    """Choose the counts, and the applications' way to the database.
 
-    What is marked `pooled` goes both ways; what is marked `direct` never goes through PgBouncer.
-    What is marked `divided` has its tables whole and in partitions.
+    That way is straight, unless a mark or --pooler says else. What is marked `pooled` goes both
+    ways; what is marked `direct` never goes through PgBouncer. What is marked `divided` has its
+    tables whole and in partitions.
     """
     marked = metafunc.definition.get_closest_marker
+    if "count" in metafunc.fixturenames:
+        full = metafunc.config.option.full
+        metafunc.parametrize("count", [ALL] if full else [FEW, MANY], indirect=True)
     if "database_url" in metafunc.fixturenames and marked("divided"):
         metafunc.parametrize("database_url", ["whole", "divided"], indirect=True, scope="session")
     if "pooler" not in metafunc.fixturenames:
@@ -236,8 +246,11 @@ def checkout(tmp_path: Path):
 
 @pytest.fixture
 def count(request: pytest.FixtureRequest):
-    """A count in full with --full, a tenth of it otherwise."""
-    return lambda full: full if request.config.option.full else full // 10
+    """Divide a count: all of it with --full, otherwise a fiftieth, and a tenth in a slow test.
+
+    `least` is what a test needs to show anything.
+    """
+    return lambda full, least=1: max(least, full // request.param)
 
 
 @pytest.fixture

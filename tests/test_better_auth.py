@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from flask.testing import FlaskClient
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "better_auth"
 BRISK = Pace(refresh=0.5, apart=0.1)
 LONG = 20  # seconds

@@ -24,6 +24,8 @@ import yaml
 from faults.clients import Client
 from faults.servers import HOST, ROOT, await_that, free_port, postgresql
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "deploy" / "docker"
 DOCKERFILE = FOLDER / "Dockerfile"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())

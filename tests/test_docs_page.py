@@ -9,7 +9,10 @@ from tests.support.make_run import running
 
 CHROMIUM = shutil.which("chromium")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not here"),
+]
 
 # Nothing of the browser's own goes out, and no host but this one resolves.
 QUIET = [

@@ -16,6 +16,8 @@ from faults.__main__ import SKIPPED
 from faults.writing import Journal, Task, compare
 from tests.support.postgresql import migrate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 240  # seconds: a few on a machine that does nothing else
 

@@ -24,6 +24,8 @@ from faults.clients import Client
 from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
 from faults.servers import ROOT, await_that, children, environment, free_port, serving
 
+pytestmark = pytest.mark.slow
+
 COMPILED = importlib.util.find_spec("gunicorn_h1c") is not None
 PARSERS = [
     pytest.param("fast", marks=pytest.mark.skipif(not COMPILED, reason="needs gunicorn_h1c")),

@@ -659,6 +659,7 @@ class Flood:
         self._thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outage", [fails, hangs, writes_garbage, sends_100_megabytes])
 def test_an_outage_of_ten_minutes_is_not_noticed(new_issuer, new_verifier, outage):
     """Two servers, one of them with an issuer that is well, are asked in turn."""
@@ -913,6 +914,7 @@ def test_a_failure_is_logged_without_what_the_issuer_sent_at_length(
     assert len(line["error"]) <= 200
 
 
+@pytest.mark.slow
 def test_each_worker_of_gunicorn_fetches_for_itself_and_no_more_than_it_may(issuer):
     """A thousand requests that name keys at random make no fetch beyond each worker's first."""
     signer = Signer("one")

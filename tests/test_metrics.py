@@ -351,6 +351,7 @@ def test_a_key_set_tells_its_age_and_its_failures():
     assert metrics.REGISTRY.get_sample_value("todo_jwks_fetch_failures_total") == before + 1
 
 
+@pytest.mark.slow
 def test_counts_of_all_workers_add_up_exactly(serving):
     def answered(_: int) -> int:
         return server.ask("/nowhere")[0]
@@ -400,6 +401,7 @@ def trusting(url: str) -> dict[str, str]:
     return names | {"AUTH_MODE": "jwt", "JWT_JWKS_URL": url}
 
 
+@pytest.mark.slow
 def test_the_key_set_is_told_as_the_workers_have_it(serving, issuer):
     began = time.time()
 
@@ -411,6 +413,7 @@ def test_the_key_set_is_told_as_the_workers_have_it(serving, issuer):
         assert told.of("todo_jwks_fetch_failures_total") == 0
 
 
+@pytest.mark.slow
 def test_a_key_set_that_cannot_be_had_is_told(serving):
     with serving(**trusting("http://127.0.0.1:1/jwks")) as server:
         eventually(lambda: server.scrape().of("todo_jwks_fetch_failures_total") >= WORKERS)
@@ -418,6 +421,7 @@ def test_a_key_set_that_cannot_be_had_is_told(serving):
         assert server.scrape()["todo_jwks_fetched_timestamp_seconds",] == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(serving):
     with serving() as server:
         for _ in range(20):
@@ -439,6 +443,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(se
         assert files <= set(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_no_successor_takes_its_gauges_along(serving):
     with serving() as server:
         server.process.send_signal(signal.SIGTTIN)
@@ -449,6 +454,7 @@ def test_a_worker_that_has_no_successor_takes_its_gauges_along(serving):
         server.await_workers(WORKERS)
 
 
+@pytest.mark.slow
 def test_a_reload_keeps_the_counts(serving):
     with serving() as server:
         before = server.workers()
@@ -464,6 +470,7 @@ def test_a_reload_keeps_the_counts(serving):
         assert len(folders(server.process.pid)) == 1
 
 
+@pytest.mark.slow
 def test_an_upgrade_counts_for_itself_and_leaves_the_other_master_alone(serving):
     with serving() as old:
         old.ask("/nowhere")
@@ -483,6 +490,7 @@ def test_an_upgrade_counts_for_itself_and_leaves_the_other_master_alone(serving)
             eventually(lambda: not folders(new))
 
 
+@pytest.mark.slow
 def test_a_file_that_a_worker_has_just_begun_is_passed_over(serving):
     with serving() as server:
         (folder,) = folders(server.process.pid)
@@ -492,6 +500,7 @@ def test_a_file_that_a_worker_has_just_begun_is_passed_over(serving):
         assert server.scrape().of("todo_workers") == WORKERS
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_leaves_a_folder_that_the_next_one_removes(serving):
     with serving() as server:
         workers = server.workers()

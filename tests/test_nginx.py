@@ -29,9 +29,12 @@ from todo_api.web.headers import EXPOSED
 from todo_api.web.problems import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
 from todo_api.web.requests import WELL_FORMED
 
-pytestmark = pytest.mark.skipif(
-    NGINX is None, reason="nginx is not installed (Debian: apt install nginx-light)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        NGINX is None, reason="nginx is not installed (Debian: apt install nginx-light)"
+    ),
+]
 
 ROOT = Path(__file__).parent.parent
 HTTP, SERVER = ((SHIPPED / "todo-api" / name).read_text() for name in ("http.conf", "server.conf"))

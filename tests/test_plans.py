@@ -13,6 +13,8 @@ from tests.support.postgresql import migrate
 from todo_api.resources.pages import Position, list_statement
 from todo_api.tasks.fields import TASK
 
+pytestmark = pytest.mark.slow
+
 # 10,000 users with 100 tasks each and one with 100,000, theirs strewn among the others' as time
 # does it: a turn is one task of each and 1,000 of the one, and there are 100 turns.
 HEAVY_USER = uuid.UUID(int=1)

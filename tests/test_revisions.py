@@ -69,10 +69,12 @@ def counter(connection, user_id):
     return lambda: connection.execute(GLANCE, {"id": user_id}).fetchone()[1]
 
 
-def test_two_writers_on_one_task_get_numbers_in_commit_order(app, task, glances):
+def test_two_writers_on_one_task_get_numbers_in_commit_order(app, task, glances, count):
+    rounds = count(5_000)
+
     def work(writer):
         client = app.test_client()
-        return [write(client, "PATCH", task.url, f"{writer} {number}") for number in range(500)]
+        return [write(client, "PATCH", task.url, f"{writer} {number}") for number in range(rounds)]
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(work, ["first", "second"])
@@ -80,15 +82,15 @@ def test_two_writers_on_one_task_get_numbers_in_commit_order(app, task, glances)
 
     writes = sorted(first + second)
     moments = [each.updated_at for each in writes]
-    assert [each.revision for each in writes] == list(range(2, 1002))
+    assert [each.revision for each in writes] == list(range(2, 2 * rounds + 2))
     assert moments == sorted(set(moments))
     # Whoever began after another had its answer has the higher number.
     last_began = accumulate((each.began for each in writes), max)
     assert all(each.ended > began for each, began in zip(writes, last_began, strict=True))
     # Both were at it all the time: it was a race.
     of_first = [each in first for each in writes]
-    assert sum(one != next_one for one, next_one in pairwise(of_first)) > 50
-    assert len(seen) > 50
+    assert sum(one != next_one for one, next_one in pairwise(of_first)) > rounds / 10
+    assert len(seen) > rounds / 10
     assert all(revisions == [latest] for revisions, latest in seen)
     assert [latest for _, latest in seen] == sorted(latest for _, latest in seen)
 

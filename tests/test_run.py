@@ -20,6 +20,8 @@ from tests.support import ROOT
 from tests.support.make_run import CHECKOUT, TASKS, Server, data_of, running
 from todo_api.commands import embedded
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_written_is_there_after_a_restart(checkout):
     folder = checkout()

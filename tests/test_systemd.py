@@ -13,6 +13,8 @@ import pytest
 
 from faults.servers import ROOT, Api, environment
 
+pytestmark = pytest.mark.slow
+
 UNITS = ROOT / "deploy" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
 

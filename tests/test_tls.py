@@ -31,7 +31,10 @@ POSTGRES = max(
     key=lambda program: int(program.parts[-3]),
     default=None,
 )
-pytestmark = pytest.mark.skipif(POSTGRES is None, reason="Debian's package postgresql is not here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(POSTGRES is None, reason="Debian's package postgresql is not here"),
+]
 
 # Names of Neon's kind. Nobody looks them up: each connection is told the address.
 HOST = "ep-example-123.eu-central-1.aws.neon.tech"

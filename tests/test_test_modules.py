@@ -1,0 +1,181 @@
+"""What every test module keeps, so that modules can be moved, run alone, and trusted."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.differences import assert_same_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TESTS = ROOT / "tests"
+SOURCES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
+
+# Test modules that still patch modules of todo_api.
+PATCHING = {"tests/test_gunicorn.py", "tests/test_pool.py"}
+
+
+def is_test_module(module: str) -> bool:
+    """Whether an import names a test module or conftest.py, in whatever folder."""
+    return any(part == "conftest" or part.startswith("test_") for part in module.split("."))
+
+
+def find_test_imports(tree: ast.Module) -> Iterator[int]:
+    """The lines that import a test module or conftest.py."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                modules = [alias.name for alias in names]
+            case ast.ImportFrom(module=module, names=names):
+                modules = [f"{module or ''}.{alias.name}" for alias in names]
+                # From any other module, these are names that it defines.
+                if module and not module.startswith("tests") and not is_test_module(module):
+                    modules = []
+            case _:
+                continue
+        if any(map(is_test_module, modules)):
+            yield node.lineno
+
+
+def find_patches(tree: ast.Module) -> Iterator[int]:
+    """The lines that put another value into a module, class or function of todo_api."""
+    ours = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] == "todo_api"
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[target, *_]):
+                patched = name in {"setattr", "delattr", "patch", "object"} and (
+                    is_ours(target, ours)
+                )
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                patched = is_ours(node.value, ours)
+            case _:
+                continue
+        if patched:
+            yield node.lineno
+
+
+def is_ours(target: ast.expr, ours: set[str]) -> bool:
+    """Whether the target is one of our names, an attribute of one, or the path of one."""
+    while isinstance(target, ast.Attribute):
+        target = target.value
+    match target:
+        case ast.Name(id=name):
+            return name in ours
+        case ast.Constant(value=str(path)):
+            return path.partition(".")[0] == "todo_api"
+    return False
+
+
+def name_lines(path: Path, lines: Iterator[int]) -> list[str]:
+    return [f"{path.relative_to(ROOT)}:{line}" for line in lines]
+
+
+def test_no_test_module_imports_another():
+    imports = [
+        line
+        for path in SOURCES
+        for line in name_lines(path, find_test_imports(ast.parse(path.read_text())))
+    ]
+
+    assert_same_lines(imports, [], "What tests share goes to tests/support.")
+
+
+def test_no_test_patches_our_modules():
+    patches = {
+        str(path.relative_to(ROOT)): name_lines(path, find_patches(ast.parse(path.read_text())))
+        for path in SOURCES
+    }
+
+    assert_same_lines(
+        [line for path, lines in patches.items() for line in lines if path not in PATCHING],
+        [],
+        "Pass the value as an argument, with the constant as its default, instead of patching it.",
+    )
+    assert_same_lines(
+        [path for path in sorted(PATCHING) if not patches.get(path)],
+        [],
+        "These patch no more: take them out of PATCHING in tests/test_test_modules.py.",
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import test_tasks",
+        "import tests.tasks.test_tasks as other",
+        "from test_tasks import ids",
+        "from tests.tasks.test_tasks import ids",
+        "from tests.tasks import test_tasks",
+        "from . import test_tasks",
+        "from .test_tasks import ids",
+        "from conftest import execute",
+        "from tests import conftest",
+        "def test_it():\n    from tests.conftest import execute",
+    ],
+)
+def test_an_import_of_a_test_module_is_found(source):
+    assert list(find_test_imports(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from tests.support.api import etag",
+        "from tests.support import ROOT",
+        "from flask.testing import FlaskClient",
+        "from werkzeug import test_app",
+        "import pytest",
+    ],
+)
+def test_any_other_import_is_let_through(source):
+    assert not list(find_test_imports(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "monkeypatch.setattr(pool, 'LIMIT', 1)",
+        "monkeypatch.setattr(pool.time, 'sleep', print)",
+        "monkeypatch.setattr('todo_api.pool.LIMIT', 1)",
+        "monkeypatch.delattr(pool, 'LIMIT')",
+        "monkeypatch.setattr(Gate, 'enter', print)",
+        "setattr(pool, 'LIMIT', 1)",
+        "mock.patch('todo_api.pool.LIMIT', 1)",
+        "mock.patch.object(pool, 'LIMIT', 1)",
+        "pool.LIMIT = 1",
+        "pool.LIMIT += 1",
+        "todo_api.pool.LIMIT = 1",
+        "del pool.LIMIT",
+    ],
+)
+def test_a_patch_of_a_module_of_ours_is_found(statement):
+    imports = "import todo_api.pool\nfrom todo_api import pool\nfrom todo_api.pool import Gate\n"
+
+    assert list(find_patches(ast.parse(imports + statement))) == [4]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "monkeypatch.setenv('DATABASE_URL', '')",
+        "monkeypatch.setattr(socket, 'create_connection', print)",
+        "Model.client = client",
+        "limit = pool.LIMIT",
+    ],
+)
+def test_what_is_not_ours_may_be_patched(statement):
+    source = f"import socket\nfrom todo_api import pool\n{statement}"
+
+    assert not list(find_patches(ast.parse(source)))
