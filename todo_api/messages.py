@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from _typeshed.wsgi import WSGIEnvironment
-
 # A request id goes into log lines, headers and problems as it is: nothing that needs quoting.
 WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -52,11 +50,7 @@ def current_request() -> Request:
 
 
 class Answer(flask.Response):
-    """A response whose body is there, whole, and whose header fields are what is sent.
-
-    werkzeug's own, which may be a stream, looks through its fields again and again for what to
-    correct: that was more than half of what an answer took.
-    """
+    """A response whose body is there, whole, with the header fields that are given."""
 
     default_mimetype = None
 
@@ -67,6 +61,3 @@ class Answer(flask.Response):
         if body is not None:
             headers.add("Content-Length", str(len(body)))
         super().__init__(() if body is None else (body,), status, headers)
-
-    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002  werkzeug's
-        return self.headers
