@@ -75,6 +75,11 @@ def add_views(blueprint, calls):
         await asyncio.sleep(0)
         return {"async": True}
 
+    @blueprint.get("/folder/")
+    def folder():
+        here = flask.url_for(".folder", _external=True)
+        return {"here": here, "livez": flask.url_for("operations.livez")}
+
     @blueprint.get("/session")
     def session():
         return {"session": dict(flask.session)}
@@ -148,6 +153,26 @@ def test_there_is_an_empty_session(extended):
 
     assert answer.json == {"session": {}}
     assert "Set-Cookie" not in answer.headers
+
+
+def test_addresses_have_the_host_and_the_prefix_that_were_asked_for(extended):
+    client = extended.test_client()
+    base = "https://todo.example/prefix"
+
+    answer = client.get("/other/folder/", base_url=base)
+    redirect = client.get("/other/folder?x=1", base_url=base)
+
+    assert answer.json == {"here": f"{base}/other/folder/", "livez": "/prefix/livez"}
+    assert redirect.status_code == 308
+    assert redirect.location == f"{base}/other/folder/?x=1"
+
+
+def test_other_hosts_than_the_trusted_ones_are_refused(extended):
+    extended.config["TRUSTED_HOSTS"] = ["todo.example"]
+    client = extended.test_client()
+
+    assert client.get("/livez", base_url="http://todo.example").status_code == 200
+    assert client.get("/livez", base_url="http://other.example").status_code == 400
 
 
 def test_signals_are_sent(extended):

@@ -10,8 +10,6 @@ from werkzeug.datastructures import Headers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from _typeshed.wsgi import WSGIEnvironment
-
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 PROBLEM = "application/problem+json"
@@ -23,11 +21,7 @@ USER_DATA_HEADERS = {"Cache-Control": "private, no-cache", "Vary": "Authorizatio
 
 
 class BytesResponse(flask.Response):
-    """A response with a complete body, whose header fields are sent as they are.
-
-    werkzeug's own may be a stream, and looks through its fields several times for what to correct:
-    that took more than half of the time for a response.
-    """
+    """A response with a complete body and these header fields."""
 
     default_mimetype = None
 
@@ -38,9 +32,6 @@ class BytesResponse(flask.Response):
         if body is not None:
             fields.add("Content-Length", str(len(body)))
         super().__init__(() if body is None else (body,), status, fields)
-
-    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002  werkzeug's
-        return self.headers
 
 
 def no_content() -> BytesResponse:
