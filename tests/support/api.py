@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from todo_api.db.schema_version import SCHEMA_VERSION
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -12,8 +14,8 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
 
-# What the ETag of a task has before its revision.
-REPRESENTATION = "1."
+# What the ETag of a task has before its revision: the number of the latest migration.
+REPRESENTATION = f"{int(SCHEMA_VERSION)}."
 
 # With a revision put in, these look like ETags of a task and are none.
 OTHER_TAGS = ['"0.{}"', '"{}"', f'"{REPRESENTATION}{{}}-abcd"', f'"{REPRESENTATION}0{{}}x"']

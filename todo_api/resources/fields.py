@@ -165,7 +165,7 @@ class TextType:
             validate=self._length(),
             metadata={"description": f"Only with this `{column.name}`.", "example": example},
         )
-        return {column.name: Filter(parameter, equal)}
+        return {str(column.name): Filter(parameter, equal)}
 
     def sort_key(self, column: Column[Any]) -> SortKey:
         return SortKey(column.collate("C"), Text(), str, self._checked)
@@ -196,7 +196,7 @@ class BooleanType:
         equal = column == bindparam(column.name, type_=Boolean)
         description = f"Only with this `{column.name}`."
         parameter = BooleanParameter(metadata={"description": description, "example": example})
-        return {column.name: Filter(parameter, equal)}
+        return {str(column.name): Filter(parameter, equal)}
 
     def sort_key(self, column: Column[Any]) -> SortKey:
         return SortKey(column, Boolean(), bool, self._checked)
@@ -236,7 +236,7 @@ class IntegerType:
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         def filter_(suffix: str, operator: str, description: str) -> tuple[str, Filter]:
-            name = column.name + suffix
+            name = f"{column.name}{suffix}"
             condition = column.op(operator, is_comparison=True)(
                 bindparam(name, type_=self.column_type)
             )
@@ -287,7 +287,7 @@ class MomentType:
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         # created_at is filtered by created_after and created_before.
-        name = column.name.removesuffix("_at")
+        name = str(column.name).removesuffix("_at")
 
         def filter_(suffix: str, operator: str, description: str) -> tuple[str, Filter]:
             moment = bindparam(name + suffix, type_=self.column_type)
