@@ -112,13 +112,26 @@ def test_a_statement_is_prepared_once_for_each_kind_of_its_parameters(opened, tr
     assert len(prepared(opened)) <= 3
 
 
-def test_so_many_are_prepared_and_no_more(opened, transact):
+def test_the_statement_that_was_not_used_for_longest_makes_room(opened, transact):
     opened.begin(prepares=True, most_prepared=2)
 
-    for number in (1, 2, 3, 4, 3):
+    for number in (1, 2, 1, 3, 1, 4, 3):
         assert transact(b"SELECT %d" % number) == [[(number,)]]
 
-    assert prepared(opened) == ["SELECT 1", "SELECT 2"]
+    assert set(prepared(opened)) == {"SELECT 4", "SELECT 3"}
+
+
+def test_a_failed_transaction_leaves_prepared_statements_usable(opened, transact):
+    opened.begin(prepares=True, most_prepared=2)
+    transact(b"SELECT 1", b"SELECT 2")
+
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            transact(b"SELECT 1 / %(zero)s::int", b"SELECT 3", b"SELECT 4", zero=0)
+
+        assert transact(b"SELECT 1", b"SELECT 2") == [[(1,)], [(2,)]]
+        assert transact(b"SELECT 3", b"SELECT 4") == [[(3,)], [(4,)]]
+    assert len(prepared(opened)) == 2
 
 
 def test_nothing_is_prepared_for_a_pooler(opened, transact):

@@ -14,7 +14,7 @@ from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.types.string import ByteaBinaryLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from psycopg.abc import Buffer
     from psycopg.pq.abc import PGresult
@@ -44,18 +44,38 @@ class Query(NamedTuple):
     formats: Sequence[Format] | None
 
 
+class Run(NamedTuple):
+    """The query was run."""
+
+
+class Prepare(NamedTuple):
+    """A statement was prepared."""
+
+    shape: Shape
+
+
+class Close(NamedTuple):
+    """The prepared statement that was not used for longest was closed."""
+
+    shape: Shape
+
+
+Command: TypeAlias = Run | Prepare | Close
+
+
 class Connection(psycopg.Connection[Row]):
-    """A connection that can `transact`, after `begin`."""
+    """A connection that can `transact`, once `begin` was called."""
 
     opened_at = 0.0
 
     def begin(self, *, prepares: bool, most_prepared: int = MOST_PREPARED) -> None:
-        """Get ready to `transact`, with at most so many prepared statements.
+        """Get ready to `transact`, with at most `most_prepared` prepared statements.
 
-        A pooler may not carry them: with `prepares` false, there are none.
+        The one that was not used for longest makes room for a new one. A pooler may not support
+        prepared statements: with `prepares` false, there are none.
         """
         self.opened_at = time.monotonic()
-        # JSON as PostgreSQL wrote it: it is passed on, not parsed.
+        # JSON is passed on as PostgreSQL wrote it, not parsed.
         self.adapters.register_loader("json", ByteaBinaryLoader)
         self._transformer = Transformer(self)
         self._most_prepared = most_prepared if prepares else 0
@@ -67,7 +87,7 @@ class Connection(psycopg.Connection[Row]):
     def transact(
         self, statements: Sequence[Statement], values: Mapping[str, Any], deadline: float
     ) -> list[list[Row]]:
-        """The rows of each statement, in one transaction and one round trip.
+        """Return the rows of each statement, run in one transaction and one round trip.
 
         Between two Syncs of a pipeline all statements are one implicit transaction (PostgreSQL,
         "Pipelining" in the chapter on the message flow). libpq is driven as its chapter on pipeline
@@ -80,7 +100,7 @@ class Connection(psycopg.Connection[Row]):
         """
         queries = [self._adapt(statement, values) for statement in statements]
         self.pgconn.enter_pipeline_mode()
-        sent = [shape for query in queries for shape in self._send(query)]
+        sent = [command for query in queries for command in self._send(query)]
         # Nothing after the Sync: to a pooler that has answered it, a Flush begins a transaction,
         # and takes a connection to the server, which an idle client keeps from all others.
         self.pgconn.pipeline_sync()
@@ -89,17 +109,29 @@ class Connection(psycopg.Connection[Row]):
         results = self._receive(deadline)
         self.pgconn.exit_pipeline_mode()
         rows, failed = [], None
-        for new, result in zip(sent, results, strict=True):
+        for command, result in zip(sent, results, strict=True):
             if result.status == ExecStatus.FATAL_ERROR:
                 failed = result
-            if new is None and failed is None:
+            if isinstance(command, Run) and failed is None:
                 self._transformer.set_pgresult(result)
                 rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
-            elif new is not None and result.status != ExecStatus.COMMAND_OK:
-                del self._names[new]
         if failed is not None:
+            self._undo(
+                command
+                for command, result in zip(sent, results, strict=True)
+                if result.status != ExecStatus.COMMAND_OK
+            )
             raise error_from_result(failed)
         return rows
+
+    def _undo(self, commands: Iterable[Command]) -> None:
+        """Restore which statements are prepared, after these commands were not executed."""
+        for command in reversed(list(commands)):
+            match command:
+                case Prepare(shape):
+                    del self._names[shape]
+                case Close(shape):
+                    self._names[shape] = name_of(shape)
 
     def _adapt(self, statement: Statement, values: Mapping[str, Any]) -> Query:
         """Return the statement with its parameters as PostgreSQL takes them; sends nothing."""
@@ -109,23 +141,29 @@ class Connection(psycopg.Connection[Row]):
         shape = (statement.numbered, self._transformer.types or ())
         return Query(shape, parameters, self._transformer.formats)
 
-    def _send(self, query: Query) -> Iterator[Shape | None]:
-        """Send the query; for each answer to come, the shape that it prepares, or None."""
+    def _send(self, query: Query) -> Iterator[Command]:
+        """Send the query; yield the command that each result will be of."""
         shape, parameters, formats = query
-        name = self._names.get(shape)
-        if name is None and len(self._names) < self._most_prepared:
-            name = self._names[shape] = name_of(shape)
+        name = self._names.pop(shape, None)
+        if name is None and self._most_prepared:
+            if len(self._names) >= self._most_prepared:
+                oldest = next(iter(self._names))
+                self.pgconn.send_close_prepared(self._names.pop(oldest))
+                yield Close(oldest)
+            name = name_of(shape)
             self.pgconn.send_prepare(name, *shape)
-            yield shape
+            yield Prepare(shape)
         if name is None:
             sql, types = shape
             self.pgconn.send_query_params(sql, parameters, types, formats, Format.BINARY)
         else:
+            # At the end, as the one that was used last.
+            self._names[shape] = name
             self.pgconn.send_query_prepared(name, parameters, formats, Format.BINARY)
-        yield None
+        yield Run()
 
     def _receive(self, deadline: float) -> list[PGresult]:
-        """Every result before the Sync's."""
+        """Return every result before that of the Sync."""
         results: list[PGresult] = []
         while True:
             while self.pgconn.is_busy():
@@ -147,5 +185,5 @@ class Connection(psycopg.Connection[Row]):
 
 
 def name_of(shape: Shape) -> bytes:
-    """The name of the prepared statement: the same each time, so that none is there twice."""
+    """Return the name of the prepared statement: the same each time, so none is prepared twice."""
     return hashlib.blake2b(repr(shape).encode(), digest_size=12).hexdigest().encode()
