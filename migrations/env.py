@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from alembic import context
+from alembic.operations.ops import ExecuteSQLOp
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
 
+from todo_api.app import RESOURCES
+from todo_api.db import schema_version
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
-from todo_api.db.tables import metadata
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, environment, load_database_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
+
+# Those of all resources, and those that belong to none.
+metadata = RESOURCES[0].table.metadata
 
 # Any number, the same in every process: the lock by which migrations take turns.
 TURN = 8_101_977
@@ -32,11 +38,37 @@ LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "60s"
 
 
-def number_revision(_: Any, __: Any, directives: list[Any]) -> None:
-    """Number revisions in order: /health asks the database for one or a later one."""
+def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
+    """Complete a generated migration: its number, its CHECK constraints, and what needs it.
+
+    Numbers are in order, since /health asks the database for a migration or a later one. Alembic
+    does not compare CHECK constraints. SCHEMA_VERSION becomes the new number.
+    """
     head = ScriptDirectory.from_config(context.config).get_current_head() or "0000"
     for directive in directives:
         directive.rev_id = f"{int(head) + 1:04d}"
+        directive.upgrade_ops.ops += missing_checks(migration.connection)
+        version = Path(schema_version.__file__)
+        old = f'SCHEMA_VERSION = "{schema_version.SCHEMA_VERSION}"'
+        version.write_text(
+            version.read_text().replace(old, f'SCHEMA_VERSION = "{directive.rev_id}"')
+        )
+
+
+def missing_checks(connection: Connection) -> Iterator[ExecuteSQLOp]:
+    """Yield what adds the CHECK constraints that the database does not have."""
+    for table in metadata.tables.values():
+        existing = {
+            check["name"] for check in inspect(connection).get_check_constraints(table.name)
+        }
+        for constraint in table.constraints:
+            if isinstance(constraint, CheckConstraint):
+                name = str(constraint.name)
+                if name not in existing:
+                    condition = constraint.sqltext
+                    yield ExecuteSQLOp(
+                        f"ALTER TABLE {table.name} ADD CONSTRAINT {name} CHECK ({condition})"
+                    )
 
 
 def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
@@ -75,7 +107,7 @@ def migrate(connection: Connection, login: Any) -> None:
         connection=connection,
         target_metadata=metadata,
         compare_server_default=True,
-        process_revision_directives=number_revision,
+        process_revision_directives=complete_revision,
     )
     context.run_migrations()
     driver: Any = connection.connection.driver_connection
