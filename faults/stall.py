@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from faults.servers import Api, Postgres
 
 STALL = 0.5  # seconds
+LONGEST_STALL = 0.6  # as measured, which includes the time to stop and to continue all processes
 CLIENTS = 16
 DEADLINE = 5.0  # seconds, REQUEST_TIMEOUT
 AROUND = 1.5  # seconds of the load before and after an outage
@@ -79,8 +80,8 @@ def pass_through_stalls(server: Postgres, *, short: bool) -> None:
             stall, times=times, writes=writes, api=api, server=server, clients=CLIENTS
         )
     table(longest_stall=f"{longest:.2f} s")
-    # On a machine that is busy with other things, half a second can become a second.
-    assert longest >= STALL_TIMEOUT or not journal.outcomes, (
+    # On a machine that is busy with other things, half a second can become an outage.
+    assert longest > LONGEST_STALL or not journal.outcomes, (
         f"{journal.outcomes} in stalls of {longest:.2f} s"
     )
 
