@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from alembic import context
-from alembic.operations.ops import ExecuteSQLOp
+from alembic.operations.ops import CreateCheckConstraintOp
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -55,7 +55,7 @@ def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
         )
 
 
-def missing_checks(connection: Connection) -> Iterator[ExecuteSQLOp]:
+def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
     """Yield what adds the CHECK constraints that the database does not have."""
     for table in metadata.tables.values():
         existing = {
@@ -65,10 +65,7 @@ def missing_checks(connection: Connection) -> Iterator[ExecuteSQLOp]:
             if isinstance(constraint, CheckConstraint):
                 name = str(constraint.name)
                 if name not in existing:
-                    condition = constraint.sqltext
-                    yield ExecuteSQLOp(
-                        f"ALTER TABLE {table.name} ADD CONSTRAINT {name} CHECK ({condition})"
-                    )
+                    yield CreateCheckConstraintOp.from_constraint(constraint)
 
 
 def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
