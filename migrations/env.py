@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from alembic import context
-from alembic.operations.ops import CreateCheckConstraintOp
+from alembic.operations.ops import CreateCheckConstraintOp, ExecuteSQLOp
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -17,6 +17,7 @@ from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
 from todo_api.app import RESOURCES
 from todo_api.db import schema_version
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
+from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, environment, load_database_settings
 
@@ -39,15 +40,17 @@ STATEMENT_TIMEOUT = "60s"
 
 
 def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
-    """Complete a generated migration: its number, its CHECK constraints, and what needs it.
+    """Add to a generated migration what Alembic does not compare, and number it.
 
-    Numbers are in order, since /health asks the database for a migration or a later one. Alembic
-    does not compare CHECK constraints. SCHEMA_VERSION becomes the new number.
+    That is: CHECK constraints; the trigger, the rights and the row-level security of a new resource.
+    Numbers are in order, since /health asks the database for a migration or a later one.
+    SCHEMA_VERSION becomes the new number.
     """
     head = ScriptDirectory.from_config(context.config).get_current_head() or "0000"
     for directive in directives:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
+        directive.upgrade_ops.ops += protect_new_tables(migration.connection)
         version = Path(schema_version.__file__)
         old = f'SCHEMA_VERSION = "{schema_version.SCHEMA_VERSION}"'
         version.write_text(
@@ -66,6 +69,41 @@ def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
                 name = str(constraint.name)
                 if name not in existing:
                     yield CreateCheckConstraintOp.from_constraint(constraint)
+
+
+# What every resource has: revisions, and two walls around its owner's rows. The policy's setting is
+# '' after a transaction that had set it, and NULL before the first one: no user, and no row.
+PROTECTION = (
+    "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON {table}"
+    " FOR EACH ROW EXECUTE FUNCTION take_revision()",
+    "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
+    " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()",
+    "GRANT SELECT, INSERT, UPDATE ON {table} TO {application}",
+    "GRANT SELECT (user_id, id, revision, deleted_at), DELETE ON {table} TO {maintenance}",
+    "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
+    "CREATE POLICY owner ON {table}"
+    " USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
+    " WITH CHECK (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)",
+    "CREATE POLICY maintenance ON {table} TO {maintenance}"
+    " USING (deleted_at < clock_timestamp() - interval '{days} days')",
+)
+
+
+def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
+    """Yield what protects the tables of resources that the database does not have."""
+    existing = inspect(connection).get_table_names()
+    for resource in RESOURCES:
+        if resource.table.name not in existing:
+            for statement in PROTECTION:
+                yield ExecuteSQLOp(
+                    statement.format(
+                        table=resource.table.name,
+                        application=APPLICATION_ROLE,
+                        maintenance=MAINTENANCE_ROLE,
+                        days=TRASH_DAYS,
+                    )
+                )
 
 
 def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
