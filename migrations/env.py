@@ -42,7 +42,7 @@ STATEMENT_TIMEOUT = "60s"
 def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
     """Add to a generated migration what Alembic does not compare, and number it.
 
-    That is: CHECK constraints; the trigger, the rights and the row-level security of a new resource.
+    CHECK constraints; and the trigger, the rights and row-level security of a new resource.
     Numbers are in order, since /health asks the database for a migration or a later one.
     SCHEMA_VERSION becomes the new number.
     """
@@ -74,19 +74,27 @@ def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
 # What every resource has: revisions, and two walls around its owner's rows. The policy's setting is
 # '' after a transaction that had set it, and NULL before the first one: no user, and no row.
 PROTECTION = (
-    "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON {table}"
-    " FOR EACH ROW EXECUTE FUNCTION take_revision()",
-    "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
-    " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()",
+    (
+        "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON {table}"
+        " FOR EACH ROW EXECUTE FUNCTION take_revision()"
+    ),
+    (
+        "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
+        " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
+    ),
     "GRANT SELECT, INSERT, UPDATE ON {table} TO {application}",
     "GRANT SELECT (user_id, id, revision, deleted_at), DELETE ON {table} TO {maintenance}",
     "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
-    "CREATE POLICY owner ON {table}"
-    " USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
-    " WITH CHECK (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)",
-    "CREATE POLICY maintenance ON {table} TO {maintenance}"
-    " USING (deleted_at < clock_timestamp() - interval '{days} days')",
+    (
+        "CREATE POLICY owner ON {table}"
+        " USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
+        " WITH CHECK (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
+    ),
+    (
+        "CREATE POLICY maintenance ON {table} TO {maintenance}"
+        " USING (deleted_at < clock_timestamp() - interval '{days} days')"
+    ),
 )
 
 
