@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from flask import Flask
+from flask.sessions import NullSession, SessionInterface
 
 from todo_api.auth.authentication import issuer_keys, require_tokens
 from todo_api.auth.tokens import Verifier
@@ -37,10 +38,20 @@ log = structlog.get_logger(__name__)
 RESOURCES = (TASK,)
 
 
+class NoSessions(SessionInterface):
+    """No cookies: a request's token says whose it is. Opening Flask's takes 4 % of a read."""
+
+    session = NullSession()
+
+    def open_session(self, app: Flask, request: flask.Request) -> NullSession:  # noqa: ARG002
+        return self.session
+
+
 class App(Flask):
     """Flask with this application's services. Hooks, async views and signals are Flask's own."""
 
     request_class = Request
+    session_interface = NoSessions()
     services: Services
 
     def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:

@@ -91,13 +91,13 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
 
         gunicorn finds `close` only where it is the first Connection field's one option.
         """
-        fields = ",".join(self.values("CONNECTION")).lower()
-        options = {option.strip(" \t") for option in fields.split(",")}
         # After CONNECT, the client may send what is not HTTP (RFC 9110, section 9.3.6).
-        if self.must_close or "close" in options or self.method == "CONNECT":
+        if self.must_close or self.method == "CONNECT":
             return True
+        fields = ",".join(self.values("CONNECTION")).lower()
+        options = {option.strip(" \t") for option in fields.split(",")} if fields else ()
         is_old: bool = self.version < (1, 1)
-        return is_old and "keep-alive" not in options
+        return "close" in options or (is_old and "keep-alive" not in options)
 
     def unread_length(self) -> int | None:
         """Return how many bytes of the body the application has not read.

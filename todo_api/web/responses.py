@@ -10,6 +10,8 @@ from werkzeug.datastructures import Headers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from _typeshed.wsgi import WSGIEnvironment
+
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 PROBLEM = "application/problem+json"
@@ -32,6 +34,13 @@ class BytesResponse(flask.Response):
         if body is not None:
             fields.add("Content-Length", str(len(body)))
         super().__init__(() if body is None else (body,), status, fields)
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002
+        """Return the header fields as they are.
+
+        werkzeug's own looks through them for what to correct, which takes 4 % of a read.
+        """
+        return self.headers
 
 
 def no_content() -> BytesResponse:
