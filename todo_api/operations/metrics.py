@@ -1,4 +1,4 @@
-"""The metrics for a Prometheus server. Not in the OpenAPI document: clients have no use for them."""
+"""The metrics for a Prometheus server. They are not in the OpenAPI document."""
 
 from flask import Response
 

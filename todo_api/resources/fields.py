@@ -285,7 +285,7 @@ class MomentType:
     def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there is none
         return {}
 
-    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
+    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:  # noqa: ARG002
         # created_at is filtered by created_after and created_before.
         name = str(column.name).removesuffix("_at")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -28,7 +29,7 @@ from todo_api.db.tables import users
 from todo_api.resources.statements import json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from todo_api.db.connection import Json
     from todo_api.db.database import Database
@@ -56,6 +57,19 @@ class Position(NamedTuple):
 
     value: Any
     id: UUID
+
+
+class ListQuery(NamedTuple):
+    """Which items to list: those that pass all filters, from a position on, at most `limit`.
+
+    `filters` has the value of each filter's query parameter.
+    """
+
+    filters: Mapping[str, Any]
+    limit: int
+    sort: str = "-created_at"
+    deleted: bool = False
+    after: Position | None = None
 
 
 class Page(NamedTuple):
@@ -112,28 +126,22 @@ def list_items(
     database: Database,
     owner: UUID,
     resource: Resource,
-    filters: Mapping[str, Any],
-    *,
-    limit: int,
-    sort: str = "-created_at",
-    deleted: bool = False,
-    after: Position | None = None,
+    query: ListQuery,
     known: Sequence[int] = (),
 ) -> Page:
-    """Return at most `limit` items of at most PAGE_BYTES, but at least one if there is one.
+    """Return a page of at most PAGE_BYTES, but of at least one item if there is one.
 
-    `filters` has the value of each filter's query parameter; `known` are the owner's revisions at
-    which the client has this page.
+    `known` are the owner's revisions at which the client has this page.
     """
+    filters, sort, after = query.filters, query.sort, query.after
+    names = tuple(sorted(filters))
     is_after = after is not None
-    statement = list_statement(
-        resource, tuple(sorted(filters)), sort, after=is_after, deleted=deleted
-    )
+    statement = list_statement(resource, names, sort, after=is_after, deleted=query.deleted)
     # One row more than the page has tells whether there is more.
     parameters: dict[str, Any] = {
         name: resource.filters[name].to_parameter(value) for name, value in filters.items()
     }
-    parameters |= {"rows": limit + 1, "known": list(known)}
+    parameters |= {"rows": query.limit + 1, "known": list(known)}
     key = resource.sort_keys[sort.removeprefix("-")]
     if after is not None:
         parameters |= {"after_value": key.to_parameter(after.value), "after_id": after.id}
@@ -143,7 +151,7 @@ def list_items(
             revision = owner_revision
         else:
             rows.append(json)
-    page = rows[: count_fitting(rows[:limit])]
+    page = rows[: count_fitting(rows[: query.limit])]
     end = None
     if len(page) < len(rows):
         members = orjson.loads(page[-1])

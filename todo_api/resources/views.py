@@ -16,7 +16,7 @@ from todo_api.resources.items import (
     restore_item,
     update_item,
 )
-from todo_api.resources.pages import list_items
+from todo_api.resources.pages import ListQuery, list_items
 from todo_api.resources.responses import (
     change_response,
     collection_response,
@@ -100,14 +100,9 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
         filters = {name: query[name] for name in query.keys() & resource.filters.keys()}
         query_digest = digest(filters, query["sort"], query["deleted"])
         key = resource.sort_keys[query["sort"].removeprefix("-")]
-        page = list_items(
-            *(database(), user_id, resource, filters),
-            limit=query["limit"],
-            sort=query["sort"],
-            deleted=query["deleted"],
-            after=read_cursor(query.get("cursor"), query_digest, key),
-            known=known_revisions(),
-        )
+        after = read_cursor(query.get("cursor"), query_digest, key)
+        listed = ListQuery(filters, query["limit"], query["sort"], query["deleted"], after)
+        page = list_items(database(), user_id, resource, listed, known_revisions())
         response = collection_response(page.revision, b"[" + b",\n".join(page.items) + b"]")
         if page.end is not None:
             request = current_request()

@@ -1,4 +1,4 @@
-"""The members of a task that clients write. To add one, declare it here; README.md says what else."""
+"""The members of a task that clients write. README.md says how to add one."""
 
 from todo_api.db.tables import metadata
 from todo_api.resources.fields import BooleanType, Field, TextType

@@ -18,8 +18,8 @@ HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
 
 
-# Visible ASCII characters: a string in quotes (RFC 9651, section 3.3.3), as in the draft, or without
-# quotes, as most clients send it.
+# Visible ASCII characters: a string in quotes (RFC 9651, section 3.3.3), as in the draft; or
+# without quotes, as most clients send it.
 QUOTED = r'(?:[!#-\[\]-~]|\\["\\])'
 
 
