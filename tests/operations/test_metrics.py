@@ -23,11 +23,11 @@ from joserfc.jwk import OKPKey
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import ConnectionPool
 
+from tests.support import ROOT
 from tests.support.differences import assert_same_lines
 from todo_api import metrics
 from todo_api.server import slots
 
-ROOT = Path(__file__).parent.parent
 GUNICORN = Path(sys.executable).parent / "gunicorn"
 LONG = 60  # seconds, for what takes a moment on a machine that is not busy
 WORKERS = 2

@@ -36,6 +36,7 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
+from tests.support import ROOT
 from todo_api.app import create_app
 from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-ROOT = Path(__file__).parent.parent
 NAME, AUDIENCE = "https://issuer.example", "todo"
 # Port 1 of this machine: a connection is refused at once.
 NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"
