@@ -46,8 +46,8 @@ test-slow: $(INSTALLED) ## Run the slow tests: real servers, faults, migrations,
 	$(PYTEST) -m slow $(ARGS)
 
 # What is asked of the tables, and not what they are.
-DATA_LAYER := $(addprefix tests/test_,tasks.py listing.py preconditions.py revisions.py isolation.py \
-	changes.py users.py purge.py idempotency.py retries.py model.py round_trips.py validation.py)
+DATA_LAYER := tests/resources tests/tasks tests/users tests/test_isolation.py $(addprefix tests/, \
+	commands/test_purge.py db/test_retries.py db/test_round_trips.py web/test_validation.py)
 
 .PHONY: test-full
 test-full: $(INSTALLED) ## Run the tests with every count in full, then through PgBouncer, then on partitions
@@ -161,6 +161,6 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 .PHONY: clean
 clean: ## Remove what make made, but not the data in .dev
 	rm -rf .venv-bench benchmarks/peers/fastify/node_modules
-	rm -rf .venv-judge .schemathesis judge/node_modules tests/*/node_modules
+	rm -rf .venv-judge .schemathesis judge/node_modules tests/*/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

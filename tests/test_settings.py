@@ -177,8 +177,8 @@ def test_port_of_a_database_url_is_a_number_that_a_port_can_have(port):
     [
         ["gunicorn", "--config", "gunicorn.conf.py"],
         ["alembic", "upgrade", "head"],
-        ["todo_api.purge"],
-        ["todo_api.run"],
+        ["todo_api.commands.purge"],
+        ["todo_api.commands.run"],
     ],
     ids=lambda command: command[0],
 )

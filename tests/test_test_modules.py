@@ -18,7 +18,7 @@ TESTS = ROOT / "tests"
 SOURCES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
 
 # Test modules that still patch modules of todo_api.
-PATCHING = {"tests/test_gunicorn.py", "tests/test_pool.py"}
+PATCHING = {"tests/server/test_gunicorn.py", "tests/db/test_pool.py"}
 
 
 def is_test_module(module: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from todo_api.resources.cursors import digest
+from todo_api.services import current_services
 from todo_api.web.conditional import etag, read_entity_tags
 from todo_api.web.idempotency import REPLAYED
 from todo_api.web.problems import not_found, precondition_failed
@@ -42,6 +43,7 @@ def stored_response(stored: StoredResponse) -> Response:
     response.headers.update(stored.headers)
     if stored.is_replayed:
         response.headers[REPLAYED] = "true"
+        current_services().metrics.replays.inc()
     return response
 
 

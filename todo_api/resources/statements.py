@@ -145,19 +145,17 @@ class Statements:
             ~(columns.revision == any_(NONE_MATCH)),
         )
 
-        def changed(change: Update) -> Statement:
-            return compiled(change.where(*own, safe_to_apply, *holds).returning(*item))
+        def changed(change: Update, state: ColumnElement[bool]) -> Statement:
+            return compiled(change.where(*own, state, safe_to_apply, *holds).returning(*item))
 
         # One shape whatever is set: a statement for each set of columns would be 2^columns.
         assignments = {
             column.name: case((is_set(column), new_value(column)), else_=column)
             for column in written
         }
-        self.update = changed(update(table).where(self.is_live).values(assignments))
-        self.delete = changed(
-            update(table).where(self.is_live).values(deleted_at=func.clock_timestamp())
-        )
-        self.restore = changed(update(table).where(self.is_deleted).values(deleted_at=null()))
+        self.update = changed(update(table).values(assignments), self.is_live)
+        self.delete = changed(update(table).values(deleted_at=func.clock_timestamp()), self.is_live)
+        self.restore = changed(update(table).values(deleted_at=null()), self.is_deleted)
 
 
 def keep_response(new: Any) -> Any:

@@ -23,7 +23,6 @@ from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -36,6 +35,7 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
+from tests.support import ROOT
 from todo_api.app import create_app
 from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
@@ -45,10 +45,10 @@ from todo_api.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from flask import Flask
 
-ROOT = Path(__file__).parent.parent
 NAME, AUDIENCE = "https://issuer.example", "todo"
 # Port 1 of this machine: a connection is refused at once.
 NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"

@@ -28,9 +28,10 @@ WORDS = {"sum", "by", "rate", "increase", "changes", "time", "histogram_quantile
 
 # A process of its own, for metrics are of a process. Each has a sample here, of every label.
 EXPOSE = """
-from todo_api import metrics
+from todo_api.metrics import KeySetMetrics, Metrics
+metrics = Metrics()
 metrics.observe_request("/livez", "GET", 200, 0.001)
-metrics.key_set_fetched(1)
+KeySetMetrics(metrics).report_fetch(1)
 print(metrics.exposition().decode())
 """
 

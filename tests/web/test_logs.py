@@ -23,7 +23,7 @@ def test_a_request_is_one_line(client, task, user_id, log_lines):
     assert line == {
         "event": "request",
         "level": "info",
-        "logger": "todo_api.logs",
+        "logger": "todo_api.web.access_log",
         "method": "PATCH",
         "route": "/api/{user_id}/tasks/{task_id}",
         "status": 200,

@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from todo_api.db.errors import UNAVAILABLE
-from todo_api.web.errors import POINTER_OF_CONSTRAINT, of_database_error
+from todo_api.db.errors import SQLSTATES
+from todo_api.web.errors import database_problem
 
 
 def problem(answer, status, kind):
@@ -86,7 +86,7 @@ def test_a_bug_is_logged_whole_and_answered_with_its_id(app, client, user_id, lo
         app.view_functions["tasks.get_task"] = view
 
     assert problem(answer, 500, "internal-error")["detail"] == (
-        "The server's log tells more under the id in instance."
+        "The server's log has more, under the id in instance."
     )
     logged = [line for line in log_lines() if line["level"] == "error"]
     assert [line["event"] for line in logged] == ["unhandled exception"]
@@ -113,7 +113,7 @@ def test_a_constraint_that_a_client_cannot_break_is_our_bug(client, connection, 
     logged = [line for line in log_lines() if line["level"] == "error"]
     assert [line["constraint"] for line in logged] == ["ck_tasks_test"]
     assert logged[0]["sqlstate"] == "23514"
-    assert "update_task" in logged[0]["stack"]
+    assert "update_item" in logged[0]["stack"]
     assert "secret" not in str(log_lines())
 
 
@@ -136,25 +136,46 @@ def test_the_database_holds_the_rules_too(connection, task, statement, constrain
     assert refused.value.diag.constraint_name == constraint
 
 
-def test_a_rule_that_only_the_database_held_is_a_422(app):
-    for constraint, (pointer, _) in POINTER_OF_CONSTRAINT.items():
-        error = errors.CheckViolation(info=Diagnosed(constraint))
-        with app.test_request_context():
-            refusal = of_database_error(error)
-        assert refusal.status == 422
-        assert refusal.errors[0]["pointer"] == pointer
+def test_a_rule_that_only_the_database_held_is_a_422():
+    constraints = {"ck_things_size_range": ("/size", "Must be 1 to 9.")}
+
+    refusal = database_problem(
+        errors.CheckViolation(info=Diagnosed("ck_things_size_range")), constraints
+    )
+
+    assert refusal.status == 422
+    assert refusal.errors == [{"pointer": "/size", "detail": "Must be 1 to 9."}]
 
 
-@pytest.mark.parametrize("sqlstate", sorted(UNAVAILABLE))
-def test_a_database_without_room_or_time_is_a_503(sqlstate):
-    refusal = of_database_error(errors.lookup(sqlstate)())
+@pytest.mark.parametrize("sqlstate", sorted(SQLSTATES))
+def test_an_sqlstate_is_a_503_or_a_bug(sqlstate):
+    refusal = database_problem(errors.lookup(sqlstate)(), {})
 
-    assert refusal.status == 503
-    assert refusal.headers["Retry-After"] == "1"
+    if SQLSTATES[sqlstate].is_unavailable:
+        assert refusal.status == 503
+        assert refusal.headers["Retry-After"] == "1"
+    else:
+        assert refusal is None
+
+
+@pytest.mark.parametrize(
+    "error", [errors.ConnectionFailure, errors.SqlclientUnableToEstablishSqlconnection]
+)
+def test_every_connection_exception_is_a_503(error):
+    assert database_problem(error(), {}).status == 503
+
+
+@pytest.mark.parametrize(
+    "error", [errors.UndefinedColumn, errors.SyntaxError, errors.CheckViolation]
+)
+def test_any_other_sqlstate_is_a_bug(error):
+    assert database_problem(error(), {}) is None
 
 
 def test_a_lost_connection_is_a_503():
-    assert of_database_error(psycopg.OperationalError("server closed the connection")).status == 503
+    error = psycopg.OperationalError("server closed the connection")
+
+    assert database_problem(error, {}).status == 503
 
 
 class Diagnosed:

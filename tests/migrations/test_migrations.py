@@ -24,7 +24,8 @@ from tests.support import ROOT
 from tests.support.differences import assert_same_json
 from tests.support.postgresql import VOLATILE, as_login, execute, migrate
 from todo_api.commands.embedded import temporary_cluster
-from todo_api.db.tables import SCHEMA_VERSION, metadata
+from todo_api.db.schema_version import SCHEMA_VERSION
+from todo_api.db.tables import metadata
 from todo_api.resources.items import find_item, insert_item
 from todo_api.tasks.fields import TASK
 

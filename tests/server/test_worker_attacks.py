@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +18,7 @@ from faults.servers import ROOT, await_that, children, free_port
 
 pytestmark = pytest.mark.slow
 
-APPS = Path(__file__).parent / "apps"
+APPS = ROOT / "tests" / "apps"
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 THREADS = 2
 KEEP_ALIVE = 2  # seconds

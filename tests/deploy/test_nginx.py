@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from faults.clients import Client
 from faults.nginx import NGINX, SHIPPED, has_ipv6, in_front_of
 from faults.servers import HOST, await_that, free_port, serving
+from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
 from todo_api.web.problems import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
@@ -36,7 +37,6 @@ pytestmark = [
     ),
 ]
 
-ROOT = Path(__file__).parent.parent
 HTTP, SERVER = ((SHIPPED / "todo-api" / name).read_text() for name in ("http.conf", "server.conf"))
 GATE = int(re.search(r"max_conns=(\d+)", (SHIPPED / "todo-api/upstream.conf").read_text())[1])
 

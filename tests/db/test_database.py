@@ -26,7 +26,7 @@ def assert_unavailable(answer):
     assert answer.headers["Retry-After"] == "1"
     assert answer.json == {
         "type": "/problems/unavailable",
-        "title": "Not available now",
+        "title": "Service unavailable",
         "status": 503,
         "detail": answer.json["detail"],
         "instance": answer.headers["X-Request-Id"],

@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 
 import pytest
 
 from faults.servers import ROOT, await_that, free_port
 
-APPS = Path(__file__).parent / "apps"
+APPS = ROOT / "tests" / "apps"
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 THREADS = 2
 

@@ -10,8 +10,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from todo_api.metrics import REGISTRY
-
 SEED = 20
 
 # The members of a sync token.
@@ -98,19 +96,19 @@ def sync_tokens(client, make_task, changes_url):
     return tokens[1:]
 
 
-def lost_connections():
-    return REGISTRY.get_sample_value("todo_database_connections_lost_total")
+def lost_connections(app):
+    return app.services.metrics.registry.get_sample_value("todo_database_connections_lost_total")
 
 
 def test_mutants_are_answered_and_cost_no_connection(
-    client, changes_url, tasks_url, sync_tokens, count
+    app, client, changes_url, tasks_url, sync_tokens, count
 ):
     own = [(changes_url, "since", {}, token) for token in sync_tokens]
     for sort in ("title", "-title", "created_at", "-updated_at"):
         query = {"sort": sort, "limit": "1"}
         own.append((tasks_url, "cursor", query, next_cursor(client, tasks_url, query)))
     choose = random.Random(SEED)
-    lost = lost_connections()
+    lost = lost_connections(app)
     statuses = Counter()
 
     for _ in range(count(10_000)):
@@ -120,7 +118,7 @@ def test_mutants_are_answered_and_cost_no_connection(
         assert status in {200, 410, 422}, f"{status} for {name}={changed!r}"
         statuses[name, status] += 1
 
-    assert lost_connections() == lost
+    assert lost_connections(app) == lost
     assert client.get(tasks_url).status_code == 200
     # Some say what the server could have said: the others are refused for what they say.
     assert set(statuses) == {

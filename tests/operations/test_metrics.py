@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -23,11 +24,14 @@ from joserfc.jwk import OKPKey
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import ConnectionPool
 
+from tests.support import ROOT
 from tests.support.differences import assert_same_lines
-from todo_api import metrics
+from todo_api.metrics import KeySetMetrics, Metrics
 from todo_api.server import slots
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from todo_api.app import App
+
 GUNICORN = Path(sys.executable).parent / "gunicorn"
 LONG = 60  # seconds, for what takes a moment on a machine that is not busy
 WORKERS = 2
@@ -159,6 +163,11 @@ def serving(database_url, tmp_path):
 
 
 @pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
 def measured(make_app):
     return make_app(METRICS="true").test_client()
 
@@ -189,12 +198,12 @@ def test_metrics_are_in_the_format_of_prometheus(measured):
     assert Samples(answer.text).of("todo_workers") == 1
 
 
-def test_every_metric_is_documented(request):
-    page = (request.config.rootpath / "docs" / "metrics.md").read_text()
-    metrics.key_set()
+def test_every_metric_is_documented(metrics):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    KeySetMetrics(metrics)
 
     collected = {
-        family.name + "_total" * (family.type == "counter") for family in metrics.REGISTRY.collect()
+        family.name + "_total" * (family.type == "counter") for family in metrics.registry.collect()
     }
     documented = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
 
@@ -250,9 +259,9 @@ def test_what_clients_make_up_is_no_label(measured, user_id):
     assert added == 100
 
 
-def test_a_pool_is_watched_until_it_is_closed(database_url):
+def test_a_pool_is_watched_until_it_is_closed(database_url, metrics):
     def value(name: str) -> float:
-        return metrics.REGISTRY.get_sample_value(f"todo_database_{name}")
+        return metrics.registry.get_sample_value(f"todo_database_{name}")
 
     with ConnectionPool(database_url, min_size=2, max_size=7) as pool:
         pool.wait()
@@ -271,31 +280,22 @@ def test_a_pool_is_watched_until_it_is_closed(database_url):
             )
 
 
-@pytest.fixture
-def counted():
-    """Tell how often something was counted since the test began."""
-
-    def value(name: str, **labels: str) -> float:
-        return metrics.REGISTRY.get_sample_value(f"todo_{name}_total", labels) or 0
-
-    before = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in metrics.REGISTRY.collect()
-        for sample in family.samples
-    }
-    return lambda name, **labels: (
-        value(name, **labels) - before.get((f"todo_{name}_total", *sorted(labels.items())), 0)
-    )
+def counted(app: App, name: str, **labels: str) -> float:
+    """How often the application has counted something."""
+    return app.services.metrics.registry.get_sample_value(f"todo_{name}_total", labels)
 
 
-def test_an_answer_that_is_given_again_is_counted(client, tasks_url, counted):
+def test_an_answer_that_is_given_again_is_counted(make_app, tasks_url):
+    app = make_app()
     for _ in range(3):
-        client.post(tasks_url, json={"title": "Buy oats"}, headers={"Idempotency-Key": "once"})
+        app.test_client().post(
+            tasks_url, json={"title": "Buy oats"}, headers={"Idempotency-Key": "once"}
+        )
 
-    assert counted("idempotency_replays") == 2
+    assert counted(app, "idempotency_replays") == 2
 
 
-def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, tasks_url, counted):
+def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, tasks_url):
     app = make_app(WEB_THREADS="1")
     client = app.test_client()
     client.get(tasks_url)
@@ -306,26 +306,27 @@ def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, ta
 
     assert client.get(tasks_url).status_code == 200
 
-    assert counted("database_retries", reason="connection_lost") == 1
-    assert counted("database_connections_lost") == 1
-    assert counted("database_connections_opened") >= 2
-    assert counted("database_outcomes_unknown") == 0
+    assert counted(app, "database_retries", reason="connection_lost") == 1
+    assert counted(app, "database_connections_lost") == 1
+    assert counted(app, "database_connections_opened") >= 2
+    assert counted(app, "database_outcomes_unknown") == 0
 
 
-def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url, counted):
-    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
-    client = make_app(DATABASE_URL=nowhere, REQUEST_TIMEOUT="0.2").test_client()
+def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url):
+    app = make_app(DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", REQUEST_TIMEOUT="0.2")
+    client = app.test_client()
 
     eventually(
         lambda: (
-            client.get(tasks_url).status_code == 503 and counted("database_sheds", reason="outage")
+            client.get(tasks_url).status_code == 503
+            and counted(app, "database_sheds", reason="outage")
         )
     )
 
-    assert counted("database_connect_failures") >= 1
+    assert counted(app, "database_connect_failures") >= 1
 
 
-def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url, counted):
+def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url):
     app = make_app(WEB_THREADS="1", REQUEST_TIMEOUT="30")
 
     with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as other:
@@ -335,20 +336,30 @@ def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counted("database_sheds", reason="admission") == 1
+    assert counted(app, "database_sheds", reason="admission") == 1
 
 
-def test_a_key_set_tells_its_age_and_its_failures():
-    metrics.key_set()
-    before = metrics.REGISTRY.get_sample_value("todo_jwks_fetch_failures_total")
+def test_a_key_set_tells_its_age_and_its_failures(metrics):
+    key_set = KeySetMetrics(metrics)
     began = time.time()
 
-    metrics.key_set_fetched(3)
-    metrics.key_set_fetched(None)
+    key_set.report_fetch(3)
+    key_set.report_fetch(None)
 
-    assert metrics.REGISTRY.get_sample_value("todo_jwks_keys") == 3
-    assert metrics.REGISTRY.get_sample_value("todo_jwks_fetched_timestamp_seconds") >= began
-    assert metrics.REGISTRY.get_sample_value("todo_jwks_fetch_failures_total") == before + 1
+    value = metrics.registry.get_sample_value
+    assert value("todo_jwks_keys") == 3
+    assert value("todo_jwks_fetched_timestamp_seconds") >= began
+    assert value("todo_jwks_fetch_failures_total") == 1
+
+
+def test_applications_of_one_process_count_for_themselves(make_app):
+    asked, other = make_app(METRICS="true"), make_app(METRICS="true")
+
+    asked.test_client().get("/livez")
+
+    labels = {"route": "/livez", "method": "GET", "status": "200"}
+    assert counted(asked, "http_requests", **labels) == 1
+    assert counted(other, "http_requests", **labels) is None
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_a_failed_statement_is_an_event_without_the_row(
     (exception,) = event["exception"]["values"]
     assert exception["type"] == "DatabaseBugError"
     assert "constraint=ck_tasks_test" in exception["value"]
-    assert "update_task" in [frame["function"] for frame in exception["stacktrace"]["frames"]]
+    assert "update_item" in [frame["function"] for frame in exception["stacktrace"]["frames"]]
     assert "secret" not in str(event)
     assert [line["event"] for line in log_lines() if line["level"] == "error"] == ["database error"]
 

@@ -1,4 +1,4 @@
-// A Better Auth server for tests/test_better_auth.py. It keeps all in memory, and says on its
+// A Better Auth server for tests/auth/test_better_auth.py. It keeps all in memory, and says on its
 // standard output where it is.
 import { createServer } from "node:http";
 import { betterAuth } from "better-auth";

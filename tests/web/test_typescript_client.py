@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from faults.servers import serving
+from tests.support import ROOT
 from tests.support.node import install
 from todo_api.commands.run import token
 from todo_api.settings import load_settings
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "typescript"
 SOURCES = ("journey.ts", "package.json", "tsconfig.json")
 
