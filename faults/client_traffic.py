@@ -148,13 +148,8 @@ class Traffic:
             ("abrupt", self._leave_early),
             ("silent", self._send_nothing),
         ]
-        # At once, so that the server finds the keep-alive timeout of all of them passed at once.
-        silent = [self._open() for _ in range(idle)]
-        await self._record("idle", partial(self._ask, silent[-idle // 4 :]), 0)
         async with asyncio.TaskGroup() as group:
-            group.create_task(
-                self._record("reset together", partial(self._reset_together, silent), 0)
-            )
+            group.create_task(self._record("idle", partial(self._reset_together, idle), 0))
             for _ in range(mixed):
                 name, behaviour = self._random.choice(kinds)
                 delay = self._random.uniform(0, seconds)
@@ -226,26 +221,22 @@ class Traffic:
         await asyncio.sleep(self._random.choice((0, 0.01, 0.3)))
         await self._end(connection)
 
-    async def _ask(self, connections: Sequence[Connection]) -> None:
-        """Let these be connections that wait for their next request, not for their first."""
-        request = next(iter(GETS))
-        for connection in connections:
-            connection.send(request)
-        for connection in connections:
-            await self._expect(connection, [request])
+    async def _reset_together(self, count: int) -> None:
+        """Reset most of these idle connections while the server closes the first of them.
 
-    async def _reset_together(self, idle: list[Connection]) -> None:
-        """Reset most of the idle connections while the server closes the first of them.
-
-        The server has to close those that are left. It closes them in the order in which they came:
-        it meets most resets ahead of it if the later half is reset first.
+        The server has to close those that are left. A quarter waits for a second request. The
+        server closes connections in the order in which they came: it meets most resets ahead of it
+        if the later half is reset first.
         """
-        half = len(idle) // 2
+        # At once, so that the keep-alive timeout of all of them passes at once.
+        idle = [self._open() for _ in range(count)]
+        await self._ask(idle[-count // 4 :])
+        half = count // 2
         if self._random.random() < 0.5:
             idle = idle[half:] + idle[:half]
         else:
             self._random.shuffle(idle)
-        kept = [idle.pop() for _ in range(len(idle) // 10)]
+        kept = [idle.pop() for _ in range(count // 10)]
         pause = self._random.choice((0, 0, 0.0003))  # after each tenth connection
         await self._await_first_close(idle)
         for number, connection in enumerate(idle):
@@ -255,6 +246,14 @@ class Traffic:
         self.counts["resets"] += len(idle)
         for connection in kept:
             await self._await_close(connection)
+
+    async def _ask(self, connections: Sequence[Connection]) -> None:
+        """Send a request on each of the connections, then read the answers."""
+        request = next(iter(GETS))
+        for connection in connections:
+            connection.send(request)
+        for connection in connections:
+            await self._expect(connection, [request])
 
     async def _await_first_close(self, idle: Sequence[Connection]) -> None:
         """Wait until the server closes one of these, and return within a millisecond of it."""

@@ -37,7 +37,8 @@ SETTINGS = {
     "WEB_THREADS": str(THREADS),
     "GUNICORN_CMD_ARGS": f"--keep-alive {KEEP_ALIVE}",
 }
-IDLE, MIXED = 1200, 400  # connections of a round
+# Connections of a round: as many as two workers accept, by gunicorn's worker_connections.
+IDLE, MIXED = 1600, 400
 MIXED_SECONDS = 0.7  # in which the mixed ones come: before the idle ones are closed
 MAX_GROWTH = 20  # MB, of one worker
 ATTEMPTS = 3  # at showing that every thread serves
@@ -47,7 +48,7 @@ NEEDED = 4096  # descriptors of this process
 def run(*, short: bool) -> None:
     allow_descriptors()
     with postgresql() as server, serving(server.url(), **SETTINGS) as api:
-        endure(api, server, rounds=5 if short else 100)
+        endure(api, server, rounds=6 if short else 100)
 
 
 def allow_descriptors() -> None:
