@@ -37,16 +37,18 @@ SETTINGS = {
     "WEB_THREADS": str(THREADS),
     "GUNICORN_CMD_ARGS": f"--keep-alive {KEEP_ALIVE}",
 }
-IDLE, MIXED = 1200, 400  # connections of a round
+# Connections of a round: as many as two workers accept, by gunicorn's worker_connections.
+IDLE, MIXED = 1600, 400
 MIXED_SECONDS = 0.7  # in which the mixed ones come: before the idle ones are closed
 MAX_GROWTH = 20  # MB, of one worker
+ATTEMPTS = 3  # at showing that every thread serves
 NEEDED = 4096  # descriptors of this process
 
 
 def run(*, short: bool) -> None:
     allow_descriptors()
     with postgresql() as server, serving(server.url(), **SETTINGS) as api:
-        endure(api, server, rounds=5 if short else 100)
+        endure(api, server, rounds=6 if short else 100)
 
 
 def allow_descriptors() -> None:
@@ -72,9 +74,20 @@ class Endurance:
         self.states = {worker: read_state(worker) for worker in self.workers}
 
     def assert_serving(self) -> None:
-        """Assert that every thread of every worker serves, and 2 x threads requests at once."""
-        assert_every_thread_serves(self.api, self.server, THREADS)
-        assert_all_answered_at_once(self.api, 2 * THREADS * WORKERS)
+        """Assert that every thread of every worker serves, and 2 x threads requests at once.
+
+        A thread that is lost stays lost. A stall of the machine, in which the keep-alive timeout of
+        these connections passes, does not, so this is tried again.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                assert_every_thread_serves(self.api, self.server, THREADS)
+                assert_all_answered_at_once(self.api, 2 * THREADS * WORKERS)
+            except AssertionError:
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                return
 
     def assert_unharmed(self) -> None:
         """Assert that the workers are those of before, with all threads, and serve."""
@@ -116,7 +129,7 @@ def endure(api: Api, server: Postgres, *, rounds: int, idle: int = IDLE) -> None
             endurance.assert_unharmed()
             if number % 10 == 0 or number == rounds:
                 endurance.assert_descriptors_returned()
-        except AssertionError as error:
+        except Exception as error:
             error.add_note(f"Round {number} of {rounds}, SEED={seed}: {dict(traffic.counts)}")
             raise
         counts += traffic.counts

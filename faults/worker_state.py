@@ -139,13 +139,12 @@ def assert_every_thread_serves(api: Api, server: Postgres, threads: int) -> None
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     held = threads - 1
     path = f"/api/{uuid.uuid4()}/tasks"
-    with (
-        server.connect() as lock,
-        server.connect() as observer,
-        connections_to_each(api, held) as holding,
-    ):
+    with ExitStack() as stack:
+        lock = stack.enter_context(server.connect())
+        observer = stack.enter_context(server.connect())
         with lock.transaction():
             lock.execute("LOCK TABLE tasks, users IN ACCESS EXCLUSIVE MODE")
+            holding = stack.enter_context(connections_to_each(api, held))
             for connection in (each for worker in workers for each in holding[worker]):
                 connection.request("GET", path)
             await_that(
