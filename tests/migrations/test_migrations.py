@@ -39,8 +39,7 @@ TABLES = {
         2,
         """
         SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attcollation,
-               pg_get_expr(adbin, adrelid),
-               row_number() OVER (PARTITION BY attrelid ORDER BY attnum)
+               pg_get_expr(adbin, adrelid)
         FROM pg_class
         JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
         LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
