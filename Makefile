@@ -132,7 +132,7 @@ migrate: $(INSTALLED) ## Bring the database of DATABASE_URL to the newest schema
 	$(PY) -m alembic upgrade head
 
 .PHONY: migration
-migration: $(INSTALLED) ## Write a migration from what changed in tables.py: make migration MESSAGE="Add due dates"
+migration: $(INSTALLED) ## Write a migration from what changed in the tables: make migration MESSAGE="Add due dates"
 	@test -n "$(MESSAGE)" || { echo 'Say what it does: make migration MESSAGE="Add due dates"'; exit 2; }
 	$(PY) -m todo_api.commands.embedded sh -c '"$$0" -m alembic upgrade head && "$$0" -m alembic revision --autogenerate --message "$$1"' $(PY) "$(MESSAGE)"
 
