@@ -11,6 +11,7 @@ import pytest
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import DIVIDE, as_login, execute, migrate
 from tests.support.statements import OF_NO_USER, statements
+from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
 from todo_api.resources.items import insert_item, insert_item_once
 from todo_api.tasks.fields import TASK
@@ -77,8 +78,7 @@ def test_no_statement_needs_more_than_the_owners_node():
 PART = re.compile(r"_\d+$")
 VALUES = {
     "id": uuid.uuid4(),
-    "title": "Buy oat milk",
-    "completed": False,
+    **{f"new_{field.name}": field.example for each in RESOURCES for field in each.fields},
     "key": "a-key",
     "fingerprint": bytes(32),
     "rows": 10,

@@ -1,0 +1,42 @@
+"""Values of fields, by their type: for tests that hold for every field of every resource."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from todo_api.resources.fields import BooleanType, IntegerType, TextType
+
+if TYPE_CHECKING:
+    from todo_api.resources.fields import Field
+
+TEXTS = ["Buy oats", "apples", "Äpfel", "Zwieback", "\U0001f43b"]
+
+
+def sample_values(field: Field) -> list[Any]:
+    """Return different values that clients may write into the field; null last if it may be."""
+    match field.type:
+        case BooleanType():
+            values: list[Any] = [False, True]
+        case IntegerType(minimum=minimum, maximum=maximum):
+            values = [maximum, minimum, (minimum + maximum) // 2]
+        case TextType(minimum=minimum, maximum=maximum):
+            values = [text.ljust(minimum, "x")[:maximum] for text in TEXTS]
+        case unknown:
+            pytest.fail(f"{unknown}: add its values to sample_values in tests/support/samples.py")
+    return [*values, None] if field.nullable else values
+
+
+def breaking_values(field: Field) -> dict[str, Any]:
+    """Return a value that breaks each rule of the field's type, by the end of its name."""
+    match field.type:
+        case BooleanType():
+            return {}
+        case IntegerType(maximum=maximum):
+            return {"range": maximum + 1}
+        case TextType(maximum=maximum, is_stripped=is_stripped):
+            stripped = {"stripped": f" {sample_values(field)[0]}"[:maximum]} if is_stripped else {}
+            return {"length": "x" * (maximum + 1)} | stripped
+        case unknown:
+            pytest.fail(f"{unknown}: add its values to breaking_values in tests/support/samples.py")

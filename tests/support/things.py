@@ -1,0 +1,110 @@
+"""A resource with fields of every type and kind, more than those that the application has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import MetaData
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from tests.support.postgresql import execute
+from todo_api.db import tables
+from todo_api.resources.fields import BooleanType, Field, IntegerType, TextType
+from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.views import add_changes_route, add_collection_routes, add_item_routes
+from todo_api.web.blueprints import Blueprint
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+metadata = MetaData(naming_convention=tables.metadata.naming_convention)
+tables.users.to_metadata(metadata)
+
+FIELDS = (
+    Field(
+        name="name",
+        type=TextType(minimum=2, maximum=20),
+        required=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="What it is called.",
+        example="A name",
+    ),
+    Field(
+        name="remark",
+        type=TextType(maximum=40, is_stripped=True),
+        nullable=True,
+        is_filterable=True,
+        description="What is said of it.",
+        example="A remark",
+    ),
+    Field(
+        name="priority",
+        type=IntegerType(minimum=-3, maximum=9),
+        nullable=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="How urgent it is.",
+        example=3,
+    ),
+    Field(
+        name="size",
+        type=IntegerType(minimum=0, maximum=2**40),
+        default=1,
+        is_reset_by_put=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="How large it is.",
+        example=7,
+    ),
+    Field(
+        name="is_open",
+        type=BooleanType(),
+        default=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="Whether it is open.",
+        example=True,
+    ),
+)
+
+THING = Resource(
+    name="thing",
+    table=resource_table(metadata, "things", FIELDS, indexes=(("created_at", "id"),)),
+    fields=FIELDS,
+    example_id="019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21",
+    search=("name", "remark"),
+)
+
+
+# What a migration to this resource would have beside the table.
+GUARDS = """
+    CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON things
+    FOR EACH ROW EXECUTE FUNCTION take_revision();
+    CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON things
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision();
+    GRANT SELECT, INSERT, UPDATE ON things TO todo_app;
+    ALTER TABLE things ENABLE ROW LEVEL SECURITY;
+    ALTER TABLE things FORCE ROW LEVEL SECURITY;
+    CREATE POLICY owner ON things
+    USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid);
+"""
+
+
+def create_things(url: str) -> None:
+    """Make the resource's table in a migrated database."""
+    dialect = postgresql.dialect()
+    execute(url, str(CreateTable(THING.table).compile(dialect=dialect)))
+    for index in THING.table.indexes:
+        execute(url, str(CreateIndex(index).compile(dialect=dialect)))
+    execute(url, GUARDS)
+
+
+def serve_things(app: Flask) -> None:
+    """Add the resource's routes to an application that has served nothing yet."""
+    blueprint = Blueprint("things", __name__, url_prefix="/api/<id:user_id>")
+    add_collection_routes(blueprint, THING)
+    add_item_routes(blueprint, THING)
+    add_changes_route(blueprint, THING, "/things-changes")
+    app.register_blueprint(blueprint)
