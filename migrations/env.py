@@ -15,7 +15,7 @@ from sqlalchemy import NullPool, create_engine
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import metadata
 from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, environment, load_database_settings
+from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ def run() -> None:
     # A test names its database; otherwise the environment does.
     given = context.config.attributes.get("url")
     try:
-        settings = load_database_settings({"DATABASE_URL": given} if given else environment())
+        settings = load_database_settings({"DATABASE_URL": given} if given else read_environment())
     except SettingsError as error:
         sys.exit(str(error))
     if not given:

@@ -40,7 +40,7 @@ from todo_api.app import create_app
 from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
 from todo_api.auth.tokens import Verifier
-from todo_api.settings import load_settings
+from todo_api.startup import load_settings
 from todo_api.web.problems import Problem
 
 if TYPE_CHECKING:
