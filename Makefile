@@ -28,7 +28,7 @@ run: $(INSTALLED) ## Serve the API, on an embedded PostgreSQL unless DATABASE_UR
 
 .PHONY: token
 token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10
-	@$(PY) -m todo_api.commands.run token "$(USER_ID)"
+	@$(PY) -m todo_api.commands.token "$(USER_ID)"
 
 .PHONY: purge
 purge: $(INSTALLED) ## Remove for good what has been in the trash for 30 days

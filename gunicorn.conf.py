@@ -1,4 +1,4 @@
-"""How gunicorn serves the application; every number that differs from its default has a reason."""
+"""gunicorn's configuration; every value that differs from its default has a reason."""
 
 import gc
 import logging
@@ -13,20 +13,21 @@ from gunicorn.workers.base import Worker
 
 from todo_api.auth.jwks import IssuerKeys
 from todo_api.logs import configure_logging
-from todo_api.server import slots
-from todo_api.settings import SettingsError, server_settings
+from todo_api.server.slots import share_metrics
+from todo_api.settings import SettingsError
+from todo_api.startup import load_process_settings
 
 if TYPE_CHECKING:
     from todo_api.services import Services
 
 try:
-    settings = server_settings()
+    settings = load_process_settings()
 except SettingsError as error:
     sys.exit(str(error))
 
 
 class OneStream(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's lines in our stream; its access log is ours, one line for each request."""
+    """Sends gunicorn's log lines to our stream. The application logs requests itself."""
 
     def setup(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -41,41 +42,39 @@ bind = f"{settings.host}:{settings.port}"
 logger_class = OneStream
 
 workers = settings.web_concurrency
-# The worker needs epoll, which is Linux's. Elsewhere gunicorn's own threaded worker serves, slower.
+# The worker needs epoll, which only Linux has. Elsewhere gunicorn's slower threaded worker serves.
 worker_class = "todo_api.server.worker.Worker" if hasattr(select, "epoll") else "gthread"
 threads = settings.web_threads
 
-# A worker starts anew now and then, so that nothing can grow for ever; not all at the same time.
+# Workers are replaced now and then, so that no leak grows for ever; not all at the same time.
 max_requests = 200_000
 max_requests_jitter = 20_000
 
-# Longer than the idle timeout of the proxy in front, which must be the one to close: a proxy that
+# Longer than the idle timeout of the proxy in front, so that the proxy closes first: a proxy that
 # sends on a connection that is just being closed answers 502.
 keepalive = 75
 
-# What is in flight at a stop may take its whole time.
+# A request that runs when the server stops may take its whole time.
 graceful_timeout = round(settings.request_timeout) + 5
 
-# The heartbeat goes to memory: on a slow disk, gunicorn would kill workers that are well.
+# The heartbeat file is in memory: on a slow disk, gunicorn would kill healthy workers.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
-# No field changes what a path or a scheme means, whoever sends it; so that nobody's address has to
-# be looked up in a list of those who may.
+# No header changes the meaning of a path or a scheme. So every sender is allowed, and gunicorn need
+# not look up its address.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
-# Nobody asks it, and it would be one more thing that listens.
+# It is not used, and it would be one more socket that listens.
 control_socket_disable = True
 
-# Before anything counts: which is when a worker loads the application.
-slots.share_metrics()
+# Before metrics are made, which is when a worker loads the application.
+slots = share_metrics()
 pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_exit
 
-
-# Seconds. Without a database, a worker serves all the same: /livez, and refusals.
+# Seconds. Without a database, a worker serves all the same: /livez, and 503 for the rest.
 FIRST_CONNECTION = 1
-
 
 # Settings of gunicorn that our worker does not implement, and would silently ignore.
 UNSUPPORTED = (
@@ -98,18 +97,19 @@ def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     services: Services = worker.wsgi.services
     services.pool.open()
-    # The first requests would wait for that, and later ones would find no free slot.
+    # Otherwise the first requests would wait for a connection while they hold the limiter's slots.
     services.pool.await_connection(FIRST_CONNECTION)
     if isinstance(services.keys, IssuerKeys):
         services.keys.open()
-    # What is there now stays: without this, it is looked through again and again for garbage.
+    # The objects that exist now stay: the garbage collector need not visit them again and again.
     gc.freeze()
 
 
 def pre_exec(server: Arbiter) -> None:
     """Start an upgrade's master as `python -m gunicorn`, however this one was started.
 
-    gunicorn would run the module's file: its folder, then the first to import from, has an `http`.
+    gunicorn would run the module's file, whose folder Python then imports from first: its `http`
+    would hide the standard library's.
     """
     python, _, *arguments = server.START_CTX["args"]
     server.START_CTX["args"] = [python, "-m", "gunicorn", *arguments]

@@ -21,7 +21,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from faults import Absent
-from todo_api.commands.embedded import account
+from todo_api.commands.embedded import find_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ class Pooler:
     """
 
     def __init__(self, folder: Path, database_url: str, *, pool_size: int) -> None:
-        self._account = account()
+        self._account = find_account()
         self._folder = folder
         self._configuration = folder / "pgbouncer.ini"
         self._process: subprocess.Popen[bytes] | None = None

@@ -24,8 +24,8 @@ from alembic import command
 from alembic.config import Config
 
 from todo_api.commands.embedded import temporary_cluster
-from todo_api.commands.run import token
-from todo_api.settings import load_settings
+from todo_api.commands.token import make_token
+from todo_api.startup import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +140,7 @@ def judge_server(seed: str) -> Iterator[bool]:
         environ = {
             "URL": url,
             "USER_ID": user,
-            "TOKEN": token(load_settings(settings), user),
+            "TOKEN": make_token(load_settings(settings), user),
         }
         with served(settings | nowhere, subprocess.DEVNULL) as alone:
             answers = [PYTHON, HERE / "answers.py"]

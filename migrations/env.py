@@ -19,7 +19,7 @@ from todo_api.db import schema_version
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, environment, load_database_settings
+from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -163,7 +163,7 @@ def run() -> None:
     # A test names its database; otherwise the environment does.
     given = context.config.attributes.get("url")
     try:
-        settings = load_database_settings({"DATABASE_URL": given} if given else environment())
+        settings = load_database_settings({"DATABASE_URL": given} if given else read_environment())
     except SettingsError as error:
         sys.exit(str(error))
     if not given:

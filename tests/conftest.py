@@ -28,12 +28,13 @@ from todo_api.db.database import Database
 from todo_api.db.pool import Pool
 from todo_api.logs import configure_logging
 from todo_api.metrics import Metrics
-from todo_api.settings import Settings, load_settings
+from todo_api.startup import load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from todo_api.auth.jwks import Pace
+    from todo_api.settings import Settings
 
 # A client and a user serve many examples of a test as well as one; a database has no deadline.
 settings.register_profile(

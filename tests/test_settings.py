@@ -13,13 +13,8 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from psycopg.conninfo import conninfo_to_dict
 
 from todo_api.auth.keys import parse_public_key
-from todo_api.settings import (
-    Settings,
-    SettingsError,
-    load_database_settings,
-    load_settings,
-    server_settings,
-)
+from todo_api.settings import Settings, SettingsError, load_database_settings
+from todo_api.startup import load_process_settings, load_settings
 
 FIT = {"DATABASE_URL": "postgresql://user:s3cret@localhost/todo", "AUTH_MODE": "none"}
 
@@ -238,7 +233,7 @@ def test_a_command_says_what_is_wrong_and_starts_nothing(module, request):
 
 def test_a_dotenv_file_is_read_and_the_environment_wins(tmp_path, request):
     (tmp_path / ".env").write_text("PORT=9001\nHOST=from-file\n")
-    script = "from todo_api.settings import environment as e; print(e()['PORT'], e()['HOST'])"
+    script = "from todo_api.settings import read_environment as e; print(e()['PORT'], e()['HOST'])"
 
     read = subprocess.run(
         [sys.executable, "-c", script],
@@ -546,11 +541,11 @@ def test_origins_are_taken_as_browsers_send_them(origins):
 def test_the_servers_settings_stay_what_they_were_at_its_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", "postgresql://")
-    server_settings.cache_clear()
+    load_process_settings.cache_clear()
     (tmp_path / ".env").write_text("AUTH_MODE=none\nPORT=9001\n")
-    before = server_settings()
+    before = load_process_settings()
     (tmp_path / ".env").write_text("AUTH_MODE=none\nPORT=nonsense\n")
 
-    assert server_settings() is before
+    assert load_process_settings() is before
     assert before.port == 9001
-    server_settings.cache_clear()
+    load_process_settings.cache_clear()

@@ -8,7 +8,7 @@ import structlog
 from flask import Flask
 from flask.sessions import NullSession, SessionInterface
 
-from todo_api.auth.authentication import issuer_keys, require_tokens
+from todo_api.auth.authentication import make_keys, require_tokens
 from todo_api.auth.tokens import Verifier
 from todo_api.db.pool import Pool
 from todo_api.metrics import Metrics
@@ -84,7 +84,7 @@ def create_app(settings: Settings, pace: Pace | None = None) -> App:
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
     counted = Metrics()
-    keys = issuer_keys(settings, counted, pace) if settings.auth_mode == "jwt" else None
+    keys = make_keys(settings, counted, pace) if settings.auth_mode == "jwt" else None
     app.services = Services(settings, counted, Pool(settings, counted), keys)
     # In this order before a request, and in reverse order after it.
     log_requests(app, counted.observe_request if settings.metrics else None)

@@ -1,4 +1,4 @@
-"""One stream of log lines: JSON, or readable on a terminal."""
+"""The log: one stream of lines, JSON or, on a terminal, readable text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StreamLogger(structlog.WriteLogger):
-    """Writes lines to a stream, under the name of the module that they come from."""
+    """Writes lines to a stream. `name` is the module that logs them."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         super().__init__(stream)
@@ -27,7 +27,7 @@ class StreamLogger(structlog.WriteLogger):
 
 
 def configure_logging(level: str, stream: TextIO | None = None) -> None:
-    """Send our log lines and those of the libraries to `stream`, by default standard error."""
+    """Send the log lines of this package and of libraries to `stream`, or to standard error."""
     stream = stream or sys.stderr
     stamped: list[Processor] = [
         add_request_id,
@@ -35,7 +35,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_logger_name,
     ]
     rendered: list[Processor] = (
-        # Not its default for exceptions, which shows the values of variables: a user's words.
+        # Not structlog's default traceback, which shows the values of variables: users' text.
         [
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
@@ -47,8 +47,8 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
             to_json,
         ]
     )
-    # Ours are written as they are. By way of the standard library's logging, for which there is a
-    # handler below, a line costs three times as much: 24 us instead of 8, each request.
+    # Our lines go to the stream directly. Through the standard library's logging, which the handler
+    # below serves, a line costs 24 us instead of 8, in every request.
     structlog.configure(
         processors=[*stamped, *rendered],
         logger_factory=partial(StreamLogger, stream),
@@ -67,17 +67,18 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
 
 
 def add_request_id(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """To whatever is logged while a request is served, in its thread, its id."""
+    """Add the request's id to a line that is logged while a request is served."""
     if has_request_context():
         line["request_id"] = current_request().id
     return line
 
 
 def add_timestamp(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """As structlog's own TimeStamper, for a renderer that writes moments itself."""
+    """Add the time as a datetime, which orjson formats."""
     line["timestamp"] = datetime.now(UTC)
     return line
 
 
 def to_json(_: WrappedLogger, __: str, line: EventDict) -> str:
+    """Return the line as JSON."""
     return orjson.dumps(line, default=repr, option=orjson.OPT_UTC_Z).decode()

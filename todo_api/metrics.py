@@ -1,6 +1,6 @@
-"""What the service counts and measures, for Prometheus; docs/metrics.md tells what each one means.
+"""Metrics for Prometheus; docs/metrics.md describes each of them.
 
-No label holds what a client chose freely: neither a path, nor a user, nor a method of their own.
+No label holds text that a client chose, such as a path, a user or an unknown method.
 """
 
 from __future__ import annotations
@@ -11,13 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -28,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from psycopg_pool import ConnectionPool
 
-# The one that every version of Prometheus reads.
+# The format that every version of Prometheus reads.
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -39,14 +33,12 @@ POOL_INTERVAL = 2  # seconds
 class Metrics:
     """The metrics of one application, in a registry of their own.
 
-    gunicorn's master must not make one: in a server of several processes, each that does writes
-    files of its own, which are added up.
+    In a server of several processes, each process that makes one writes files of its own, which
+    are added up. So gunicorn's workers make one each, and its master makes none.
     """
 
     def __init__(self) -> None:
-        # The same series with one process and with several, for which there are none of these.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        # Not the library's default one, which tells the version of Python.
+        # Not the library's default registry, which exposes the version of Python.
         self.registry = CollectorRegistry()
         labels = ["route", "method", "status"]
         self.requests = self._counter("todo_http_requests_total", "Requests answered.", labels)
@@ -68,7 +60,7 @@ class Metrics:
             "Requests refused at once, without asking the database.",
             ["reason"],
         )
-        # Each reason counts from 0 on, so that the first time is seen as an increase.
+        # Each reason begins at 0, so that its first event is an increase.
         for counter, reasons in (
             (self.retries, ("connection_lost", "rolled_back")),
             (self.sheds, ("admission", "outage")),
@@ -80,7 +72,7 @@ class Metrics:
         )
         self.outcomes_unknown = self._counter(
             "todo_database_outcomes_unknown_total",
-            "Writes of which it is unknown whether they were done.",
+            "Writes whose outcome is unknown.",
         )
 
         self.pool_size = self._gauge(
@@ -127,7 +119,7 @@ class Metrics:
     def watch_pool(self, pool: ConnectionPool[Any], interval: float = POOL_INTERVAL) -> None:
         """Keep the pool's gauges up to date in a thread, until the pool is closed.
 
-        A scrape reaches one worker only, so each one writes down its own, asked or not.
+        A scrape reaches only one worker, so each worker writes its own values all the time.
         """
 
         def keep_watching() -> None:
@@ -146,20 +138,16 @@ class Metrics:
         self.pool_waiting.set(stats["requests_waiting"])
 
     def exposition(self) -> bytes:
-        """Return all of it in Prometheus' text format: of every worker, where there are several."""
+        """Return the metrics in Prometheus' text format: of all workers if there are several."""
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if folder is None:
-            return generate_latest(self.registry)
-        registry = CollectorRegistry()
-        registry.register(AllWorkers(folder))
-        return generate_latest(registry)
+        return generate_latest(OneProcess(self.registry) if folder is None else AllWorkers(folder))
 
 
 class KeySetMetrics:
-    """An issuer's key set, as each worker has it. Made only where there is one to be fetched."""
+    """The metrics of an issuer's key set, for servers that fetch one."""
 
     def __init__(self, metrics: Metrics) -> None:
-        # Of several workers, the one that is worst off.
+        # The least value of all workers, which is that of the worker with the oldest keys.
         self.fetched_at = Gauge(
             "todo_jwks_fetched_timestamp_seconds",
             "When the key set was fetched last; 0 if never.",
@@ -179,7 +167,7 @@ class KeySetMetrics:
         )
 
     def report_fetch(self, keys: int | None) -> None:
-        """Record that a fetch ended with so many usable keys, or None if it failed."""
+        """Record that a fetch ended with this number of usable keys, or None if it failed."""
         if keys is None:
             self.failures.inc()
         else:
@@ -187,8 +175,25 @@ class KeySetMetrics:
             self.size.set(keys)
 
 
+class OneProcess(Collector):
+    """The metrics of this process, in the same series as those of several processes.
+
+    The library adds a `_created` series to each counter and histogram in one process only.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample for sample in metric.samples if not sample.name.endswith("_created")
+            ]
+            yield metric
+
+
 class AllWorkers(Collector):
-    """What the workers have written to the folder, added up."""
+    """The metrics that the workers have written to the folder, added up."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -199,7 +204,7 @@ class AllWorkers(Collector):
 
     def _files(self) -> Iterator[str]:
         for entry in os.scandir(self._folder):
-            # Of a worker that has just died; or of one that starts, and there is nothing in it yet.
+            # A file may vanish with a worker that dies, and is empty while a worker starts.
             with suppress(FileNotFoundError):
                 if entry.stat().st_size:
                     yield entry.path

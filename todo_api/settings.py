@@ -1,45 +1,45 @@
-"""Settings from the environment, checked whole before anything starts."""
+"""Settings from the environment: each one's name, type, default and description, declared once."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import EXCLUDE, Schema, ValidationError, validate, validates_schema
+from marshmallow import fields as schema_fields
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from todo_api.auth.keys import KeyFormatError, parse_public_key, parse_secret
-
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 KEY_SOURCES = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_SECRET")
 
-
-# As a browser writes it: in lower case, no path, no user, and no port that goes without saying.
+# In the form that browsers send: lower case, no path, no user, and no port that is the default.
 ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)https?://[a-z0-9.\-_\[\]:]+")
 
-
-# The characters that delimit the parts of a URL (RFC 3986, section 2.2), but for the colon, which
-# every reader of URLs takes for a part of the password.
+# The characters that delimit the parts of a URL (RFC 3986, section 2.2), except the colon, which
+# every URL parser accepts in a password.
 MISREAD = re.compile(r"[/?#\[\]@]")
 PORTS = range(1, 65536)
 PERCENT_ENCODE = "Percent-encode special characters in the password: %40 for @, %2F for /"
 
+# Takes the text of a variable and returns the setting's value. Raises ValidationError.
+Parser = Callable[[str], Any]
+
+SettingsType = TypeVar("SettingsType", bound="DatabaseSettings")
+
 
 class SettingsError(Exception):
-    """The environment is not fit to start with; the message names every fault."""
+    """The settings are invalid; the message names every fault."""
 
 
-def postgresql_url(value: str) -> None:
+def check_postgresql_url(value: str) -> None:
     """Raise ValidationError unless libpq reads the `postgresql://` URL as it is meant.
 
     libpq ends the password at the first `@` and takes the rest of it for the host's name, which
@@ -56,115 +56,191 @@ def postgresql_url(value: str) -> None:
         parameters = conninfo_to_dict(value)
     except (ProgrammingError, UnicodeError):
         raise ValidationError(f"Not a URL that libpq can read. {PERCENT_ENCODE}.") from None
-    # One for each host; an empty one is the default.
+    # One port for each host; an empty one means the default.
     ports = filter(None, str(parameters.get("port", "")).split(","))
     if not all(re.fullmatch("[0-9]{1,5}", port) and int(port) in PORTS for port in ports):
         raise ValidationError(f"A port is a number from 1 to 65535. {PERCENT_ENCODE}.")
 
 
-def jwks_url(value: str) -> None:
-    """An https:// URL, or http:// to this machine, else ValidationError."""
+def check_jwks_url(value: str) -> None:
+    """Raise ValidationError unless the value is an https:// URL, or an http:// URL of loopback."""
     try:
         parts = urlsplit(value)
-        local = parts.scheme == "http" and parts.hostname in LOOPBACK
-        fit = (
+        is_local = parts.scheme == "http" and parts.hostname in LOOPBACK
+        is_valid = (
             not re.search(r"\s", value)
             and parts.hostname
-            and (parts.scheme == "https" or local)
+            and (parts.scheme == "https" or is_local)
             and parts.port != 0
         )
-    except ValueError:  # a port or an address that is none
-        fit = False
-    if not fit:
+    except ValueError:  # an invalid port or address
+        is_valid = False
+    if not is_valid:
         raise ValidationError("Must be an https:// URL; http:// is for loopback only.")
     if "@" in parts.netloc:
         raise ValidationError("Must not hold a password: it would be logged, and is not sent.")
 
 
-class PublicKey(fields.String):
-    """A PEM or a JSON Web Key, or the path of a file that holds one."""
-
-    def _deserialize(self, value: str, *_: Any, **__: Any) -> str:
-        # Where a variable has one line only, as in many consoles, line ends are written out.
-        text = value.replace("\\n", "\n")
-        if not text.lstrip().startswith(("-----", "{")):
-            try:
-                text = Path(value).read_text(encoding="utf-8")
-            except (OSError, ValueError):
-                raise ValidationError("There is no such file, and it is no key.") from None
-        try:
-            parse_public_key(text)
-        except KeyFormatError as error:
-            raise ValidationError(str(error)) from None
-        return text
+def parse_origins(value: str) -> tuple[str, ...]:
+    """Return the origins of a comma-separated list. Raises ValidationError."""
+    origins = tuple(origin.strip() for origin in value.split(","))
+    if not all(ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValidationError("Each must be an origin: https://app.example, without a path.")
+    return origins
 
 
-def secret(value: str) -> None:
-    try:
-        parse_secret(value)
-    except KeyFormatError as error:
-        raise ValidationError(str(error)) from None
+def describe(
+    doc: str,
+    *,
+    check: Callable[[Any], Any] | None = None,
+    parse: Parser | None = None,
+    default_from: str | None = None,
+) -> dict[str, Any]:
+    """Return the metadata of a setting's dataclass field.
+
+    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value,
+    `parse` converts the variable's text, and `default_from` names the setting whose value is taken
+    if this one is not set.
+    """
+    return {"doc": doc, "check": check, "parse": parse, "default_from": default_from}
 
 
-class Origins(fields.String):
-    """Origins with commas between: `https://app.example,https://admin.example`."""
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    """The settings of migrations and of the purge.
 
-    def _deserialize(self, value: str, *_: Any, **__: Any) -> tuple[str, ...]:  # type: ignore[override]
-        origins = tuple(origin.strip() for origin in value.split(","))
-        if not all(ORIGIN.fullmatch(origin) for origin in origins):
-            raise ValidationError("Each must be an origin: https://app.example, without a path.")
-        return origins
+    A setting is read from the variable of the same name in capitals. To add one, declare it here or
+    in Settings, and document it in README.md and .env.example.
+    """
 
-
-class DatabaseEnvironment(Schema):
-    """What a migration needs of the environment."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-    DATABASE_URL = fields.String(required=True, validate=postgresql_url)
-    MIGRATION_DATABASE_URL = fields.String(load_default=None, validate=postgresql_url)
-    LOG_LEVEL = fields.String(
-        load_default="info", validate=validate.OneOf(["debug", "info", "warning", "error"])
+    database_url: str = field(
+        metadata=describe(
+            "any PostgreSQL from 15 on, as a `postgresql://` URL; `make run` starts a database"
+            " without it. Special characters in the password are percent-encoded: `%40` for `@`,"
+            " `%2F` for `/`",
+            check=check_postgresql_url,
+        )
+    )
+    migration_database_url: str = field(
+        metadata=describe(
+            "where migrations connect: a direct URL, if the other one is a pooler's",
+            check=check_postgresql_url,
+            default_from="database_url",
+        )
+    )
+    log_level: str = field(
+        default="info",
+        metadata=describe(
+            "`debug`, `info`, `warning` or `error`",
+            check=validate.OneOf(["debug", "info", "warning", "error"]),
+        ),
     )
 
 
-class Environment(DatabaseEnvironment):
-    """What the server needs of the environment. A name is a variable's, a default its own."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(DatabaseSettings):
+    """The settings of the server."""
 
-    AUTH_MODE = fields.String(load_default="jwt", validate=validate.OneOf(["jwt", "none"]))
-    JWT_JWKS_URL = fields.String(load_default=None, validate=jwks_url)
-    JWT_PUBLIC_KEY = PublicKey(load_default=None)
-    JWT_SECRET = fields.String(load_default=None, validate=secret)
-    JWT_ISSUER = fields.String(load_default=None)
-    JWT_AUDIENCE = fields.String(load_default=None)
-    JWT_USER_CLAIM = fields.String(load_default="sub")
-    REQUIRE_IF_MATCH = fields.Boolean(load_default=False)
-    CORS_ORIGINS = Origins(load_default=())
-    HOST = fields.String(load_default="127.0.0.1", validate=validate.Length(min=1))
-    PORT = fields.Integer(load_default=8000, validate=validate.Range(1, 65535))
-    WEB_CONCURRENCY = fields.Integer(load_default=2, validate=validate.Range(1, 256))
-    WEB_THREADS = fields.Integer(load_default=4, validate=validate.Range(1, 64))
-    REQUEST_TIMEOUT = fields.Float(load_default=5.0, validate=validate.Range(0.1, 60))
-    DATABASE_PREPARE = fields.Boolean(load_default=True)
-    METRICS = fields.Boolean(load_default=False)
+    database_prepare: bool = field(
+        default=True, metadata=describe("prepared statements; `false` behind PgBouncer before 1.22")
+    )
+    auth_mode: str = field(
+        default="jwt",
+        metadata=describe(
+            "`none` trusts the path: for a network or a gateway that has verified the caller",
+            check=validate.OneOf(["jwt", "none"]),
+        ),
+    )
+    jwt_jwks_url: str | None = field(
+        default=None,
+        metadata=describe(
+            "an issuer's key set (EdDSA, ES256, RS256 and their like)", check=check_jwks_url
+        ),
+    )
+    jwt_public_key: str | None = field(
+        default=None,
+        metadata=describe("one public key instead: a PEM or JWK, or the path of a file"),
+    )
+    jwt_secret: str | None = field(
+        default=None, metadata=describe("a shared secret instead, of 32 bytes at least (HS256)")
+    )
+    jwt_issuer: str | None = field(
+        default=None,
+        metadata=describe("the `iss` that tokens must have; required with `JWT_JWKS_URL`"),
+    )
+    jwt_audience: str | None = field(
+        default=None,
+        metadata=describe("the `aud` that tokens must have; required with `JWT_JWKS_URL`"),
+    )
+    jwt_user_claim: str = field(default="sub", metadata=describe("the claim that names the user"))
+    require_if_match: bool = field(
+        default=False, metadata=describe("refuse a change without `If-Match` (428)")
+    )
+    cors_origins: tuple[str, ...] = field(
+        default=(),
+        metadata=describe(
+            "the origins whose pages may call, with commas between", parse=parse_origins
+        ),
+    )
+    host: str = field(
+        default="127.0.0.1", metadata=describe("the address on which gunicorn listens")
+    )
+    port: int = field(
+        default=8000,
+        metadata=describe(
+            "the port on which gunicorn listens", check=validate.Range(PORTS[0], PORTS[-1])
+        ),
+    )
+    web_concurrency: int = field(
+        default=2, metadata=describe("worker processes", check=validate.Range(1, 256))
+    )
+    web_threads: int = field(
+        default=4,
+        metadata=describe(
+            "threads in each worker; a worker has one connection to the database fewer than"
+            " threads, so that one thread is free to answer `/livez`",
+            check=validate.Range(1, 64),
+        ),
+    )
+    request_timeout: float = field(
+        default=5.0,
+        metadata=describe(
+            "seconds that a request may take, waiting for the database and repeating included",
+            check=validate.Range(0.1, 60),
+        ),
+    )
+    metrics: bool = field(
+        default=False,
+        metadata=describe(
+            "serve [`/metrics`](docs/metrics.md) for Prometheus, to all clients that can connect"
+        ),
+    )
+
+
+class DatabaseRules(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+
+class ServerRules(DatabaseRules):
+    """The rules that concern several settings. They look at the variables, not at valid values."""
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def one_source_of_keys(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+    def require_one_key_source(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
         if given.get("AUTH_MODE", "jwt") != "jwt":
             return
         sources = [name for name in KEY_SOURCES if name in given]
         if len(sources) != 1:
-            what = (
+            fault = (
                 f"Only one of these: {' and '.join(sources)}."
                 if sources
-                else (f"Needs one of {', '.join(KEY_SOURCES)} to verify tokens with.")
+                else f"Needs one of {', '.join(KEY_SOURCES)} to verify tokens with."
             )
-            raise ValidationError(what, "AUTH_MODE")
+            raise ValidationError(fault, "AUTH_MODE")
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def issuer_of_a_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
-        # Many services share an issuer's keys: without these, their tokens would do here.
+    def require_issuer_of_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+        # Many services share an issuer's keys: without these, tokens for others would be accepted.
         if given.get("AUTH_MODE", "jwt") == "jwt" and "JWT_JWKS_URL" in given:
             missing = {
                 name: ["Must be set with JWT_JWKS_URL."]
@@ -175,72 +251,68 @@ class Environment(DatabaseEnvironment):
                 raise ValidationError(missing)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatabaseSettings:
-    """Where the database is. `migration_database_url` is a direct one: no pooler between."""
-
-    database_url: str
-    migration_database_url: str
-    log_level: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(DatabaseSettings):
-    """All that the server is told from outside; README.md says what each setting does."""
-
-    auth_mode: str
-    jwt_jwks_url: str | None
-    jwt_public_key: str | None
-    jwt_secret: str | None
-    jwt_issuer: str | None
-    jwt_audience: str | None
-    jwt_user_claim: str
-    require_if_match: bool
-    cors_origins: tuple[str, ...]
-    host: str
-    port: int
-    web_concurrency: int
-    web_threads: int
-    request_timeout: float
-    database_prepare: bool
-    metrics: bool
-
-
-def environment() -> dict[str, str]:
-    """The process's environment over what `.env` in the working directory says."""
+def read_environment() -> dict[str, str]:
+    """Return the variables of `.env` in the working directory, and the process's, which win."""
     values = dotenv_values(Path(".env"))
     return {name: value for name, value in values.items() if value is not None} | os.environ
 
 
 def load_database_settings(environ: Mapping[str, str]) -> DatabaseSettings:
-    """What a migration needs, or SettingsError with every fault."""
-    return DatabaseSettings(**checked(DatabaseEnvironment(), environ))
+    """Return the settings of migrations and of the purge. Raises SettingsError with every fault."""
+    return load(DatabaseSettings, DatabaseRules, environ, {})
 
 
-def load_settings(environ: Mapping[str, str]) -> Settings:
-    """What the server needs, or SettingsError with every fault."""
-    return Settings(**checked(Environment(), environ))
+def load_server_settings(
+    environ: Mapping[str, str], *, parse_public_key: Parser, parse_secret: Parser
+) -> Settings:
+    """Return the settings of the server. Raises SettingsError with every fault.
 
-
-@cache
-def server_settings() -> Settings:
-    """What this process was started with, or SettingsError with every fault.
-
-    Read once, by gunicorn's master: a worker that is started later, after a fault perhaps, finds
-    in its memory what the others have, whatever `.env` says by then.
+    The parsers of keys are arguments because this module knows no formats of keys; startup.py has
+    them.
     """
-    return load_settings(environment())
+    parsers = {"jwt_public_key": parse_public_key, "jwt_secret": parse_secret}
+    return load(Settings, ServerRules, environ, parsers)
 
 
-def checked(schema: Schema, environ: Mapping[str, str]) -> dict[str, Any]:
-    # An empty variable is an unset one: what `NAME=` in a .env file or a compose file means.
+def load(
+    settings: type[SettingsType],
+    rules: type[Schema],
+    environ: Mapping[str, str],
+    parsers: Mapping[str, Parser],
+) -> SettingsType:
+    """Return the settings of this class. Raises SettingsError with every fault."""
+    types = get_type_hints(settings)
+    declared = fields(settings)
+    schema = rules.from_dict(
+        {
+            each.name.upper(): schema_field(each, types[each.name], parsers.get(each.name))
+            for each in declared
+        }
+    )
+    # An empty variable counts as not set: `NAME=` means that in a .env file and a compose file.
     given = {name: value for name, value in environ.items() if value}
     try:
-        values = schema.load(given)
+        loaded = schema().load(given)
     except ValidationError as error:
         faults = (
             f"  {name}: {' '.join(messages)}" for name, messages in error.messages_dict.items()
         )
         raise SettingsError("\n".join(["The settings are not right:", *faults])) from None
-    values["MIGRATION_DATABASE_URL"] = values["MIGRATION_DATABASE_URL"] or values["DATABASE_URL"]
-    return {name.lower(): value for name, value in values.items()}
+    values = {name.lower(): value for name, value in loaded.items()}
+    for each in declared:
+        if each.metadata["default_from"]:
+            values.setdefault(each.name, values[each.metadata["default_from"]])
+    return settings(**values)
+
+
+def schema_field(
+    declared: Field[Any], hint: Any, parser: Parser | None
+) -> schema_fields.Field[Any]:
+    """Return the marshmallow field of a setting: missing values stay missing, for the dataclass."""
+    # Of `str | None` and `tuple[str, ...]`, the first argument is the type of the text.
+    kind = (get_args(hint) or (hint,))[0]
+    return Schema.TYPE_MAPPING[kind](
+        required=declared.default is MISSING and declared.metadata["default_from"] is None,
+        validate=declared.metadata["check"],
+        post_load=parser or declared.metadata["parse"],
+    )

@@ -40,7 +40,7 @@ from todo_api.app import create_app
 from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
 from todo_api.auth.tokens import Verifier
-from todo_api.settings import load_settings
+from todo_api.startup import load_settings
 from todo_api.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -703,7 +703,7 @@ def test_nothing_that_a_request_needs_is_held_during_a_fetch(issuer, new_verifie
     eventually(lambda: has(verifier.keys, signer))
     issuer.answer = hangs
 
-    eventually(lambda: verifier.keys._underway)
+    eventually(lambda: verifier.keys._is_fetching)
 
     assert verifier.keys._state.acquire(blocking=False)
     verifier.keys._state.release()
@@ -777,7 +777,7 @@ def test_a_request_waits_no_longer_than_its_patience(issuer, new_verifier):
         verifier.identify(Signer("one").token())
 
     assert 0.2 <= time.monotonic() - began < 0.2 + AT_ONCE
-    assert verifier.keys._underway
+    assert verifier.keys._is_fetching
 
 
 def test_between_two_fetches_nobody_waits(issuer, new_verifier):

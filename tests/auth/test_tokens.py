@@ -29,10 +29,10 @@ from joserfc.jws import JWSRegistry
 
 from tests.support.api import etag
 from todo_api.app import create_app
-from todo_api.auth.authentication import issuer_keys
+from todo_api.auth.authentication import make_keys
 from todo_api.auth.tokens import Verifier
 from todo_api.metrics import Metrics
-from todo_api.settings import load_settings
+from todo_api.startup import load_settings
 from todo_api.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -1174,7 +1174,7 @@ def test_a_token_expires_though_it_was_let_in_before(make_door):
 
 def test_a_token_that_is_let_in_again_is_not_verified_again():
     settings = load_settings({"DATABASE_URL": NOBODY} | settings_of("RS256"))
-    verifier = Verifier(settings, issuer_keys(settings, Metrics()))
+    verifier = Verifier(settings, make_keys(settings, Metrics()))
     token = make_token("RS256")
 
     first, second = verifier.identify(token), verifier.identify(token)
@@ -1185,7 +1185,7 @@ def test_a_token_that_is_let_in_again_is_not_verified_again():
 def test_few_verified_tokens_are_remembered_and_each_is_its_users():
     """Eight threads, more tokens than there is room for, bad ones among the good."""
     settings = load_settings({"DATABASE_URL": NOBODY} | settings_of("HS256"))
-    verifier = Verifier(settings, issuer_keys(settings, Metrics()), capacity=5)
+    verifier = Verifier(settings, make_keys(settings, Metrics()), capacity=5)
     tokens = {
         make_token("HS256", good(sub=str(user))): user
         for user in map(uuid.UUID, map(user_of, range(20)))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.error
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -180,11 +181,11 @@ def test_a_server_that_does_not_start_shows_its_log():
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_an_ordinary_user_can_run_it():
     """With copies of the source and the programs where everybody may look."""
-    nobody = embedded.account()
+    nobody = embedded.find_account()
     python = Path(sys.executable).resolve().parent
-    site_packages = Path(embedded.find_spec("flask").origin).parent.parent
+    site_packages = Path(find_spec("flask").origin).parent.parent
     for needed in (python, site_packages):
-        if not nobody.may_enter(needed):
+        if not nobody.can_enter(needed):
             pytest.skip(f"{needed} is not for everybody, as an ordinary user's would be")
     with tempfile.TemporaryDirectory(dir="/tmp") as home:
         for name in CHECKOUT:
@@ -225,7 +226,7 @@ def test_the_readmes_tour_answers_as_printed(checkout):
     assert [timeless(line) for line in answered] == [timeless(line) for line in printed]
 
 
-TOKEN_COMMAND = '"$PYTHON" -m todo_api.commands.run token $USER_ID'
+TOKEN_COMMAND = '"$PYTHON" -m todo_api.commands.token $USER_ID'
 
 
 def timeless(line: str) -> str:

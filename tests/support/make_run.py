@@ -77,7 +77,7 @@ class Server:
     def authorization(self) -> dict[str, str]:
         """A token from `make token`'s command, in the folder of the server."""
         made = subprocess.run(
-            [sys.executable, "-m", "todo_api.commands.run", "token", USER],
+            [sys.executable, "-m", "todo_api.commands.token", USER],
             cwd=self.folder,
             env=self.environ,
             capture_output=True,

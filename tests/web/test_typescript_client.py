@@ -16,8 +16,8 @@ import pytest
 from faults.servers import serving
 from tests.support import ROOT
 from tests.support.node import install
-from todo_api.commands.run import token
-from todo_api.settings import load_settings
+from todo_api.commands.token import make_token
+from todo_api.startup import load_settings
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def run(project: Path, program: str, *arguments: str, **environ: str) -> str:
 def test_a_generated_client_makes_a_whole_journey(project, database_url):
     secret = secrets.token_hex(32)
     settings = {"DATABASE_URL": database_url, "AUTH_MODE": "jwt", "JWT_SECRET": secret}
-    made = token(load_settings(settings), str(uuid.uuid4()))
+    made = make_token(load_settings(settings), str(uuid.uuid4()))
 
     with serving(database_url, AUTH_MODE="jwt", JWT_SECRET=secret) as api:
         url = f"http://127.0.0.1:{api.port}"

@@ -15,7 +15,7 @@ from todo_api.auth.keys import (
     parse_public_key,
     parse_secret,
 )
-from todo_api.auth.tokens import TOKEN_BYTES, Verifier, refused
+from todo_api.auth.tokens import TOKEN_BYTES, Verifier, invalid_token
 from todo_api.metrics import KeySetMetrics, Metrics
 from todo_api.web.problems import not_found, unauthorized, unavailable
 from todo_api.web.requests import Request, current_request
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from todo_api.settings import Settings
     from todo_api.web.responses import BytesResponse
 
-
-# An Authorization field (RFC 6750, section 2.1) with a JWS (RFC 7515, section 7.1).
+# An Authorization header (RFC 6750, section 2.1) with a JWS (RFC 7515, section 7.1).
 BEARER = re.compile(r"Bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 
 
-def issuer_keys(settings: Settings, metrics: Metrics, pace: Pace | None = None) -> Keys:
-    """Return the one source of keys that the settings name; `pace` is how a set is fetched."""
+def make_keys(settings: Settings, metrics: Metrics, pace: Pace | None = None) -> Keys:
+    """Return the one source of keys that the settings name. `pace` has the times of its fetches."""
     if settings.jwt_jwks_url:
         report = KeySetMetrics(metrics).report_fetch
         return IssuerKeys(settings.jwt_jwks_url, pace, report=report)
@@ -53,32 +52,32 @@ def require_tokens(app: Flask, verifier: Verifier) -> None:
         blueprint = app.blueprints.get(request.blueprint or "")
         if not getattr(blueprint, "requires_token", True):
             return
-        request.identity = identity = verifier.identify(bearer_token(request))
+        request.identity = identity = verifier.identify(read_bearer_token(request))
         request.user_id = identity.user_id
-        owner = owner_of(request.path)
+        owner = read_owner(request.path)
         if owner is not None and owner.lower() != str(identity.user_id):
             raise not_found()
 
     @app.errorhandler(KeysUnavailableError)
-    def report_missing_keys(_: KeysUnavailableError) -> BytesResponse:
+    def report_unavailable_keys(_: KeysUnavailableError) -> BytesResponse:
         detail = "The keys of the token's issuer cannot be fetched. Try again."
         return unavailable(detail).response()
 
 
-def bearer_token(request: Request) -> str:
-    """Return the token of the Authorization field. Raises a 401."""
+def read_bearer_token(request: Request) -> str:
+    """Return the token of the Authorization header. Raises a Problem (401)."""
     field = request.header("Authorization") or ""
     if not field.lower().startswith("bearer "):
         raise unauthorized("Send a token: Authorization: Bearer TOKEN.")
     if len(field) > TOKEN_BYTES:
-        raise refused("The token is too long.")
+        raise invalid_token("The token is too long.")
     match = BEARER.fullmatch(field)
     if match is None:
-        raise refused("The Authorization field must be one token, of three parts.")
+        raise invalid_token("The Authorization field must be one token, of three parts.")
     return match[1]
 
 
-def owner_of(path: str) -> str | None:
+def read_owner(path: str) -> str | None:
     """Return the user that a path of the API names, whether or not it has a route."""
     _, api, *rest = path.split("/", 3)
     return rest[0] if api == "api" and rest and path != SESSION else None

@@ -18,7 +18,7 @@ from todo_api.auth.keys import (
     KeyFormatError,
     KeysUnavailableError,
     VerificationKey,
-    chosen,
+    choose_key,
     parse_public_key,
 )
 
@@ -28,21 +28,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-
 SET_BYTES = 64 * 1024
-
-
-ERROR_LENGTH = 200  # of what is logged: an error may quote the issuer
+ERROR_LENGTH = 200  # characters that are logged: an error may quote the issuer's response
 
 
 def parse_set(body: bytes) -> list[VerificationKey]:
-    """The usable keys of a JWK Set (RFC 7517, section 5); the others are passed over.
+    """Return the usable keys of a JWK Set (RFC 7517, section 5), without the others.
 
-    Raises ValueError for what is no set at all. A set may be empty: its issuer has withdrawn all.
+    Raises ValueError if the body is no JWK Set. A set may be empty: its issuer has withdrawn all.
     """
     document = json.loads(body.decode())
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise ValueError("not a JWK Set")  # noqa: TRY004  one error for all that is none
+        raise ValueError("not a JWK Set")  # noqa: TRY004  one exception for every body that is none
     keys = []
     for entry in document["keys"]:
         with suppress(KeyFormatError):
@@ -52,20 +49,20 @@ def parse_set(body: bytes) -> list[VerificationKey]:
 
 @dataclass(frozen=True)
 class Pace:
-    """How often and how long, in seconds."""
+    """The times of fetching a key set, in seconds."""
 
-    refresh: float = 300  # between fetches when all is well
-    apart: float = 30  # at least this between any two fetches
-    stale: float = 24 * 3600  # how long keys are good while the issuer is down
-    patience: float = 1  # what a request waits for a fetch, one request at a time
-    timeout: float = 3  # of a fetch, whatever the issuer does
+    refresh: float = 300  # from one successful fetch to the next one
+    apart: float = 30  # the least time between two fetches
+    stale: float = 24 * 3600  # how long keys are used while the issuer is down
+    patience: float = 1  # how long a request waits for a fetch; one request at a time does
+    timeout: float = 3  # of a whole fetch
 
 
 class IssuerKeys:
-    """An issuer's key set, kept fresh by a thread of its own: no request waits for the network.
+    """An issuer's key set, fetched by a thread of its own: requests read a snapshot.
 
-    Requests read a snapshot. A key id that is not in it makes one request at a time wait, for
-    `pace.patience` at most, and only where `pace.apart` lets a fetch begin.
+    If a key id is not in the snapshot, one request at a time waits for a fetch, for `pace.patience`
+    at most, and only if `pace.apart` allows a fetch to begin.
     """
 
     def __init__(
@@ -74,14 +71,17 @@ class IssuerKeys:
         pace: Pace | None = None,
         report: Callable[[int | None], None] = lambda _: None,
     ) -> None:
-        """`report` is called at the end of each fetch, with the number of keys or None."""
+        """Take the URL of the set, and what to call when a fetch ends.
+
+        `report` gets the number of usable keys, or None after a failure.
+        """
         self._url = url
         self._pace = pace or Pace()
         self._report = report
         self._keys: tuple[VerificationKey, ...] = ()
         self._fetched_at = self._next_at = float("-inf")
-        self._underway = False
-        self._ended = 0
+        self._is_fetching = False
+        self._fetches_ended = 0
         self._state = threading.Condition()
         self._turn_to_wait = threading.Lock()
         self._wanted = threading.Event()
@@ -89,14 +89,14 @@ class IssuerKeys:
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Start fetching. Opening twice is harmless; a worker opens its own, after the fork."""
+        """Start the thread if it does not run. A worker calls this after the fork."""
         with self._state:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._keep_fresh, daemon=True, name="jwks")
                 self._thread.start()
 
     def close(self) -> None:
-        """Fetch no more."""
+        """End the thread."""
         self._stop.set()
         self._wanted.set()
 
@@ -104,32 +104,34 @@ class IssuerKeys:
         if self._thread is None:
             self.open()
         known = self._keys
-        key = chosen(known, kid, algorithm)
-        named = any(kid == other.kid for other in known)
-        if key is None and not named and self._await_fetch():
-            key = chosen(self._keys, kid, algorithm)
-        if not self._fresh():
+        key = choose_key(known, kid, algorithm)
+        is_named = any(kid == other.kid for other in known)
+        if key is None and not is_named and self._await_fetch():
+            key = choose_key(self._keys, kid, algorithm)
+        if not self._is_fresh():
             raise KeysUnavailableError
         return key
 
-    def holds(self, key: VerificationKey) -> bool:
-        return self._fresh() and key in self._keys
+    def has(self, key: VerificationKey) -> bool:
+        return self._is_fresh() and key in self._keys
 
-    def _fresh(self) -> bool:
+    def _is_fresh(self) -> bool:
         return time.monotonic() - self._fetched_at <= self._pace.stale
 
     def _await_fetch(self) -> bool:
-        """Whether a fetch ended while this request waited for it."""
+        """Wait for a fetch; return whether one ended in time."""
         if not self._turn_to_wait.acquire(blocking=False):
             return False
         try:
             with self._state:
-                if not self._underway:
+                if not self._is_fetching:
                     self._wanted.set()
                     if time.monotonic() < self._next_at:
                         return False
-                ended = self._ended
-                return self._state.wait_for(lambda: self._ended > ended, self._pace.patience)
+                before = self._fetches_ended
+                return self._state.wait_for(
+                    lambda: self._fetches_ended > before, self._pace.patience
+                )
         finally:
             self._turn_to_wait.release()
 
@@ -137,14 +139,14 @@ class IssuerKeys:
         while not self._stop.is_set():
             with self._state:
                 self._wanted.clear()
-                self._underway = True
+                self._is_fetching = True
             keys = self._fetch()
             self._report(None if keys is None else len(keys))
             with self._state:
                 if keys is not None:
                     self._keys, self._fetched_at = tuple(keys), time.monotonic()
-                self._underway, self._next_at = False, time.monotonic() + self._pace.apart
-                self._ended += 1
+                self._is_fetching, self._next_at = False, time.monotonic() + self._pace.apart
+                self._fetches_ended += 1
                 self._state.notify_all()
             stopped = self._stop.wait(self._pace.apart)
             if keys is not None and not stopped:
@@ -153,7 +155,7 @@ class IssuerKeys:
     def _fetch(self) -> list[VerificationKey] | None:
         try:
             keys = parse_set(fetch(self._url, self._pace.timeout))
-        except Exception as error:  # noqa: BLE001  whatever it was, there must be a next time
+        except Exception as error:  # noqa: BLE001  no exception may end the thread
             log.warning("key set not fetched", url=self._url, error=repr(error)[:ERROR_LENGTH])
             return None
         log.info("key set fetched", url=self._url, keys=len(keys))
@@ -161,47 +163,50 @@ class IssuerKeys:
 
 
 def fetch(url: str, timeout: float) -> bytes:
-    """The body of a 200, of SET_BYTES at most, within `timeout` seconds in all.
+    """Return the body of a 200 response, of SET_BYTES at most, within `timeout` seconds in all.
 
-    A host of several addresses of which the first do not answer takes half of that for each more.
-    Follows no redirect. Raises OSError, HTTPException or ValueError.
+    Each further address of a host whose first addresses do not answer takes half of that again.
+    Redirects are not followed. Raises OSError, HTTPException or ValueError.
     """
     ends_at = time.monotonic() + timeout
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    # One half is for TCP, the other for TLS: until both are done, there is nothing to shut down.
+    # Half of the time is for TCP, half for TLS: `give_up` can only shut down what is connected.
     connection = connect(parts.hostname or "", parts.port, timeout=timeout / 2)
     with closing(connection):
         connection.connect()
-        # The connection forgets its socket when it has read the headers of a last answer.
+        # The connection drops its socket after the headers of a response that closes it.
         opened: socket = connection.sock
-        late = threading.Event()
+        is_late = threading.Event()
 
         def give_up() -> None:
-            late.set()
+            is_late.set()
             with suppress(OSError):
-                # Not the method of an SSLSocket, after which plain text would pass for TLS.
+                # Not SSLSocket.shutdown, which turns TLS off: plain text would be accepted.
                 socket.shutdown(opened, SHUT_RDWR)
 
-        # A timeout of a socket is for one read; an issuer that drips would have its way.
+        # A socket's timeout is for one read; an issuer could send one byte at a time for ever.
         opened.settimeout(timeout)
         deadline = threading.Timer(max(0, ends_at - time.monotonic()), give_up)
         deadline.daemon = True
         deadline.start()
         try:
-            body = get(connection, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}")
+            body = read_body(
+                connection, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}"
+            )
         except (OSError, HTTPException) as error:
-            if late.is_set():
+            if is_late.is_set():
                 raise TimeoutError from error
             raise
         finally:
             deadline.cancel()
-        if late.is_set():
+        if is_late.is_set():
             raise TimeoutError
         return body
 
 
-def get(connection: HTTPConnection, path: str) -> bytes:
+def read_body(connection: HTTPConnection, path: str) -> bytes:
+    """Return the body of a 200 response. Raises ValueError for another one, or a longer one."""
     connection.request("GET", path, headers={"Accept": "application/json"})
     with connection.getresponse() as response:
         if response.status != 200:  # noqa: PLR2004

@@ -1,10 +1,11 @@
-"""Keys that tokens are verified with, and what each may be used for."""
+"""Keys that tokens are verified with, and the algorithms that each may be used for."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from joserfc.errors import JoseError
@@ -13,40 +14,32 @@ from joserfc.jwk import ECKey, JWKRegistry, Key, OctKey, OKPKey, RSAKey
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
 SECRET_BYTES = 32
-
-
 RSA_BITS = 2048
 
-
-# What a key may be used for is the key's to say, not the token's (RFC 8725, section 3.1).
-ALGORITHMS_OF_CURVE = {
+# The key decides which algorithms it is used with, not the token (RFC 8725, section 3.1).
+CURVE_ALGORITHMS = {
     "P-256": {"ES256"},
     "P-384": {"ES384"},
     "P-521": {"ES512"},
     "Ed25519": {"EdDSA", "Ed25519"},
     "Ed448": {"EdDSA", "Ed448"},
 }
-
-
-ALGORITHMS_OF_RSA = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
-
-
-ALGORITHMS_OF_SECRET = {"HS256"}
+RSA_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+SECRET_ALGORITHMS = {"HS256"}
 
 
 class KeyFormatError(ValueError):
-    """No key that tokens can be verified with; the message says why."""
+    """The text is no key that tokens can be verified with; the message says why."""
 
 
 class KeysUnavailableError(Exception):
-    """There is no key set: the issuer has not been reached, or not for too long."""
+    """No key set has been fetched from the issuer yet, or none for too long."""
 
 
 @dataclass(frozen=True)
 class VerificationKey:
-    """A key, the algorithms that it is good for, and the id by which tokens name it."""
+    """A key, its algorithms, and the id by which tokens name it."""
 
     thumbprint: str
     kid: str | None
@@ -54,9 +47,9 @@ class VerificationKey:
     key: Key = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, key: Key) -> VerificationKey:
-        """Raises KeyFormatError for a key that is private, weak, or not for signatures."""
-        algorithms = algorithms_of(key)
+    def from_key(cls, key: Key) -> VerificationKey:
+        """Return the key with its algorithms. Raises KeyFormatError if it can verify none."""
+        algorithms = list_algorithms(key)
         if key.alg is not None:
             algorithms &= {key.alg, "EdDSA"} if key.alg == "Ed25519" else {key.alg}
         if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):  # type: ignore[operator]
@@ -66,30 +59,47 @@ class VerificationKey:
         return cls(key.thumbprint(), key.kid, frozenset(algorithms), key)
 
 
-def algorithms_of(key: Key) -> set[str]:
+def list_algorithms(key: Key) -> set[str]:
+    """Return the algorithms of the key's type. Raises KeyFormatError for a short RSA key."""
     match key:
         case OctKey():
-            return set(ALGORITHMS_OF_SECRET)
+            return set(SECRET_ALGORITHMS)
         case RSAKey():
             if key.public_key.key_size < RSA_BITS:
                 raise KeyFormatError(f"An RSA key needs {RSA_BITS} bits.")
-            return set(ALGORITHMS_OF_RSA)
+            return set(RSA_ALGORITHMS)
         case ECKey() | OKPKey():
-            return set(ALGORITHMS_OF_CURVE.get(key.curve_name, ()))
+            return set(CURVE_ALGORITHMS.get(key.curve_name, ()))
 
 
 def parse_secret(text: str) -> VerificationKey:
-    """The key of a shared secret, of 32 bytes at least (RFC 7518, section 3.2)."""
+    """Return the key of a shared secret (RFC 7518, section 3.2). Raises KeyFormatError."""
     if len(text.encode(errors="surrogateescape")) < SECRET_BYTES:
         raise KeyFormatError(f"It needs {SECRET_BYTES} bytes: openssl rand -hex 32.")
     try:
-        return VerificationKey.of(OctKey.import_key(text))
-    except ValueError as error:  # joserfc's, for a public key, or bytes that are not UTF-8
+        return VerificationKey.from_key(OctKey.import_key(text))
+    except ValueError as error:  # joserfc's, for a public key, or for bytes that are not UTF-8
         raise KeyFormatError("It is no secret: a public key goes to JWT_PUBLIC_KEY.") from error
 
 
+def read_public_key(value: str) -> str:
+    """Return a PEM or JSON Web Key: the value itself, or the text of the file that it names.
+
+    Raises KeyFormatError, also for a key that no token can be verified with.
+    """
+    # In a variable of one line, as in many consoles, line ends are written as \n.
+    text = value.replace("\\n", "\n")
+    if not text.lstrip().startswith(("-----", "{")):
+        try:
+            text = Path(value).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            raise KeyFormatError("There is no such file, and it is no key.") from None
+    parse_public_key(text)
+    return text
+
+
 def parse_public_key(text: str) -> VerificationKey:
-    """The key of a PEM or of a JSON Web Key. Raises KeyFormatError."""
+    """Return the key of a PEM or of a JSON Web Key (RFC 7517). Raises KeyFormatError."""
     try:
         key = import_jwk(text) if text.lstrip().startswith("{") else import_pem(text)
     except KeyFormatError:
@@ -98,10 +108,11 @@ def parse_public_key(text: str) -> VerificationKey:
         raise KeyFormatError("It is neither a PEM nor a JSON Web Key.") from error
     if key.is_private:
         raise KeyFormatError("It is a private key, which this server must not have.")
-    return VerificationKey.of(key)
+    return VerificationKey.from_key(key)
 
 
 def import_jwk(text: str) -> Key:
+    """Return joserfc's key for a JSON Web Key. Raises joserfc's and Python's errors."""
     members = json.loads(text)
     if members.get("kty") == OctKey.key_type:
         raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
@@ -109,35 +120,36 @@ def import_jwk(text: str) -> Key:
 
 
 def import_pem(text: str) -> Key:
+    """Return joserfc's key for a PEM. Raises ValueError."""
     for kind in (RSAKey, ECKey, OKPKey):
         with suppress(JoseError, ValueError, TypeError):
             return kind.import_key(text)
-    raise ValueError("no known kind of key")
+    raise ValueError("no known type of key")
 
 
 class Keys(Protocol):
-    """Where a token's key is looked up."""
+    """The source in which a token's key is looked up."""
 
     def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
-        """The key that the header of a token means. Raises KeysUnavailableError."""
+        """Return the key that a token's header names, or None. Raises KeysUnavailableError."""
 
-    def holds(self, key: VerificationKey) -> bool:
-        """Whether the key is still one of those that tokens are verified with."""
+    def has(self, key: VerificationKey) -> bool:
+        """Return whether tokens are still verified with the key."""
 
 
-def chosen(
+def choose_key(
     keys: Iterable[VerificationKey], kid: str | None, algorithm: str
 ) -> VerificationKey | None:
-    """The one key of this id and for this algorithm; without an id, the only one for it."""
-    fit = [
+    """Return the key with this id for this algorithm, or the only key for it without an id."""
+    usable = [
         key
         for key in keys
         if algorithm in key.algorithms and (kid is None or key.kid in (kid, None))
     ]
-    named = [key for key in fit if key.kid == kid]
+    named = [key for key in usable if key.kid == kid]
     if kid is not None and named:
         return named[0]
-    return fit[0] if len(fit) == 1 else None
+    return usable[0] if len(usable) == 1 else None
 
 
 class FixedKey:
@@ -147,7 +159,7 @@ class FixedKey:
         self._key = key
 
     def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
-        return chosen([self._key], kid, algorithm)
+        return choose_key([self._key], kid, algorithm)
 
-    def holds(self, key: VerificationKey) -> bool:
+    def has(self, key: VerificationKey) -> bool:
         return key == self._key

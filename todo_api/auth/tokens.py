@@ -23,22 +23,15 @@ if TYPE_CHECKING:
     from todo_api.auth.keys import Keys, VerificationKey
     from todo_api.settings import Settings
 
-
 TOKEN_BYTES = 8 * 1024
-
-
-LEEWAY = 30  # seconds that another clock's "not before" and "issued at" may be ahead
-
-
+LEEWAY = 30  # seconds that "not before" and "issued at" may be ahead of this server's clock
 SUBJECT_LENGTH = 255
-
-
 VERIFIED_TOKENS = 10_000  # that a worker remembers, at most
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a verified token is for, and until when, in seconds since the epoch."""
+    """The user of a verified token. `expires_at` is in seconds since the epoch."""
 
     user_id: uuid.UUID
     subject: str
@@ -49,8 +42,8 @@ class Identity:
 class AnyAlgorithm(JWSRegistry):
     """joserfc's algorithms, without its warning about EdDSA, which issuers use.
 
-    Which of them will do is the key's to say: see keys.py. How long a part may be, TOKEN_BYTES
-    says: a header may carry a chain of certificates, and a signature be of a long RSA key.
+    The key decides which of them is used: see keys.py. TOKEN_BYTES alone limits the length of a
+    part: a header may hold a chain of certificates, and a signature may be of a long RSA key.
     """
 
     max_header_length = max_signature_length = TOKEN_BYTES
@@ -59,12 +52,12 @@ class AnyAlgorithm(JWSRegistry):
         return self.algorithms[name]
 
 
-# What a header has besides is passed over (RFC 7515, section 4); "crit" and "b64" are refused.
+# Unknown header members are ignored (RFC 7515, section 4); `_verify` refuses "crit" and "b64".
 REGISTRY = AnyAlgorithm(strict_check_header=False)
 
 
 class Verifier:
-    """Verifies tokens, and remembers the last `capacity` that it has verified."""
+    """Verifies tokens, and caches the last `capacity` verified ones by digest."""
 
     def __init__(self, settings: Settings, keys: Keys, capacity: int = VERIFIED_TOKENS) -> None:
         self.keys = keys
@@ -78,77 +71,77 @@ class Verifier:
             options["aud"] = {"essential": True, "value": settings.jwt_audience}
         self._claims = JWTClaimsRegistry(leeway=LEEWAY, **options)
         self._verified: dict[bytes, Identity] = {}
-        self._room = threading.Lock()
+        self._lock = threading.Lock()
 
     def identify(self, token: str) -> Identity:
-        """Whose token it is. Raises a 401, or KeysUnavailableError.
+        """Return the token's user. Raises a Problem (401) or KeysUnavailableError.
 
-        A token that was verified before is good for as long as its key is, and not expired.
+        A cached token is accepted until it expires or its key is withdrawn.
         """
         digest = hashlib.sha256(token.encode()).digest()
         identity = self._verified.get(digest)
-        if identity is None or not self.keys.holds(identity.key):
+        if identity is None or not self.keys.has(identity.key):
             identity = self._verify(token)
-            with self._room:
+            with self._lock:
                 if len(self._verified) >= self._capacity:
                     del self._verified[next(iter(self._verified))]
                 self._verified[digest] = identity
         if identity.expires_at <= time.time():
-            raise refused("The token has expired.")
+            raise invalid_token("The token has expired.")
         return identity
 
     def _verify(self, token: str) -> Identity:
         try:
             header_segment, claims_segment, _ = token.split(".")
-            header = members(header_segment)
+            header = decode_segment(header_segment)
             if "crit" in header or "b64" in header:
-                raise refused("The token asks for an extension that is not known here.")
-            key = self._key(header)
+                raise invalid_token("The token asks for an extension that is not known here.")
+            key = self._find_key(header)
             deserialize_compact(token, key.key, registry=REGISTRY)
-            claims = members(claims_segment)
+            claims = decode_segment(claims_segment)
             self._claims.validate(claims)
-            subject = self._subject(claims)
+            subject = self._read_subject(claims)
             expires_at = float(claims["exp"])
-            datetime.fromtimestamp(expires_at, UTC)  # beyond the year 9999, it is a ValueError
-            return Identity(self._user_id(subject), subject, expires_at, key)
+            datetime.fromtimestamp(expires_at, UTC)  # after the year 9999: ValueError
+            return Identity(self._make_user_id(subject), subject, expires_at, key)
         except ExpiredTokenError:
-            raise refused("The token has expired.") from None
-        # joserfc reads the header again, a few calls deeper: what was nested just not too deeply
-        # for `members` is a RecursionError there.
+            raise invalid_token("The token has expired.") from None
+        # RecursionError: joserfc reads the header again, a few calls deeper than `decode_segment`,
+        # and may fail on a nesting that was just shallow enough here.
         except (JoseError, ValueError, OverflowError, RecursionError):
-            raise refused("The token is not one that is accepted here.") from None
+            raise invalid_token("The token is not one that is accepted here.") from None
 
-    def _key(self, header: dict[str, Any]) -> VerificationKey:
+    def _find_key(self, header: dict[str, Any]) -> VerificationKey:
         kid, algorithm = header.get("kid"), header.get("alg")
         if not isinstance(algorithm, str) or not isinstance(kid, str | None):
-            raise refused("The header of the token is malformed.")
+            raise invalid_token("The header of the token is malformed.")
         key = self.keys.find(kid, algorithm) if algorithm in REGISTRY.algorithms else None
         if key is None:
-            raise refused("The token is signed by no key that is accepted here.")
+            raise invalid_token("The token is signed by no key that is accepted here.")
         return key
 
-    def _subject(self, claims: dict[str, Any]) -> str:
+    def _read_subject(self, claims: dict[str, Any]) -> str:
         subject = claims.get(self._user_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_LENGTH:
-            raise refused("The token names no user.")
-        subject.encode()  # a lone surrogate is a ValueError
+            raise invalid_token("The token names no user.")
+        subject.encode()  # a lone surrogate: ValueError
         return subject
 
-    def _user_id(self, subject: str) -> uuid.UUID:
-        """The subject itself, if it is a UUID, or UUIDv5 of the issuer and the subject."""
+    def _make_user_id(self, subject: str) -> uuid.UUID:
+        """Return the subject if it is a UUID, or else the UUIDv5 of the issuer and the subject."""
         if UUID_TEXT.fullmatch(subject):
             return uuid.UUID(subject)
         return uuid.uuid5(self._namespace, subject)
 
 
-def members(segment: str) -> dict[str, Any]:
-    """The object that a segment of a token is. Raises ValueError."""
+def decode_segment(segment: str) -> dict[str, Any]:
+    """Return the JSON object of a token's segment (RFC 7515, section 3). Raises ValueError."""
     value = strict_json.loads(urlsafe_b64decode(segment.encode()))
     if not isinstance(value, dict):
         raise strict_json.NotJsonError("no object")
     return value
 
 
-def refused(detail: str) -> Problem:
-    """A 401 for a token that will not do."""
+def invalid_token(detail: str) -> Problem:
+    """Return a 401 for a token that is not accepted (RFC 6750, section 3.1)."""
     return unauthorized(detail, 'Bearer error="invalid_token"')

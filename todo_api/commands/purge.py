@@ -1,4 +1,4 @@
-"""`make purge`: remove for good what has been kept for long enough."""
+"""`make purge`: remove deleted tasks and idempotency keys for good, once they are old."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ import structlog
 
 from todo_api.db.database import MAINTENANCE_ROLE
 from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, environment, load_database_settings
+from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 log = structlog.get_logger(__name__)
 
-
-# Any number, but migrations' own: by this lock, purges take turns.
-TURN = 8_101_978
-
+# The advisory lock by which purges take turns: any number that differs from that of migrations.
+PURGE_LOCK = 8_101_978
 
 BATCH = 1_000  # rows of one transaction, at most
 
-
-# Row-level security lets this role see and delete only what is old, whoever has logged in. An
-# owner's number moves, so that the trash has another ETag; and who has not heard of the purged
-# deletions is told to start anew. Tasks are locked before their owners, as by the trigger.
+# Row-level security lets this role see and delete old rows only, from every login. The owner's
+# revision increases, so that the trash has another ETag. `purged_revision` makes clients that have
+# not seen the purged deletions start a full sync. Tasks are locked before their owners, as by the
+# trigger.
 PURGE = """
     WITH old AS (
         SELECT user_id, id FROM tasks WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -42,8 +40,7 @@ PURGE = """
     SELECT count(*) FROM purged
 """
 
-
-# Keys that are KEY_HOURS old: nobody sends a request again after that.
+# Keys that are KEY_HOURS old: clients repeat no request after that.
 PURGE_KEYS = """
     WITH old AS (
         SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
@@ -57,11 +54,11 @@ PURGE_KEYS = """
 
 
 def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
-    """Remove what is old; return the numbers of tasks and of idempotency keys removed.
+    """Remove old rows; return the numbers of removed tasks and of removed idempotency keys.
 
     One transaction removes at most `batch` rows.
     """
-    # Nothing is prepared: a pooler may not carry it.
+    # No prepared statements: a pooler may not support them.
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
         return remove(connection, PURGE, batch), remove(connection, PURGE_KEYS, batch)
 
@@ -71,7 +68,7 @@ def remove(connection: psycopg.Connection[Any], statement: LiteralString, batch:
     total = 0
     while True:
         with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (TURN,))
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (PURGE_LOCK,))
             connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
             row = connection.execute(statement, {"batch": batch}).fetchone()
         count = row[0] if row else 0
@@ -81,8 +78,9 @@ def remove(connection: psycopg.Connection[Any], statement: LiteralString, batch:
 
 
 def main() -> None:
+    """Purge, and log the numbers; exit with a message if the settings are invalid."""
     try:
-        settings = load_database_settings(environment())
+        settings = load_database_settings(read_environment())
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)

@@ -1,4 +1,4 @@
-"""One folder of metrics for all workers, and a slot in it for each."""
+"""A folder in which all workers write their metrics, and a slot in it for each worker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
@@ -21,47 +22,70 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-
-MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
-
-
+MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder of our own in it
 PREFIX = "todo-api-metrics-"
-
-
 NEW = 60  # seconds
 
 
-# Of this process, once it is a worker; the master has none.
-slot: int | None = None
+class MetricsSlots:
+    """The workers' slots. Files are named by slot, so that a worker continues its predecessor's.
+
+    `pre_fork`, `post_fork` and `child_exit` are gunicorn's hooks of these names.
+    """
+
+    def __init__(self) -> None:
+        self.own: int | None = None  # in a worker: its slot; in the master: None
+        self._slots: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
+
+    def pre_fork(self, server: Arbiter, worker: Worker) -> None:
+        """In the master: give the new worker the lowest free slot."""
+        taken = {self._slots[other] for other in server.WORKERS.values()}
+        self._slots[worker] = next(number for number in count() if number not in taken)
+
+    def post_fork(self, _: Arbiter, worker: Worker) -> None:
+        """In the worker, before it loads the application: remember its slot."""
+        self.own = self._slots[worker]
+        self._remove_gauges(worker)
+
+    def child_exit(self, _: Arbiter, worker: Worker) -> None:
+        """In the master, after a worker has ended: remove its gauges."""
+        self._remove_gauges(worker)
+
+    def _remove_gauges(self, worker: Worker) -> None:
+        """Remove the values that were true only while the slot's last worker lived."""
+        mark_process_dead(self._slots[worker])  # type: ignore[no-untyped-call]
 
 
 @cache
-def share_metrics() -> None:
-    """Have all metrics that this process and its workers make from now on in one fresh folder.
+def share_metrics() -> MetricsSlots:
+    """Make all metrics of this process and its workers use one new folder; return its slots.
 
-    A reload keeps it. An upgrade's new master makes its own, whatever the old one left it in the
-    environment. It is removed when the master exits, or by a later master if it was killed.
+    gunicorn reads its configuration again at a reload: this function then returns the same slots.
+    An upgrade's new master makes a folder of its own, although it inherits the old one's
+    environment. A master removes its folder when it exits; if it is killed, a later master does.
     """
+    slots = MetricsSlots()
     parent = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
     remove_orphans(parent)
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent)
-    # For as long as the master or one of its workers lives: they inherit it.
+    # Workers inherit the lock: it ends with the last process of this server.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
-    atexit.register(remove, folder)
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slots.own)  # type: ignore[no-untyped-call]
+    atexit.register(remove_folder, folder, slots)
+    return slots
 
 
-def remove(folder: str) -> None:
-    # A worker inherits what its master does at exit.
-    if slot is None:
+def remove_folder(folder: str, slots: MetricsSlots) -> None:
+    """Remove the folder in the master. A worker inherits the master's exit functions."""
+    if slots.own is None:
         shutil.rmtree(folder)
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove the folders that nobody locks. A new one is left alone: it is about to be locked."""
+    """Remove folders that no process locks, except new ones, whose master may be about to."""
     for folder in parent.glob(f"{PREFIX}*"):
-        # Somebody else's, still locked, or just removed.
+        # The folder belongs to another user, is still locked, or has just been removed.
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime < NEW:
                 continue
@@ -71,26 +95,3 @@ def remove_orphans(parent: Path) -> None:
                 shutil.rmtree(folder)
             finally:
                 os.close(descriptor)
-
-
-def pre_fork(server: Arbiter, worker: Worker) -> None:
-    """In the master: give the new worker the lowest slot that no other has."""
-    taken = {other.slot for other in server.WORKERS.values()}
-    worker.slot = next(number for number in count() if number not in taken)
-
-
-def post_fork(_: Arbiter, worker: Worker) -> None:
-    """In the worker, before it loads the application."""
-    global slot  # noqa: PLW0603  a process is one worker
-    slot = worker.slot
-    forget_gauges(worker)
-
-
-def child_exit(_: Arbiter, worker: Worker) -> None:
-    """In the master, when a worker has died."""
-    forget_gauges(worker)
-
-
-def forget_gauges(worker: Worker) -> None:
-    """Remove what was true of the slot's last worker only while it lived."""
-    mark_process_dead(worker.slot)  # type: ignore[no-untyped-call]

@@ -23,6 +23,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.workers import base
 
+from todo_api.server.rejections import reject
 from todo_api.server.requests import StrictParser
 from todo_api.server.responses import Response
 
@@ -320,9 +321,6 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def _reject(self, connection: Connection, request: Any, error: Exception) -> None:
         """Answer a request that never reached the application, and log it."""
-        # Not at the top: the master imports this module, and must not import the metrics.
-        from todo_api.server.rejections import reject
-
         method = getattr(request, "method", None)
         with suppress(OSError):
             connection.sock.send(reject(error, method), socket.MSG_DONTWAIT)

@@ -1,0 +1,41 @@
+"""The account that PostgreSQL runs as when root starts it: PostgreSQL refuses to run as root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+
+# Data and programs of root's servers, if the checkout is in a folder that only root may enter.
+ROOT_HOME = Path("/var/lib/todo-api")
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account of the system, without its other groups."""
+
+    uid: int
+    gid: int
+
+    def can_enter(self, folder: Path) -> bool:
+        """Return whether the modes of the folder and of all folders above it let the account in."""
+        for step in (folder, *folder.parents):
+            status = step.stat()
+            if status.st_uid == self.uid:
+                bit = 0o100
+            elif status.st_gid == self.gid:
+                bit = 0o010
+            else:
+                bit = 0o001
+            if not status.st_mode & bit:
+                return False
+        return True
+
+
+def find_account() -> Account | None:
+    """Return the account `nobody` if this process is root's, or None to run as the same user."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return Account(nobody.pw_uid, nobody.pw_gid)
