@@ -80,12 +80,7 @@ class User(NamedTuple):
         return {
             "owner": self.id,
             "id": at.id,
-            "sets_title": True,
             "new_title": "Changed",
-            "sets_description": False,
-            "new_description": None,
-            "sets_completed": False,
-            "new_completed": None,
             "match": None,
             "none_match": [],
             "rows": limit + 1,
@@ -205,8 +200,8 @@ def test_a_page_with_room_for_all_of_a_users_tasks_reads_no_others(
     ("statement", "above"),
     [
         (TASK.statements.find, ["Result"]),
-        (TASK.statements.delete, ["ModifyTable", "Result"]),
-        (TASK.statements.update, ["ModifyTable", "Result"]),
+        (TASK.statements.delete(conditional=True), ["ModifyTable", "Result"]),
+        (TASK.statements.update(("title",), conditional=True), ["ModifyTable", "Result"]),
     ],
     ids=["find", "delete", "update"],
 )

@@ -29,6 +29,14 @@ def statements() -> Iterator[tuple[str, Statement]]:
         for name, value in vars(resource.statements).items():
             if isinstance(value, Statement):
                 yield f"{resource.name}.{name}", value
+        fields = tuple(field.name for field in resource.fields)
+        for conditional in (False, True):
+            made = resource.statements
+            yield f"delete {resource.name}", made.delete(conditional=conditional)
+            yield f"restore {resource.name}", made.restore(conditional=conditional)
+            for changed in (*((name,) for name in fields), fields):
+                statement = made.update(changed, conditional=conditional)
+                yield f"update {resource.name} {changed}", statement
         yield f"{resource.name} changes", changes_statement(resource)
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         names = tuple(sorted(resource.filters))

@@ -44,23 +44,20 @@ class Query(NamedTuple):
     formats: Sequence[Format] | None
 
 
-class Run(NamedTuple):
-    """The query was run."""
-
-
 class Prepare(NamedTuple):
-    """A statement was prepared."""
+    """A statement is prepared."""
 
     shape: Shape
 
 
 class Close(NamedTuple):
-    """The prepared statement that was not used for longest was closed."""
+    """The prepared statement that was not used for longest is closed."""
 
     shape: Shape
 
 
-Command: TypeAlias = Run | Prepare | Close
+# What a result answers; None is a query that is run.
+Command: TypeAlias = Prepare | Close | None
 
 
 class Connection(psycopg.Connection[Row]):
@@ -112,7 +109,7 @@ class Connection(psycopg.Connection[Row]):
         for command, result in zip(sent, results, strict=True):
             if result.status == ExecStatus.FATAL_ERROR:
                 failed = result
-            if isinstance(command, Run) and failed is None:
+            if command is None and failed is None:
                 self._transformer.set_pgresult(result)
                 rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
         if failed is not None:
@@ -160,7 +157,7 @@ class Connection(psycopg.Connection[Row]):
             # At the end, as the one that was used last.
             self._names[shape] = name
             self.pgconn.send_query_prepared(name, parameters, formats, Format.BINARY)
-        yield Run()
+        yield None
 
     def _receive(self, deadline: float) -> list[PGresult]:
         """Return every result before that of the Sync."""

@@ -130,12 +130,9 @@ def update_item(
         item = find_item(database, owner, resource, item_id)
         holds = item is not None and (precondition is None or precondition.holds(item.revision))
         return ChangeResult(item, holds)
-    parameters: dict[str, Any] = {}
-    for name in resource.statements.fields:
-        parameters[f"sets_{name}"] = name in changes
-        parameters[f"new_{name}"] = changes.get(name)
-    statement = resource.statements.update
-    return change(database, owner, resource, item_id, statement, precondition, parameters)
+    fields = tuple(sorted(changes))
+    statement = resource.statements.update(fields, conditional=precondition is not None)
+    return change(database, owner, resource, item_id, statement, precondition, new_values(changes))
 
 
 def delete_item(
@@ -146,7 +143,7 @@ def delete_item(
     precondition: Precondition | None = None,
 ) -> ChangeResult:
     """Put the item into the trash, if the precondition holds."""
-    statement = resource.statements.delete
+    statement = resource.statements.delete(conditional=precondition is not None)
     return change(database, owner, resource, item_id, statement, precondition)
 
 
@@ -158,11 +155,9 @@ def restore_item(
     precondition: Precondition | None = None,
 ) -> ChangeResult:
     """Take the item out of the trash; not applied if it is not there."""
-    return change(
-        *(database, owner, resource, item_id, resource.statements.restore),
-        precondition or Precondition(),
-        even_deleted=True,
-    )
+    statement = resource.statements.restore(conditional=precondition is not None)
+    precondition = precondition or Precondition()
+    return change(database, owner, resource, item_id, statement, precondition, even_deleted=True)
 
 
 def change(
@@ -181,7 +176,7 @@ def change(
     The change itself checks the precondition: nobody else can write between the two.
     """
     find_attempt = resource.statements.find_attempt
-    parameters: dict[str, Any] = {"id": item_id, "match": None, "none_match": [], **(values or {})}
+    parameters: dict[str, Any] = {"id": item_id, **(values or {})}
     statements = [statement]
     if precondition is not None:
         parameters |= precondition.parameters()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Boolean,
     Column,
     ColumnElement,
     Double,
     LargeBinary,
     Table,
     Text,
-    Update,
     any_,
     bindparam,
-    case,
     cast,
     exists,
     func,
@@ -61,11 +59,6 @@ def new_value(column: Column[Any]) -> ColumnElement[Any]:
     return bindparam(f"new_{column.name}", type_=column.type)
 
 
-def is_set(column: Column[Any]) -> ColumnElement[bool]:
-    """Return the parameter that says whether an UPDATE writes the column."""
-    return bindparam(f"sets_{column.name}", type_=Boolean)
-
-
 # Durations are compared, not clocks: the application's and the database's may differ. The margin is
 # for what one message may be on its way longer than another.
 ELAPSED = cast(bindparam("elapsed"), Double) * literal_column("interval '1 second'")
@@ -78,6 +71,10 @@ QUOTE: ColumnElement[str] = literal_column("'\"'")
 
 KEY = bindparam("key", type_=Text)
 SAME_KEY = (idempotency_keys.c.user_id == OWNER, idempotency_keys.c.key == KEY)
+
+
+# Of the most recent combinations of fields, the statements are kept: there are 2^fields of them.
+UPDATE_STATEMENTS = 64
 
 
 class Statements:
@@ -140,22 +137,40 @@ class Statements:
         returned = new.returning(self.json.label("body"), columns.id, columns.revision).cte("new")
         self.insert_once = compiled(keep_response(returned))
 
+        self._table = table
+        self._own = own
+        self._item = item
+        self._safe_to_apply = safe_to_apply
+
+    @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource lives as long as the process
+    def update(self, fields: tuple[str, ...], *, conditional: bool) -> Statement:
+        """Return the change of these fields; the trigger ignores rows where nothing differs."""
+        values = {name: new_value(self._table.c[name]) for name in fields}
+        return self._change(values, self.is_live, conditional=conditional)
+
+    @lru_cache(maxsize=2)  # noqa: B019
+    def delete(self, *, conditional: bool) -> Statement:
+        """Return the change that puts a row into the trash."""
+        values = {"deleted_at": func.clock_timestamp()}
+        return self._change(values, self.is_live, conditional=conditional)
+
+    @lru_cache(maxsize=2)  # noqa: B019
+    def restore(self, *, conditional: bool) -> Statement:
+        """Return the change that takes a row out of the trash."""
+        values = {"deleted_at": null()}
+        return self._change(values, self.is_deleted, conditional=conditional)
+
+    def _change(
+        self, values: Mapping[str, Any], state: ColumnElement[bool], *, conditional: bool
+    ) -> Statement:
+        revision = self._table.c.revision
         holds = (
-            or_(MATCH.is_(None), columns.revision == any_(MATCH)),
-            ~(columns.revision == any_(NONE_MATCH)),
+            or_(MATCH.is_(None), revision == any_(MATCH)),
+            ~(revision == any_(NONE_MATCH)),
         )
-
-        def changed(change: Update, state: ColumnElement[bool]) -> Statement:
-            return compiled(change.where(*own, state, safe_to_apply, *holds).returning(*item))
-
-        # One shape whatever is set: a statement for each set of columns would be 2^columns.
-        assignments = {
-            column.name: case((is_set(column), new_value(column)), else_=column)
-            for column in written
-        }
-        self.update = changed(update(table).values(assignments), self.is_live)
-        self.delete = changed(update(table).values(deleted_at=func.clock_timestamp()), self.is_live)
-        self.restore = changed(update(table).values(deleted_at=null()), self.is_deleted)
+        conditions = (*self._own, state, self._safe_to_apply, *(holds if conditional else ()))
+        change = update(self._table).where(*conditions).values(values)
+        return compiled(change.returning(*self._item))
 
 
 def keep_response(new: Any) -> Any:
