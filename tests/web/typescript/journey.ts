@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 
-import type { ChangedTask, Deletion, ProblemDetails, Task } from "./api.js";
+import type { ChangedTask, ProblemDetails, Task, TaskDeletion } from "./api.js";
 import { clientOf, renameTask } from "./client.js";
 
 const url = setting("API_URL");
@@ -262,8 +262,8 @@ async function deleteAndRestore(task: Task): Promise<Task> {
 async function changesSince(
   user_id: string,
   since: string,
-): Promise<{ changes: (ChangedTask | Deletion)[]; next: string }> {
-  const changes: (ChangedTask | Deletion)[] = [];
+): Promise<{ changes: (ChangedTask | TaskDeletion)[]; next: string }> {
+  const changes: (ChangedTask | TaskDeletion)[] = [];
   for (;;) {
     const answer = await api.GET("/api/{user_id}/changes", {
       params: { path: { user_id }, query: { since, limit: 3 } },
@@ -312,7 +312,7 @@ async function sync(user_id: string): Promise<void> {
   assert.deepEqual((await changesSince(user_id, delta.next)).changes, []);
 }
 
-function apply(tasks: Map<string, Task>, changes: (ChangedTask | Deletion)[]): void {
+function apply(tasks: Map<string, Task>, changes: (ChangedTask | TaskDeletion)[]): void {
   for (const change of changes) {
     if (change.deleted) {
       tasks.delete(change.id);
