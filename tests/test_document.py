@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from todo_api import schemas
-from todo_api.web.openapi import LENGTHS_OF_FORMAT
+from todo_api.web.openapi.schemas import LENGTHS_OF_FORMAT
 
 HEADERS_OF_PROBLEM = {401: "WWW-Authenticate", 412: "ETag", 503: "Retry-After"}
 

@@ -1,4 +1,4 @@
-"""The metrics for a Prometheus server. Not in the OpenAPI document: clients have no use for them."""
+"""The metrics for a Prometheus server. The OpenAPI document, for clients, does not have them."""
 
 from flask import Response
 
