@@ -113,10 +113,11 @@ check: lint types ## Run all that CI runs: in 12 minutes
 	@$(MAKE) --no-print-directory test-slow ARGS='--cov --cov-append --cov-report term'
 
 .PHONY: lint
-lint: $(INSTALLED) ## Look for faults in style and in the direction of imports
+lint: $(INSTALLED) ## Look for faults in style, in the direction of imports, and in uses of libraries
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(PY) -m tools.private_apis
 
 .PHONY: format
 format: $(INSTALLED) ## Format the code

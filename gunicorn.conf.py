@@ -31,7 +31,6 @@ class OneStream(Logger):  # type: ignore[misc]  # gunicorn has no types
 
     def setup(self, cfg: Config) -> None:
         self.cfg = cfg
-        self._access_log_enabled = False
         configure_logging(settings.log_level)
         self.error_log.setLevel(logging.NOTSET)
         self.error_log.propagate = True

@@ -14,6 +14,7 @@ from todo_api.db import tables
 from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME
 from todo_api.db.statement import Statement
 from todo_api.resources.fields import WHITE_SPACE
+from todo_api.web.operation import operation_of
 
 # The settings that each transaction begins with.
 TRANSACTION_SETTINGS = {ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME}
@@ -192,7 +193,7 @@ def test_every_route_is_documented(app):
 
 def test_every_view_says_in_a_sentence_what_it_does(app):
     for endpoint, view in app.view_functions.items():
-        if hasattr(view, "_apidoc"):
+        if operation_of(view).is_documented:
             assert re.match(r"[A-Z].*\.$", inspect.getdoc(view).splitlines()[0]), endpoint
 
 

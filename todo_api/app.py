@@ -22,7 +22,7 @@ from todo_api.web.access_log import log_requests
 from todo_api.web.blueprints import Api
 from todo_api.web.errors import log_bug, register_error_handlers
 from todo_api.web.headers import enable_cors, send_security_headers
-from todo_api.web.openapi import OPENAPI
+from todo_api.web.openapi.settings import OPENAPI
 from todo_api.web.requests import Request
 from todo_api.web.validation import check_requests
 

@@ -11,7 +11,6 @@ import psycopg
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, Format
-from psycopg.types.string import ByteaBinaryLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,8 +71,10 @@ class Connection(psycopg.Connection[Row]):
         prepared statements: with `prepares` false, there are none.
         """
         self.opened_at = time.monotonic()
-        # JSON is passed on as PostgreSQL wrote it, not parsed.
-        self.adapters.register_loader("json", ByteaBinaryLoader)
+        # JSON as PostgreSQL wrote it: it is passed on, not parsed.
+        bytes_loader = self.adapters.get_loader(self.adapters.types["bytea"].oid, Format.BINARY)
+        if bytes_loader is not None:
+            self.adapters.register_loader("json", bytes_loader)
         self._transformer = Transformer(self)
         self._most_prepared = most_prepared if prepares else 0
         self._names: dict[Shape, bytes] = {}

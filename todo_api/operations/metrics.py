@@ -1,4 +1,4 @@
-"""The metrics for a Prometheus server. They are not in the OpenAPI document."""
+"""The metrics for a Prometheus server. The OpenAPI document, for clients, does not have them."""
 
 from flask import Response
 

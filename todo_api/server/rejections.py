@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 
 import structlog
-from gunicorn import util
 from gunicorn.http.errors import (
     ConfigurationProblem,
     ExpectationFailed,
@@ -16,6 +15,7 @@ from gunicorn.http.errors import (
     ParseException,
 )
 from uuid_utils import uuid7
+from werkzeug.http import http_date
 
 from todo_api.web.headers import POLICY
 from todo_api.web.problems import Problem, bug, malformed
@@ -58,7 +58,7 @@ def response_bytes(problem: Problem, request_id: str, method: str | None) -> byt
     head = "\r\n".join(
         (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
-            f"Date: {util.http_date()}",
+            f"Date: {http_date()}",
             "Connection: close",
             "Content-Type: application/problem+json",
             f"Content-Length: {len(body)}",

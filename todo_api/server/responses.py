@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
-from gunicorn import util
 from gunicorn.http import wsgi
+from werkzeug import http
 
 # Of a request's body that the application has not read, less than this is read to reach the next
 # request. gunicorn's `finish_body` gives up at this size.
@@ -66,5 +66,4 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
 @lru_cache(maxsize=2)
 def http_date(second: int) -> str:
     """Return the Date field's value (RFC 9110, section 6.6.1), computed once a second."""
-    date: str = util.http_date(second)
-    return date
+    return http.http_date(second)

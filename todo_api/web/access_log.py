@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
-from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 from flask import Flask, Response
 
+from todo_api.web.openapi.paths import path_template
 from todo_api.web.requests import current_request
 
 if TYPE_CHECKING:
@@ -19,12 +18,6 @@ if TYPE_CHECKING:
 
 
 log = structlog.get_logger(__name__)
-
-
-@cache
-def template(rule: str) -> str:
-    """Flask's rule as the OpenAPI document spells it: `/api/{user_id}/tasks`."""
-    return re.sub("<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule)
 
 
 def log_requests(app: Flask, observe: Observer | None = None) -> None:
@@ -38,7 +31,7 @@ def log_requests(app: Flask, observe: Observer | None = None) -> None:
         request = current_request()
         response.headers.add("X-Request-Id", request.id)
         # Not the path, which holds what the client wrote.
-        route = template(request.url_rule.rule) if request.url_rule else None
+        route = path_template(request.url_rule.rule) if request.url_rule else None
         seconds = time.monotonic() - request.started
         log.info(
             "request",

@@ -15,7 +15,7 @@ from todo_api.web.problems import length_required, malformed, unsupported_media_
 from todo_api.web.requests import READS, Request
 
 if TYPE_CHECKING:
-    from todo_api.web.validation import Operation
+    from todo_api.web.operation import Operation
 
 log = structlog.get_logger(__name__)
 
@@ -78,12 +78,12 @@ def read_json_body(request: Request, operation: Operation) -> Any:
             read_body(request)
         return None
     sent = bool(request.content_length) or request.header("Transfer-Encoding") is not None
-    if sent or operation.body_required:
+    if sent or operation.is_body_required:
         sent_type = media_type(request.environ.get("CONTENT_TYPE", ""))
         if sent_type not in operation.media_types:
             raise unsupported_media_type(operation.media_types)
     data = read_body(request)
-    if not data and not operation.body_required:
+    if not data and not operation.is_body_required:
         return {}
     try:
         return strict_json.loads(data)

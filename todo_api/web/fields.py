@@ -79,8 +79,8 @@ class StrictInteger(fields.Integer):
 class OneOfSchemas(fields.Field[Any]):
     """An object of one of these schemas. It documents responses and loads nothing."""
 
-    def __init__(self, *schemas: type[Schema]) -> None:
-        super().__init__()
+    def __init__(self, *schemas: type[Schema], **options: Any) -> None:
+        super().__init__(**options)
         self.schemas = schemas
 
 

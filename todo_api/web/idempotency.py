@@ -13,16 +13,11 @@ from todo_api.web.problems import malformed_header
 from todo_api.web.requests import current_request
 
 HEADER = "Idempotency-Key"
-
-
 REPLAYED = "Idempotent-Replayed"
 
-
-# Visible ASCII characters: a string in quotes (RFC 9651, section 3.3.3), as in the draft; or
-# without quotes, as most clients send it.
+# Visible ASCII characters: in quotes (RFC 9651, section 3.3.3), as in the draft, or without quotes,
+# as most clients send them.
 QUOTED = r'(?:[!#-\[\]-~]|\\["\\])'
-
-
 KEY = re.compile(rf'"{QUOTED}{{1,{KEY_LENGTH}}}"|[!#-~][!-~]{{0,{KEY_LENGTH - 1}}}')
 
 

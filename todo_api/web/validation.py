@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,6 +13,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.routing import UnicodeConverter
 
 from todo_api.web.body import read_json_body
+from todo_api.web.operation import Operation, operation_of
 from todo_api.web.problems import Fault, invalid, not_acceptable
 from todo_api.web.requests import Request, current_request
 from todo_api.web.responses import JSON
@@ -79,31 +79,6 @@ def faults(messages: Any, at: str = "") -> Iterator[tuple[str, str]]:
         yield from ((at, str(message)) for message in messages)
 
 
-@dataclass(frozen=True)
-class Operation:
-    """The media types of a view's body, the names in its query, and whether it returns JSON."""
-
-    media_types: tuple[str, ...]
-    body_required: bool
-    query: frozenset[str]
-    json: bool
-
-
-@cache
-def operation_of(view: Callable[..., Any]) -> Operation:
-    """Return the operation that the view's `arguments` declare."""
-    documented = getattr(view, "_apidoc", {})
-    declared = documented.get("arguments", {}).get("parameters", ())
-    at = {argument["in"]: argument for argument in declared}
-    body, query = at.get("json"), at.get("query")
-    return Operation(
-        tuple({body.get("content_type", JSON): None, JSON: None}) if body else (),
-        bool(body and body["required"]),
-        frozenset(query["schema"].fields if query else ()),
-        bool(documented),
-    )
-
-
 def check_requests(app: Flask) -> None:
     """Check every request before its view runs."""
     app.before_request(partial(check_request, app.view_functions))
@@ -119,7 +94,7 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
         return
     operation = operation_of(views[request.endpoint or ""])
     wanted = request.header("Accept")
-    if operation.json and wanted and not allows(wanted, JSON):
+    if operation.is_documented and wanted and not allows(wanted, JSON):
         raise not_acceptable(JSON)
     request.body = read_json_body(request, operation)
     arguments = request.view_args or {}
@@ -148,7 +123,7 @@ def allows(accept: str, media_type: str) -> bool:
 
 def wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:
     for name, values in request.args.lists():
-        if name not in operation.query:
+        if name not in operation.query_names:
             yield {"parameter": name[:200], "detail": "There is no such parameter."}
         elif len(values) > 1:
             yield {"parameter": name, "detail": "Must be given once."}

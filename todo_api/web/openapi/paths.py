@@ -1,0 +1,42 @@
+"""Paths in the OpenAPI document, and their parameters."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from todo_api.web.fields import ITEM_ID, USER_ID
+
+# In a rule of Flask: `<converter:name>` or `<name>`.
+VARIABLE = re.compile("<(?:[^:<>]+:)?([^<>]+)>")
+
+
+@cache
+def path_template(rule: str) -> str:
+    """Return Flask's rule as the OpenAPI document spells it: `/api/{user_id}/tasks`."""
+    return VARIABLE.sub(r"{\1}", rule)
+
+
+def path_parameters(rule: str) -> list[dict[str, Any]]:
+    """Return the parameter objects of the ids in Flask's rule."""
+    return [path_parameter(name) for name in VARIABLE.findall(rule)]
+
+
+def path_parameter(name: str) -> dict[str, Any]:
+    """Return the parameter object of an id: `user_id`, or that of a resource."""
+    is_user = name == "user_id"
+    of_resource = f"Which {name.removesuffix('_id')}."
+    return {
+        "in": "path",
+        "name": name,
+        "required": True,
+        "description": "Whose data: the user of the token." if is_user else of_resource,
+        "schema": {
+            "type": "string",
+            "format": "uuid",
+            "minLength": 36,
+            "maxLength": 36,
+            "examples": [USER_ID if is_user else ITEM_ID],
+        },
+    }

@@ -1,0 +1,81 @@
+"""Schemas in the OpenAPI document: the attributes and examples that follow from their fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from apispec.ext.marshmallow.common import resolve_schema_cls
+from marshmallow import Schema, fields
+
+from todo_api.web.fields import OneOfSchemas
+
+if TYPE_CHECKING:
+    import re
+
+    from apispec.ext.marshmallow.openapi import OpenAPIConverter
+
+# Any text that PostgreSQL can hold: all but U+0000.
+TEXT = r"^[^\u0000]*$"
+
+LENGTHS_OF_FORMAT = {"uuid": (36, 36), "date-time": (20, 32)}
+
+
+def schema_name(schema: Any) -> str | None:
+    """Return the name of a schema's component.
+
+    None for flask-smorest's own schemas, which it registers though no operation uses them: a schema
+    without a name is no component.
+    """
+    schema_class: Any = resolve_schema_cls(schema)
+    is_ours = not schema_class.__module__.startswith("flask_smorest")
+    return str(schema_class.__name__) if is_ours else None
+
+
+def field_attributes(
+    converter: OpenAPIConverter, field: fields.Field[Any], ret: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON Schema keywords that follow from a field's type: bounds, `examples`.
+
+    apispec calls it for each field (`add_attribute_function`). `example` in `ret` is the keyword of
+    OpenAPI 3.0, and Swagger UI fills in its value; 3.1 has `examples`, of which it fills in none.
+    """
+    attributes: dict[str, Any] = {}
+    resolve: Any = converter.resolve_nested_schema
+    if "example" in ret:
+        attributes["examples"] = [ret.pop("example")]
+    if isinstance(field, OneOfSchemas):
+        attributes["oneOf"] = [resolve(each) for each in field.schemas]
+    if "integer" in ret.get("type", ()):
+        attributes["format"] = "int64"
+    if "string" in ret.get("type", ()) and "enum" not in ret:
+        if "format" not in ret:
+            attributes["pattern"] = ret.get("pattern", TEXT)
+        elif ret["format"] in LENGTHS_OF_FORMAT:
+            attributes["minLength"], attributes["maxLength"] = LENGTHS_OF_FORMAT[ret["format"]]
+    return attributes
+
+
+def string_schema(pattern: re.Pattern[str], max_length: int, example: str) -> dict[str, Any]:
+    """Return the schema of a string that the whole pattern matches."""
+    return {
+        "type": "string",
+        "pattern": f"^(?:{pattern.pattern})$",
+        "maxLength": max_length,
+        "examples": [example],
+    }
+
+
+def example_of(schema: Any) -> Any:
+    """Return a value of a schema, a field or a schema object, made of its members' examples."""
+    match schema:
+        case {"items": inner} | fields.List(inner=inner):
+            return [example_of(inner)]
+        case {"oneOf": [first, *_]} | OneOfSchemas(schemas=[first, *_]):
+            return example_of(first)
+        case fields.Nested(schema=nested):
+            return example_of(nested)
+        case fields.Field():
+            return schema.metadata["example"]
+        case Schema():
+            return {name: example_of(field) for name, field in schema.fields.items()}
+    return example_of(schema())
