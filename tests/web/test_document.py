@@ -6,13 +6,8 @@ import sys
 import pytest
 from marshmallow import Schema
 
-<<<<<<< HEAD:tests/web/test_document.py
 from todo_api.web.fields import NOT_BLANK
 from todo_api.web.openapi.schemas import LENGTHS_OF_FORMAT
-=======
-from todo_api import schemas
-from todo_api.web.openapi.schemas import LENGTHS_OF_FORMAT
->>>>>>> wr-a:tests/test_document.py
 
 HEADERS_OF_PROBLEM = {401: "WWW-Authenticate", 412: "ETag", 503: "Retry-After"}
 

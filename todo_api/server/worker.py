@@ -46,6 +46,11 @@ STOP_LINGER = 2
 
 SWEEP_INTERVAL = 0.5  # seconds
 
+# After each accepted connection, in seconds: the main thread of another worker, which the same event
+# has woken, gets to accept the next one. Without it, of 16 clients that connect at once one worker of
+# two had 81 % (median) and all of them in a fifth of the runs; with it 56 %. No request waits.
+ACCEPT_INTERVAL = 0.0005
+
 # When the system has no descriptor left, in seconds: accepting pauses, and is logged no more often.
 ACCEPT_PAUSE = 1
 LOG_PAUSE = 60
@@ -150,6 +155,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             for descriptor, _ in poller.poll(SWEEP_INTERVAL * 1000):
                 if descriptor in listeners:
                     self._accept(listeners[descriptor])
+                    time.sleep(ACCEPT_INTERVAL)
                 else:
                     os.read(descriptor, 1024)
             self._enforce_deadlines()
