@@ -203,7 +203,7 @@ class Settings(DatabaseSettings):
         ),
     )
     request_timeout: float = field(
-        default=5.0,
+        default=5,
         metadata=describe(
             "seconds that a request may take, waiting for the database and repeating included",
             check=validate.Range(0.1, 60),
