@@ -198,7 +198,8 @@ class Settings(DatabaseSettings):
         default=4,
         metadata=describe(
             "threads in each worker; a worker has one connection to the database fewer than"
-            " threads, so that one thread is free to answer `/livez`",
+            " threads, so that one thread is free to answer `/livez`; with a single thread,"
+            " `/livez` waits for the requests before it",
             check=validate.Range(1, 64),
         ),
     )
