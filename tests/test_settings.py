@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.support.differences import assert_same_lines
 from todo_api.auth.keys import parse_public_key
 from todo_api.settings import Settings, SettingsError, load_database_settings
 from todo_api.startup import load_process_settings, load_settings
@@ -549,3 +551,45 @@ def test_the_servers_settings_stay_what_they_were_at_its_start(tmp_path, monkeyp
     assert load_process_settings() is before
     assert before.port == 9001
     load_process_settings.cache_clear()
+
+
+def default_shown(setting):
+    """How README.md shows the default of a setting."""
+    if setting.metadata["default_from"]:
+        return f"`{setting.metadata['default_from'].upper()}`"
+    if setting.default is MISSING:
+        return "required"
+    if setting.default in (None, ()):
+        return ""
+    shown = str(setting.default)
+    return f"`{shown.lower() if isinstance(setting.default, bool) else shown}`"
+
+
+def test_the_readme_describes_every_setting(request):
+    page = (request.config.rootpath / "README.md").read_text()
+    section = page.split("\n## Settings\n")[1].split("\n## ")[0]
+
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+
+    assert_same_lines(
+        rows,
+        [
+            f"| `{each.name.upper()}` | {default_shown(each)} | {each.metadata['doc']} |".replace(
+                "|  |", "| |"
+            )
+            for each in fields(Settings)
+        ],
+        "The table of settings in README.md has a row for each field of Settings in"
+        " todo_api/settings.py, in the same order, with its default and its description.",
+    )
+
+
+def test_the_example_of_a_dotenv_file_has_every_setting_once(request):
+    example = (request.config.rootpath / ".env.example").read_text()
+
+    assert_same_lines(
+        sorted(re.findall(r"^#([A-Z_]+)=", example, re.MULTILINE)),
+        sorted(each.name.upper() for each in fields(Settings)),
+        ".env.example has a line, commented out, for each field of Settings in"
+        " todo_api/settings.py.",
+    )

@@ -198,12 +198,13 @@ class Settings(DatabaseSettings):
         default=4,
         metadata=describe(
             "threads in each worker; a worker has one connection to the database fewer than"
-            " threads, so that one thread is free to answer `/livez`",
+            " threads, so that one thread is free to answer `/livez`; with a single thread,"
+            " `/livez` waits for the requests before it",
             check=validate.Range(1, 64),
         ),
     )
     request_timeout: float = field(
-        default=5.0,
+        default=5,
         metadata=describe(
             "seconds that a request may take, waiting for the database and repeating included",
             check=validate.Range(0.1, 60),

@@ -219,6 +219,14 @@ def test_no_metric_tells_a_version(measured):
     assert "python" not in measured.get("/metrics").text
 
 
+def test_one_process_has_the_series_that_several_have(measured):
+    """The library's files for several processes hold no times of creation."""
+    names = {name for name, *_ in Samples(measured.get("/metrics").text)}
+
+    assert "todo_database_retries_total" in names
+    assert not [name for name in names if name.endswith("_created")]
+
+
 def test_a_request_is_counted_and_timed_by_route_method_and_status(measured, user_id):
     labels = {"route": "/api/{user_id}/tasks", "method": "POST", "status": "422"}
     before = Samples(measured.get("/metrics").text)

@@ -253,7 +253,7 @@ def test_the_master_makes_no_metrics_files_of_its_own(database_url):
     with serving(database_url, WEB_CONCURRENCY="2", METRICS="true") as api:
         (folder,) = parent.glob(f"{slots.PREFIX}{api.process.pid}-*")
 
-        await_that(lambda: len(list(folder.glob("counter_*"))) == 2, "both workers have files")
+        await_that(lambda: len(list(folder.glob("counter_*"))) >= 2, "both workers have files")
 
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {"0", "1"}
 
