@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from faults.servers import Api
 
 CLIENTS = 8
-# All of them may be with the database through one worker, as happens while others start: what is
-# asked here is whether a request is dropped, not when one is too many (503).
+# All of them may be with the database through one worker, as happens while others start: this part
+# asks whether a request is dropped, not when one is too many (the admission limiter's 503).
 SETTINGS = {"WEB_THREADS": "10"}
 SECONDS = 60  # in which a reload, an upgrade or a stop has to end
 

@@ -19,14 +19,17 @@ from todo_api.web.operation import operation_of
 # The settings that each transaction begins with.
 TRANSACTION_SETTINGS = {ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME}
 
+TABLES = [resource.plural for resource in RESOURCES]
+OWNED = [*TABLES, "idempotency_keys"]
+
 # What a request cannot break, whatever it sends: a violation is our bug, and a 500.
 INTERNAL = {
     "pk_users",
-    "pk_tasks",
-    "fk_tasks_user_id_users",
     "ck_users_purged_revision_known",
     "ck_users_revision_not_negative",
-    "ck_tasks_revision_positive",
+    *(f"pk_{table}" for table in TABLES),
+    *(f"fk_{table}_user_id_users" for table in TABLES),
+    *(f"ck_{table}_revision_positive" for table in TABLES),
     "pk_idempotency_keys",
     "fk_idempotency_keys_user_id_users",
     "ck_idempotency_keys_key_length",
@@ -36,14 +39,13 @@ INTERNAL = {
 
 def test_every_statement_names_the_owner_wherever_it_reads_or_writes():
     """Each FROM or UPDATE of a table is followed by its owner; each INSERT begins with it."""
+    owned = "|".join(OWNED)
     for name, statement in statements():
         text = re.sub(r"\s+", " ", statement.sql.decode())
-        touched = re.findall(
-            r"(?:FROM|UPDATE|JOIN|INTO|USING) (users|tasks|idempotency_keys)\b", text
-        )
+        touched = re.findall(rf"(?:FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text)
         named = re.findall(
-            r"WHERE (?:users\.id|(?:tasks|idempotency_keys)\.user_id) = %\(owner\)s::UUID"
-            r"|INSERT INTO (?:tasks|idempotency_keys) \(user_id, .*?SELECT %\(owner\)s::UUID",
+            rf"WHERE (?:users\.id|(?:{owned})\.user_id) = %\(owner\)s::UUID"
+            rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID",
             text,
         )
         if statement in OF_NO_USER:
@@ -68,12 +70,16 @@ def test_every_table_has_row_level_security_forced(connection):
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
     """).fetchall()
 
-    assert sorted(rows) == [
-        ("alembic_version", False, False),
-        ("idempotency_keys", True, True),
-        ("tasks", True, True),
-        ("users", True, True),
-    ]
+    assert_same_lines(
+        sorted(rows),
+        sorted(
+            [
+                ("alembic_version", False, False),
+                *((table, True, True) for table in ("users", *OWNED)),
+            ]
+        ),
+        "A migration enables and forces row-level security for each table: see 0003.",
+    )
 
 
 def test_every_policy_is_for_the_owner_reading_and_writing(connection):
@@ -85,11 +91,11 @@ def test_every_policy_is_for_the_owner_reading_and_writing(connection):
         """
     ).fetchall()
 
-    assert [row[:3] for row in rows] == [
-        ("idempotency_keys", "PERMISSIVE", "ALL"),
-        ("tasks", "PERMISSIVE", "ALL"),
-        ("users", "PERMISSIVE", "ALL"),
-    ]
+    assert_same_lines(
+        [row[:3] for row in rows],
+        [(table, "PERMISSIVE", "ALL") for table in sorted(["users", *OWNED])],
+        "A migration makes the policy `owner` for each table: see 0003.",
+    )
     for table, _, _, using, with_check in rows:
         column = "id" if table == "users" else "user_id"
         assert using == with_check == f"({column} = ({owner}"
@@ -103,21 +109,29 @@ def test_one_role_goes_across_users_and_sees_only_what_is_old(connection):
         """
     ).fetchall()
 
-    assert rows == [
-        (
-            "idempotency_keys",
-            "{todo_maintenance}",
-            "(created_at < (clock_timestamp() - '24:00:00'::interval))",
-        ),
-        (
-            "tasks",
-            "{todo_maintenance}",
-            "(deleted_at < (clock_timestamp() - '30 days'::interval))",
-        ),
-        ("users", "{todo_maintenance}", "true"),
-    ]
+    of_keys = "(created_at < (clock_timestamp() - '24:00:00'::interval))"
+    of_trash = "(deleted_at < (clock_timestamp() - '30 days'::interval))"
+    sees = {"idempotency_keys": of_keys, "users": "true"} | dict.fromkeys(TABLES, of_trash)
+    assert_same_lines(
+        rows,
+        [(table, "{todo_maintenance}", condition) for table, condition in sorted(sees.items())],
+        "A migration makes the policy of the role that purges for each table: see 0005.",
+    )
     assert tables.TRASH_DAYS == 30
     assert tables.KEY_HOURS == 24
+
+
+def test_every_table_of_a_resource_numbers_its_changes(connection):
+    rows = connection.execute("""
+        SELECT tgrelid::regclass::text, proname FROM pg_trigger JOIN pg_proc ON tgfoid = pg_proc.oid
+        WHERE NOT tgisinternal
+    """).fetchall()
+
+    assert_same_lines(
+        sorted(rows),
+        sorted((table, "take_revision") for table in TABLES for _ in ("insert", "update")),
+        "A migration makes both triggers for each table: see 0002.",
+    )
 
 
 def test_every_constraint_is_mapped_or_internal(connection):

@@ -15,7 +15,7 @@ TEXTS = ["Buy oats", "apples", "Äpfel", "Zwieback", "\U0001f43b"]
 
 
 def sample_values(field: Field) -> list[Any]:
-    """Return different values that clients may write into the field; null last if it may be."""
+    """Return different values that clients may write into the field, null too if it may be."""
     match field.type:
         case BooleanType():
             values: list[Any] = [False, True]
@@ -25,7 +25,7 @@ def sample_values(field: Field) -> list[Any]:
             values = [text.ljust(minimum, "x")[:maximum] for text in TEXTS]
         case unknown:
             pytest.fail(f"{unknown}: add its values to sample_values in tests/support/samples.py")
-    return [*values, None] if field.nullable else values
+    return [values[0], None, *values[1:]] if field.nullable else values
 
 
 def breaking_values(field: Field) -> dict[str, Any]:
