@@ -1,1 +1,1 @@
-"""What `make lint` runs beside the linters."""
+"""Checks that `make lint` runs beside the linters."""

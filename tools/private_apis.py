@@ -88,7 +88,8 @@ def main() -> int:
     tests = "\n".join(path.read_text() for path in sorted((root / "tests").rglob("test_*.py")))
     rows = list(read_rows((root / PAGE).read_text()))
     found = list(faults(uses, rows, tests, (root / "setup.cfg").read_text()))
-    print("\n".join(found), file=sys.stderr)
+    for fault in found:
+        print(fault, file=sys.stderr)
     return 1 if found else 0
 
 

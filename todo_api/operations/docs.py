@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it and needs no other server."""
+"""The OpenAPI document, and a page that shows it and loads from no other server."""
 
 from __future__ import annotations
 
@@ -16,30 +16,27 @@ from todo_api.web.responses import JSON, BytesResponse
 if TYPE_CHECKING:
     from todo_api.web.blueprints import Api
 
-OURS = Path(str(files("todo_api") / "docs"))
+PAGE_FOLDER = Path(str(files("todo_api") / "docs"))
 
+SWAGGER_UI_FOLDER = Path(flask_swagger_ui.__file__).parent / "dist"
 
-SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
-
-
-# Everything comes from this server. Swagger UI styles its elements and has images in its CSS.
+# The page loads from this server only. Swagger UI sets styles and has images in its CSS.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 
-
 ASSETS = {
-    "start.js": OURS,
-    "swagger-ui.css": SWAGGER_UI,
-    "swagger-ui-bundle.js": SWAGGER_UI,
-    "favicon-32x32.png": SWAGGER_UI,
+    "start.js": PAGE_FOLDER,
+    "swagger-ui.css": SWAGGER_UI_FOLDER,
+    "swagger-ui-bundle.js": SWAGGER_UI_FOLDER,
+    "favicon-32x32.png": SWAGGER_UI_FOLDER,
 }
 
 
 def docs_blueprint(api: Api) -> Blueprint:
-    """Return the routes that show the document of `api`, which must be complete."""
+    """Return the routes that serve the document of `api`, which must have all other routes."""
     blueprint = Blueprint("docs", __name__, requires_token=False)
     document = orjson.dumps(api.spec.to_dict())
 
@@ -49,11 +46,11 @@ def docs_blueprint(api: Api) -> Blueprint:
 
     @blueprint.get("/docs")
     def page() -> Response:
-        response = send_from_directory(OURS, "index.html")
+        response = send_from_directory(PAGE_FOLDER, "index.html")
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
-    # One route for each asset, so any other name is a 404.
+    # One route for each asset, so that any other name is a 404.
     for name, folder in ASSETS.items():
         blueprint.add_url_rule(
             f"/docs/{name}",

@@ -1,4 +1,4 @@
-"""Probes: whether the process answers, and whether it can serve."""
+"""Probes of liveness and readiness."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NIL = UUID(int=0)
 
-# The schema, the role of requests, or the right to use it is missing.
+# Raised if the schema, the role of requests, or the right to use that role is missing.
 NOT_READY = (UndefinedTable, InsufficientPrivilege, InvalidParameterValue)
 
 FIND_SCHEMA_VERSION = compiled(select(alembic_version.c.version_num))
@@ -46,7 +46,7 @@ def livez() -> Response:
 
     The database is not asked: this is for what restarts a process that hangs.
     """
-    return ok()
+    return ok_response()
 
 
 @blueprint.get("/health")
@@ -63,7 +63,7 @@ def health() -> Response:
         version = None
     if version is None or version < SCHEMA_VERSION:
         raise unavailable("The database lacks migrations that this version needs.")
-    return ok()
+    return ok_response()
 
 
 def find_schema_version(database: Database) -> str | None:
@@ -72,5 +72,5 @@ def find_schema_version(database: Database) -> str | None:
     return row[0] if row else None
 
 
-def ok() -> Response:
+def ok_response() -> Response:
     return json_response(b'{"status":"ok"}')

@@ -21,16 +21,16 @@ log = structlog.get_logger(__name__)
 
 
 def log_requests(app: Flask, observe: Observer | None = None) -> None:
-    """Answer every request's id as `X-Request-Id`, and log one line for each.
+    """Send each request's id as `X-Request-Id`, and log one line for each request.
 
-    `observe`, if there is one, is told of each: the route or None, the method, status and seconds.
+    `observe` is called for each request with its route or None, method, status and seconds.
     """
 
     @app.after_request
-    def end(response: Response) -> Response:
+    def finish_request(response: Response) -> Response:
         request = current_request()
         response.headers.add("X-Request-Id", request.id)
-        # Not the path, which holds what the client wrote.
+        # Not the path, which holds text of the client.
         route = path_template(request.url_rule.rule) if request.url_rule else None
         seconds = time.monotonic() - request.started
         log.info(

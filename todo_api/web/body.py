@@ -1,4 +1,4 @@
-"""Read a request's body: no further than its Content-Length, and all of it or nothing."""
+"""Read a request's body: no further than its Content-Length, and only if it is complete."""
 
 from __future__ import annotations
 
@@ -30,42 +30,42 @@ CUT_OFF = "The body ended before its Content-Length."
 
 
 def read_body(request: Request) -> bytes:
-    """Return the request's body, of at most MAX_BODY bytes, and nothing of what follows it.
+    """Return the request's body, of at most MAX_BODY bytes.
 
-    Raises a 413; a 400 for a body that was cut off, or whose chunks are malformed; a 411 for a
-    chunked one if the server leaves chunks to the application (PEP 3333 has no word for them).
+    Raises a 413 if it is longer; a 400 if it was cut off or its chunks are malformed; a 411 if it
+    is chunked and the server does not decode chunks, for which PEP 3333 has no rule.
     """
     environ = request.environ
-    # Set by servers that find the end of a body themselves: gunicorn, waitress.
-    terminated = environ.get("wsgi.input_terminated", False)
-    announced = environ.get("CONTENT_LENGTH") or None
-    if not terminated and request.header("Transfer-Encoding") is not None:
+    # Set by servers that find the end of a body themselves, such as gunicorn and waitress.
+    is_terminated = environ.get("wsgi.input_terminated", False)
+    content_length = environ.get("CONTENT_LENGTH") or None
+    if not is_terminated and request.header("Transfer-Encoding") is not None:
         raise length_required()
-    if announced is not None:
-        if not CONTENT_LENGTH.fullmatch(announced):
+    if content_length is not None:
+        if not CONTENT_LENGTH.fullmatch(content_length):
             raise malformed("Content-Length must be a number.")
-        if int(announced) > MAX_BODY:
+        if int(content_length) > MAX_BODY:
             raise RequestEntityTooLarge
     # werkzeug ends a chunked body at this limit without an error: one byte more shows it.
     request.max_content_length = MAX_BODY + 1
     try:
         data = request.get_data()
-    except Exception as error:  # noqa: BLE001  each server has its own for what it cannot read
+    except Exception as error:  # noqa: BLE001  each server raises exceptions of its own
         log.info("unreadable body", error=type(error).__name__)
         raise malformed(
-            "The body's chunks cannot be read." if announced is None else CUT_OFF
+            "The body's chunks cannot be read." if content_length is None else CUT_OFF
         ) from None
     if len(data) > MAX_BODY:
         raise RequestEntityTooLarge
-    # werkzeug leaves this check to a server that sets wsgi.input_terminated. gunicorn sets it, but
-    # ends a body that was cut off without an error.
-    if announced is not None and len(data) < int(announced):
+    # werkzeug leaves this check to servers that set wsgi.input_terminated. gunicorn sets it, but
+    # raises no error for a body that was cut off.
+    if content_length is not None and len(data) < int(content_length):
         raise malformed(CUT_OFF)
     return data
 
 
 @lru_cache(maxsize=128)
-def media_type(content_type: str) -> str:
+def parse_media_type(content_type: str) -> str:
     """Return the media type of a Content-Type field, without its parameters."""
     return parse_options_header(content_type)[0].lower()
 
@@ -73,13 +73,13 @@ def media_type(content_type: str) -> str:
 def read_json_body(request: Request, operation: Operation) -> Any:
     """Return the parsed JSON body; an empty object if none is sent and none is required."""
     if not operation.media_types:
-        # The body is not used, but a request that was cut off must not be acted on.
+        # The body is not used, but a request that was cut off must not change anything.
         if request.method not in READS:
             read_body(request)
         return None
-    sent = bool(request.content_length) or request.header("Transfer-Encoding") is not None
-    if sent or operation.is_body_required:
-        sent_type = media_type(request.environ.get("CONTENT_TYPE", ""))
+    has_body = bool(request.content_length) or request.header("Transfer-Encoding") is not None
+    if has_body or operation.is_body_required:
+        sent_type = parse_media_type(request.environ.get("CONTENT_TYPE", ""))
         if sent_type not in operation.media_types:
             raise unsupported_media_type(operation.media_types)
     data = read_body(request)

@@ -16,13 +16,13 @@ from todo_api.web.requests import current_request
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# In front of the revision in an entity tag: a version that adds a member, and so has another
-# migration, must not pass off as unchanged what a client kept from before.
+# In front of the revision in an entity tag. A version that adds a member has another migration, so
+# copies that clients keep from an earlier version do not count as unchanged.
 REPRESENTATION = int(SCHEMA_VERSION)
 ETAG_PREFIX = f'"{REPRESENTATION}.'
 
-# No two parts of this pattern match the same text, or refusing a field of commas would take too
-# long.
+# No two parts of this pattern match the same text: otherwise a field of commas would take too long
+# to reject.
 ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 ENTITY_TAGS = re.compile(rf"\*|[ \t,]*{ENTITY_TAG}(?:[ \t]*,[ \t,]*{ENTITY_TAG})*[ \t,]*")
 TAGS_LENGTH = 4000
@@ -55,7 +55,7 @@ class EntityTags:
 
 
 def read_entity_tags(name: str) -> EntityTags | None:
-    """Return the tags of this header field, or None without one. Malformed ones are a 400."""
+    """Return the tags of the header field `name`, or None without it. Raises a 400."""
     field = current_request().header(name)
     if field is None:
         return None
@@ -70,10 +70,10 @@ def read_entity_tags(name: str) -> EntityTags | None:
 
 @dataclass(frozen=True)
 class Precondition:
-    """What the revision must be for a change to apply.
+    """The revisions at which a change applies.
 
-    One of `match`, or any if that is None; none of `none_match`; with `is_never`, no revision will
-    do (`If-None-Match: *` on something that exists).
+    The revision must be in `match`, unless that is None, and must not be in `none_match`. With
+    `is_never`, the change never applies (`If-None-Match: *` on a resource that exists).
     """
 
     match: Sequence[int] | None = None
@@ -96,9 +96,9 @@ class Precondition:
 
 
 def read_precondition() -> Precondition | None:
-    """Return what If-Match and If-None-Match ask of a change, or None without them.
+    """Return the precondition of If-Match and If-None-Match, or None without these headers.
 
-    Raises a 428 if the settings require If-Match and there is none.
+    Raises a 400 if one is malformed, and a 428 if the settings require If-Match and it is missing.
     """
     match, none_match = read_entity_tags("If-Match"), read_entity_tags("If-None-Match")
     if match is None and current_app.config["REQUIRE_IF_MATCH"]:

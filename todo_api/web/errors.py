@@ -22,7 +22,8 @@ log = structlog.get_logger(__name__)
 Constraints: TypeAlias = Mapping[str, tuple[str, str]]
 
 
-def http_problem(error: HTTPException) -> Problem:
+def problem_of_http_exception(error: HTTPException) -> Problem:
+    """Return the problem of an error that Flask or werkzeug raises."""
     status = error.code or 500
     detail = DETAIL_OF_STATUS.get(status) or error.description or ""
     kept = ("Allow", "Retry-After")
@@ -38,10 +39,10 @@ UNAVAILABLE_DETAILS: dict[type[psycopg.Error], str] = {
 
 
 class DatabaseBugError(Exception):
-    """A statement failed that no request should make fail.
+    """A statement failed for a reason that no request should cause.
 
-    It stands for psycopg's error, whose own text can quote a row: that goes neither to the log nor
-    to a tool that reports errors.
+    It replaces psycopg's error, whose text can quote a row: that text must not reach the log or a
+    tool that reports errors.
     """
 
     def __init__(self, error: psycopg.Error) -> None:
@@ -55,7 +56,7 @@ class DatabaseBugError(Exception):
 
 
 def log_bug(error: BaseException) -> None:
-    """Log an exception that is no answer: the one line for what a 500 does not tell."""
+    """Log an unhandled exception, once. The 500 response tells nothing of it."""
     if isinstance(error, DatabaseBugError):
         stack = "".join(traceback.format_tb(error.__traceback__))
         log.error("database error", stack=stack, **error.fields)
@@ -63,8 +64,8 @@ def log_bug(error: BaseException) -> None:
         log.error("unhandled exception", exc_info=error)
 
 
-def database_problem(error: psycopg.Error, constraints: Constraints) -> Problem | None:
-    """Return the problem of a constraint or an SQLSTATE; None if the failure is a bug."""
+def problem_of_database_error(error: psycopg.Error, constraints: Constraints) -> Problem | None:
+    """Return the problem that a constraint or an SQLSTATE stands for, or None for a bug."""
     fault = constraints.get(error.diag.constraint_name or "")
     if fault is not None:
         pointer, detail = fault
@@ -84,29 +85,29 @@ def database_problem(error: psycopg.Error, constraints: Constraints) -> Problem 
 
 
 def register_error_handlers(app: Flask, constraints: Constraints) -> None:
-    """Answer every exception with a problem.
+    """Map every exception to a response with problem details.
 
     `constraints` has the pointer and the detail of each constraint that a request can violate
-    though its schema let it pass. The violation of another one is a bug, and a 500.
+    though it passed its schema. The violation of any other constraint is a bug, and a 500.
     """
 
     @app.errorhandler(Problem)
-    def of_problem(problem: Problem) -> Response:
+    def respond_to_problem(problem: Problem) -> Response:
         return problem.response()
 
     @app.errorhandler(HTTPException)
-    def of_refusal(error: HTTPException) -> Response:
-        return http_problem(error).response()
+    def respond_to_http_exception(error: HTTPException) -> Response:
+        return problem_of_http_exception(error).response()
 
     @app.errorhandler(psycopg.Error)
-    def of_failed_statement(error: psycopg.Error) -> Response:
-        problem = database_problem(error, constraints)
+    def respond_to_database_error(error: psycopg.Error) -> Response:
+        problem = problem_of_database_error(error, constraints)
         if problem is None:
             raise DatabaseBugError(error).with_traceback(error.__traceback__) from None
         return problem.response()
 
-    # Not of Exception: Flask then logs a bug, and signals `got_request_exception`, on which tools
-    # that report errors rely.
+    # Not for Exception: with InternalServerError, Flask logs the exception and sends the signal
+    # `got_request_exception`, on which tools that report errors rely.
     @app.errorhandler(InternalServerError)
-    def of_bug(_: InternalServerError) -> Response:
+    def respond_to_bug(_: InternalServerError) -> Response:
         return bug().response()

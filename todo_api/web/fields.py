@@ -23,9 +23,9 @@ DATE_TIME = re.compile(
     r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 
-# Patterns for the OpenAPI document: cursors and tokens that the server has made; any text, U+0000
-# included; text with something that is not white space in it. The white space is Python's, spelled
-# out, since \s means other characters in other languages.
+# Patterns for the OpenAPI document: cursors and tokens that the server made; any text, U+0000
+# included; text that is not only white space. The white space is Python's, each character listed,
+# because \s matches other characters in other languages.
 OPAQUE = "^[A-Za-z0-9_-]+$"
 ANYTHING = r"^[\s\S]*$"
 WHITE_SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -39,7 +39,7 @@ REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
 
 
 class StrictText(fields.String):
-    """Text, kept as it was sent, without what PostgreSQL or UTF-8 cannot hold."""
+    """Text, kept as it was sent, without characters that PostgreSQL or UTF-8 cannot hold."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:  # noqa: ARG002
         if not isinstance(value, str):
@@ -77,7 +77,7 @@ class StrictInteger(fields.Integer):
 
 
 class OneOfSchemas(fields.Field[Any]):
-    """An object of one of these schemas. It documents responses and loads nothing."""
+    """An object of one of these schemas, for the documentation of responses. It loads nothing."""
 
     def __init__(self, *schemas: type[Schema], **options: Any) -> None:
         super().__init__(**options)
@@ -123,7 +123,7 @@ class DateTimeParameter(fields.DateTime):
 
 
 def limit_parameter(plural: str) -> IntegerParameter:
-    """Return the parameter that limits a page of these."""
+    """Return the parameter for the size of a page; `plural` names its items."""
     return IntegerParameter(
         load_default=PAGE_DEFAULT,
         validate=validate.Range(1, PAGE_LIMIT, error="Must be {min} to {max}."),

@@ -1,4 +1,4 @@
-"""Headers for browsers: what they may do with a response, and which pages may ask (CORS)."""
+"""Headers for browsers: security policies, and the origins that may call the API (CORS)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from flask import Flask, Response
 from todo_api.web.requests import current_request
 from todo_api.web.responses import BytesResponse
 
-# A response is data: no page may frame it, and nothing in it runs. /docs has a policy of its own.
+# A response is data: no page may frame it, and no script in it runs. /docs has its own policy.
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 
-
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-
 
 REQUEST_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
 )
 
-
 EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-Id"
-
 
 PREFLIGHT_AGE = 7200  # seconds, the most that any browser keeps
 
@@ -29,14 +25,14 @@ def send_security_headers(app: Flask) -> None:
     """Forbid browsers to guess a response's type, to frame it, and to tell other sites its URL."""
 
     @app.after_request
-    def secure(response: Response) -> Response:
+    def add_security_headers(response: Response) -> Response:
         headers = response.headers
         headers.add("X-Content-Type-Options", "nosniff")
         headers.add("Referrer-Policy", "no-referrer")
-        given = {name.lower() for name, _ in headers}
-        if "content-security-policy" not in given:
+        names = {name.lower() for name, _ in headers}
+        if "content-security-policy" not in names:
             headers.add("Content-Security-Policy", POLICY)
-        if "cache-control" not in given:
+        if "cache-control" not in names:
             headers.add("Cache-Control", "no-store")
         return response
 
@@ -44,8 +40,8 @@ def send_security_headers(app: Flask) -> None:
 def enable_cors(app: Flask, origins: tuple[str, ...]) -> None:
     """Let pages of these origins call the API (CORS, in the Fetch standard).
 
-    A preflight carries no token, so it is answered before authentication. No credentials are
-    allowed: the page's own code sends tokens, and there are no cookies.
+    A preflight carries no token, so the response is sent before authentication. No
+    credentials are allowed: a page's own code sends tokens, and the API uses no cookies.
     """
 
     def allowed_origin() -> str | None:
@@ -53,7 +49,7 @@ def enable_cors(app: Flask, origins: tuple[str, ...]) -> None:
         return origin if origin in origins else None
 
     @app.before_request
-    def preflight() -> Response | None:
+    def respond_to_preflight() -> Response | None:
         request = current_request()
         if request.method != "OPTIONS" or request.header("Access-Control-Request-Method") is None:
             return None
@@ -65,7 +61,7 @@ def enable_cors(app: Flask, origins: tuple[str, ...]) -> None:
         return BytesResponse(None, 204, allowances if allowed_origin() else {})
 
     @app.after_request
-    def share(response: Response) -> Response:
+    def add_cors_headers(response: Response) -> Response:
         response.vary.add("Origin")
         if origin := allowed_origin():
             response.headers["Access-Control-Allow-Origin"] = origin

@@ -1,4 +1,4 @@
-"""Read the Idempotency-Key header, by which a repeated request is recognised (an IETF draft)."""
+"""Read the Idempotency-Key header, which identifies repeated requests (an IETF draft)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Problem details (RFC 9457): the exception that becomes an error response, and each kind of it.
+"""Problem details (RFC 9457): an exception for error responses, and a function for each type.
 
 Exception
-    Problem     raised by whatever finds a request at fault; web/errors.py makes it a response
+    Problem     raised for a faulty request; web/errors.py turns it into a response
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = 1  # seconds
 
-# `{pointer | parameter | header, detail}`: where a request is at fault, and how. Pointers are JSON
-# Pointers (RFC 6901).
+# `{pointer | parameter | header, detail}`: the faulty part of a request, and the fault. A pointer
+# is a JSON Pointer (RFC 6901).
 Fault = dict[str, str]
 
 # The last part of a problem's type, and its title, by status.
@@ -50,8 +50,8 @@ KIND_OF_STATUS = {
 class Problem(Exception):  # noqa: N818  RFC 9457's name
     """A response of 400 or above.
 
-    `kind` is the last part of its type, where the status has more than one. `current` is the JSON
-    of what the request was about, as it is now.
+    `kind` is the last part of its type, if not that of KIND_OF_STATUS. `current` is the JSON of the
+    resource as it is now.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ def unauthorized(detail: str, challenge: str = "Bearer") -> Problem:
 
 
 def not_found() -> Problem:
-    """Return the one 404 for what does not exist, no longer exists, or is another user's."""
+    """Return the 404: the same for a resource that does not exist and for another user's."""
     return Problem(404, "It does not exist, or it is not yours.")
 
 
@@ -136,7 +136,7 @@ def length_required() -> Problem:
 
 
 def precondition_failed(current: bytes, etag: str) -> Problem:
-    """Return a 412 with what the request was about as it is now, for the client to go on from."""
+    """Return a 412 with the resource as it is now, so that the client can merge its change."""
     return Problem(
         412,
         "It is not at a revision that If-Match or If-None-Match allows: go on from current.",
@@ -175,7 +175,7 @@ def bug() -> Problem:
     return Problem(500, "The server's log has more, under the id in instance.")
 
 
-# For the framework's own errors, whose texts are for a person with a browser.
+# For errors that Flask and werkzeug raise, whose own texts are HTML for browsers.
 DETAIL_OF_STATUS = {
     404: not_found().detail,
     405: "Use one of the methods in the Allow header.",

@@ -1,4 +1,4 @@
-"""Flask's request, with an id, a start time and what is found out before the view runs."""
+"""Flask's request, with an id, a start time, and results of the checks before the view."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 READS = {"GET", "HEAD"}
 
 
-# A request id goes into log lines, headers and problems, so it has nothing that needs quoting.
+# A request id goes into log lines, headers and problems, so it has no character to be quoted there.
 WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Request(flask.Request):
-    """A request, when it began (time.monotonic), and its id: the client's own or a new one.
+    """A request with its start time (time.monotonic) and its id: the client's own or a new one.
 
-    Before the view runs, `identity` is set to what the token says, if one is required; `user_id` to
-    the user of the path or the token; `body` to the parsed JSON body.
+    Before the view runs, `identity` is set to the token's identity, if a token is required;
+    `user_id` to the user of the path or the token; `body` to the parsed JSON body.
     """
 
     identity: Any = None
@@ -34,8 +34,8 @@ class Request(flask.Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.started = time.monotonic()
-        given = self.header("X-Request-Id") or ""
-        self.id = given if WELL_FORMED.fullmatch(given) else str(uuid7())
+        client_id = self.header("X-Request-Id") or ""
+        self.id = client_id if WELL_FORMED.fullmatch(client_id) else str(uuid7())
 
     def header(self, name: str) -> str | None:
         """Return the header field of this name, at a tenth of the cost of `headers.get`."""
@@ -44,5 +44,5 @@ class Request(flask.Request):
 
 
 def current_request() -> Request:
-    """Return the request itself; each look at it through Flask's proxy would take 1 us."""
+    """Return the request itself: each attribute read through Flask's proxy takes 1 us."""
     return cast("Request", flask.request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001  documented

@@ -1,4 +1,4 @@
-"""Responses whose body is complete, and the kinds that views return."""
+"""Responses with a complete body, and functions for those that views return."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def json_response(body: bytes) -> BytesResponse:
 
 
 def user_data(body: bytes, etag: str, status: int = OK) -> BytesResponse:
-    """Return user data, which only their owner's client may store, and must revalidate."""
+    """Return a response with user data and the headers that restrict its storage."""
     headers = {"Content-Type": JSON, "ETag": etag, **USER_DATA_HEADERS}
     return BytesResponse(body, status, headers)
 
 
 def not_modified(etag: str) -> BytesResponse:
-    """Return a 304: the client has what it would be sent."""
+    """Return a 304: the client's copy is current."""
     return BytesResponse(None, NOT_MODIFIED, {"ETag": etag, **USER_DATA_HEADERS})

@@ -1,4 +1,4 @@
-"""Parse JSON (RFC 8259) in UTF-8, and refuse what two parsers could read in two ways."""
+"""Parse JSON (RFC 8259) in UTF-8, and reject texts that parsers read in different ways."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Any, NoReturn
 
 
 class NotJsonError(ValueError):
-    """The bytes are not such JSON; the message says why, without quoting them."""
+    """The bytes are not strict JSON. The message has the reason, and does not quote them."""
 
 
 def loads(data: bytes) -> Any:
-    """The value, as `json.loads` has it.
+    """Return the value, of the types of `json.loads`.
 
-    Raises NotJsonError; for a NaN, a name that an object has twice and deep nesting, too.
+    Raises NotJsonError, also for NaN and infinities, repeated names in an object, deep nesting and
+    long integers.
     """
     try:
-        return json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=unique_names)
+        return json.loads(
+            data.decode(), parse_constant=reject_constant, object_pairs_hook=build_object
+        )
     except UnicodeDecodeError as error:
         raise NotJsonError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -29,11 +32,11 @@ def loads(data: bytes) -> Any:
         raise NotJsonError("a number with too many digits") from None
 
 
-def no_constant(name: str) -> NoReturn:
+def reject_constant(name: str) -> NoReturn:
     raise NotJsonError(f"{name} is no number")
 
 
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         raise NotJsonError("an object has a name twice")

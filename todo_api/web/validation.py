@@ -32,9 +32,9 @@ UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECAS
 
 
 class IdConverter(UnicodeConverter):
-    """Any text, which `check_request` reads as a UUID: other text is 422, not 404.
+    """Match any text but `session`, which is a path beside the users' ids.
 
-    Except the one name beside the users' ids, whose path has methods of its own.
+    `check_request` reads the text as a UUID: a malformed id is a 422, not a 404.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,33 +48,36 @@ def load_body(schema: Schema) -> Any:
         return schema.load(current_request().body)
     except ValidationError as error:
         messages = error.messages
-    raise invalid({"pointer": at, "detail": text} for at, text in faults(messages))
+    raise invalid({"pointer": at, "detail": text} for at, text in list_faults(messages))
 
 
 def load_query(schema: Schema) -> Any:
-    """Return the query, in which each name is known and given once, as the schema loads it."""
+    """Return the query, whose names `check_request` has checked, as the schema loads it.
+
+    Raises a 422.
+    """
     try:
         return dict(load_parameters(schema, tuple(current_request().args.items())))
     except ValidationError as error:
         messages = error.messages
-    raise invalid({"parameter": at[1:], "detail": text} for at, text in faults(messages))
+    raise invalid({"parameter": at[1:], "detail": text} for at, text in list_faults(messages))
 
 
-# Many requests have the same query, and looking for ten parameters takes 20 us.
+# Many requests have the same query, and loading ten parameters takes 20 us.
 @lru_cache(maxsize=128)
 def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     parameters: dict[str, Any] = schema.load(dict(query))
     return parameters
 
 
-def faults(messages: Any, at: str = "") -> Iterator[tuple[str, str]]:
+def list_faults(messages: Any, at: str = "") -> Iterator[tuple[str, str]]:
     """Yield each message of marshmallow's tree with its JSON Pointer (RFC 6901)."""
     if isinstance(messages, dict):
         for key, below in messages.items():
             # A key is the client's own text, which may not be encodable as UTF-8.
             text = str(key).encode(errors="replace").decode()[:200]
             step = "/" + text.replace("~", "~0").replace("/", "~1")
-            yield from faults(below, at if key == "_schema" else at + step)
+            yield from list_faults(below, at if key == "_schema" else at + step)
     else:
         yield from ((at, str(message)) for message in messages)
 
@@ -85,7 +88,7 @@ def check_requests(app: Flask) -> None:
 
 
 def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
-    """Check what all operations check alike. Raises a 406, 415, 413, 400, or a 422.
+    """Make the checks that all operations have in common. Raises a 400, 406, 411, 413, 415 or 422.
 
     Sets the request's `body` and `user_id`, and replaces the ids in the view's arguments by UUIDs.
     """
@@ -94,7 +97,7 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
         return
     operation = operation_of(views[request.endpoint or ""])
     wanted = request.header("Accept")
-    if operation.is_documented and wanted and not allows(wanted, JSON):
+    if operation.is_documented and wanted and not is_acceptable(wanted, JSON):
         raise not_acceptable(JSON)
     request.body = read_json_body(request, operation)
     arguments = request.view_args or {}
@@ -107,21 +110,22 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
         else:
             errors.append({"parameter": name, "detail": "Must be a UUID."})
     if request.query_string:
-        errors += wrong_parameters(request, operation)
+        errors += find_wrong_parameters(request, operation)
     if errors:
         raise invalid(errors)
     request.user_id = arguments.get("user_id", request.user_id)
 
 
-# Clients of one kind send the same field.
+# Requests of one client program have the same field.
 @lru_cache(maxsize=128)
-def allows(accept: str, media_type: str) -> bool:
+def is_acceptable(accept: str, media_type: str) -> bool:
     """Return whether this Accept field allows this media type."""
     wanted = parse_accept_header(accept, MIMEAccept)
     return not wanted or wanted[media_type] > 0
 
 
-def wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:
+def find_wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:
+    """Yield the faults of unknown and repeated query parameters."""
     for name, values in request.args.lists():
         if name not in operation.query_names:
             yield {"parameter": name[:200], "detail": "There is no such parameter."}

@@ -1,1 +1,1 @@
-"""The OpenAPI document: what follows from the operations and the schemas that views declare."""
+"""The OpenAPI document, derived from the operations and schemas that views declare."""

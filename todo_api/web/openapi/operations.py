@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def operation_object(
     operation: Operation, *, name: str, method: str, rule: str, requires_token: bool
 ) -> dict[str, Any]:
-    """Return the operation object of a view: what it declares, and what follows from that.
+    """Return the operation object of a view, with the headers and errors that it implies.
 
     `name` is the view's, `rule` is Flask's. Components are named as in components.py, and schemas
     are marshmallow's: apispec puts references in their place.

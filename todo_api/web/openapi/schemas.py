@@ -21,10 +21,10 @@ LENGTHS_OF_FORMAT = {"uuid": (36, 36), "date-time": (20, 32)}
 
 
 def schema_name(schema: Any) -> str | None:
-    """Return the name of a schema's component.
+    """Return the name of a schema's component, or None for flask-smorest's own schemas.
 
-    None for flask-smorest's own schemas, which it registers though no operation uses them: a schema
-    without a name is no component.
+    flask-smorest registers them though no operation uses them. A schema without a name is inlined,
+    so that the document has no component for it.
     """
     schema_class: Any = resolve_schema_cls(schema)
     is_ours = not schema_class.__module__.startswith("flask_smorest")
