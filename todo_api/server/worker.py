@@ -46,9 +46,9 @@ STOP_LINGER = 2
 
 SWEEP_INTERVAL = 0.5  # seconds
 
-# After each accepted connection, in seconds: the main thread of another worker, which the same event
-# has woken, gets to accept the next one. Without it, of 16 clients that connect at once one worker of
-# two had 81 % (median) and all of them in a fifth of the runs; with it 56 %. No request waits.
+# After each accepted connection, in seconds: the main thread of another worker, which was woken as
+# well, gets to accept the next one. Of 16 clients that connect at once, one worker of two had 81 %
+# without it (median), and all of them in a fifth of the runs; 56 % with it. No request waits.
 ACCEPT_INTERVAL = 0.0005
 
 # When the system has no descriptor left, in seconds: accepting pauses, and is logged no more often.
