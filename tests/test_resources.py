@@ -192,7 +192,7 @@ def test_every_value_of_a_field_is_kept_by_post_patch_and_put(items, field):
 
     for actual in (created, patched, replaced):
         assert_same_lines(
-            actual, values, f"See {type(field.type).__name__} in resources/fields.py."
+            actual, values, f"See {type(field.type).__name__} in todo_api/resources/types.py."
         )
 
 
@@ -279,7 +279,7 @@ def test_every_order_goes_on_from_page_to_page(items, resource, sort):
     assert_same_lines(
         [row for page in listed for row in page],
         in_order(rows, sort),
-        f"See sort_key of {type(field.type).__name__} in todo_api/resources/fields.py.",
+        f"See sort_key of {type(field.type).__name__} in todo_api/resources/types.py.",
     )
 
 
@@ -320,7 +320,7 @@ def test_every_filter_lets_through_what_it_says(items, resource, name):
         assert_same_lines(
             page,
             expected,
-            f"?{name}={value}: see filters in todo_api/resources/fields.py or resource.py.",
+            f"?{name}={value}: see filters in todo_api/resources/types.py or resource.py.",
         )
         narrowed = narrowed or 0 < len(expected) < ROWS
     assert narrowed, "The values do not show that the filter keeps some and leaves out others."

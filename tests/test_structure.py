@@ -13,7 +13,7 @@ from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME
 from todo_api.db.statement import Statement
-from todo_api.resources.fields import WHITE_SPACE
+from todo_api.resources.types import WHITE_SPACE
 from todo_api.web.operation import operation_of
 
 # The settings that each transaction begins with.
@@ -147,7 +147,7 @@ def test_every_constraint_is_mapped_or_internal(connection):
     assert_same_lines(
         sorted(named),
         sorted({*INTERNAL, *(name for each in RESOURCES for name in each.constraints)}),
-        "Every constraint is a rule of a field (todo_api/resources/fields.py), or in INTERNAL"
+        "Every constraint is a rule of a field (todo_api/resources/types.py), or in INTERNAL"
         " (this file) if no request can break it.",
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from todo_api.resources.fields import BooleanType, IntegerType, TextType
+from todo_api.resources.types import BooleanType, IntegerType, TextType
 
 if TYPE_CHECKING:
     from todo_api.resources.fields import Field

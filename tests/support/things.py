@@ -10,8 +10,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.support.postgresql import execute
 from todo_api.db import tables
-from todo_api.resources.fields import BooleanType, Field, IntegerType, TextType
+from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.types import BooleanType, IntegerType, TextType
 from todo_api.resources.views import add_changes_route, add_collection_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
 

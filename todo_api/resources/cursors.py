@@ -13,7 +13,7 @@ from todo_api.resources.pages import Position
 from todo_api.web.problems import invalid
 
 if TYPE_CHECKING:
-    from todo_api.resources.fields import SortKey
+    from todo_api.resources.types import SortKey
 
 
 def digest(*query: Any) -> str:

@@ -26,9 +26,10 @@ from sqlalchemy import (
     text,
 )
 
-from todo_api.resources.fields import Field, Filter, MomentType, SortKey
+from todo_api.resources.fields import Field
 from todo_api.resources.schemas import Schemas
 from todo_api.resources.statements import Statements
+from todo_api.resources.types import Filter, MomentType, SortKey
 from todo_api.web.fields import MOMENT, StrictText
 
 if TYPE_CHECKING:

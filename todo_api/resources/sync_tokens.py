@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from todo_api.resources.cursors import decode, encode
-from todo_api.resources.fields import MICROSECONDS, microseconds
+from todo_api.resources.types import MICROSECONDS, microseconds
 from todo_api.web.problems import invalid
 
 if TYPE_CHECKING:

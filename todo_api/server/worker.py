@@ -23,8 +23,8 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.workers import base
 
+from todo_api.server.connections import LINGER_SECONDS, Connection
 from todo_api.server.rejections import reject
-from todo_api.server.requests import StrictParser
 from todo_api.server.responses import Response
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 # From a request's first byte to the last byte of its response, in seconds. The application bounds
 # its own work more tightly; this limit is for clients that send or read slowly, or not at all.
 EXCHANGE_TIMEOUT = 30
-
-# A lingering close: closed at once with bytes unread, a connection would be reset, and the reset
-# could overtake the response (RFC 9112, section 9.6).
-LINGER_SECONDS = 2
-LINGER_BYTES = 1024 * 1024
 
 # For a request that the client may just be sending when the worker stops, in seconds.
 STOP_LINGER = 2
@@ -64,28 +59,6 @@ DISCONNECTED = (NoMoreData, ConnectionError, TimeoutError)
 
 READABLE = select.EPOLLIN | select.EPOLLONESHOT
 AT_ONCE = select.EPOLLOUT | select.EPOLLONESHOT  # a connection can nearly always be written to
-
-
-class Connection:
-    """A client's connection. `deadline` (time.monotonic) is when the main thread ends its phase."""
-
-    def __init__(self, sock: socket.socket, peer: Any, local: Any, settings: Any) -> None:
-        self.sock = sock
-        self.descriptor = sock.fileno()
-        self.peer = peer
-        self.local = local
-        self.parser = StrictParser(settings, sock, peer)
-        self.deadline = time.monotonic() + settings.keepalive
-        self.unread_limit = LINGER_BYTES
-
-    def has_input(self) -> bool:
-        """Whether bytes have come that no thread has taken up."""
-        if self.parser.has_buffered_input():
-            return True
-        try:
-            return bool(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
 
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types

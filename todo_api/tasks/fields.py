@@ -1,8 +1,9 @@
 """The members of a task that clients write. README.md says how to add one."""
 
 from todo_api.db.tables import metadata
-from todo_api.resources.fields import BooleanType, Field, TextType
+from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.types import BooleanType, TextType
 
 FIELDS = (
     Field(

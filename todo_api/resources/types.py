@@ -1,0 +1,307 @@
+"""The types of fields: what follows from each for columns, rules, schemas, filters and sort keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from marshmallow import fields, validate
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Text,
+    bindparam,
+    case,
+    literal_column,
+)
+
+from todo_api.web.fields import (
+    NOT_BLANK,
+    BooleanParameter,
+    DateTimeParameter,
+    IntegerParameter,
+    StrictBoolean,
+    StrictInteger,
+    StrictText,
+    StrippedText,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.types import TypeEngine
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def microseconds(moment: datetime) -> int:
+    """Return the microseconds since 1970."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+# Those of all moments that Python has.
+MICROSECONDS = range(
+    microseconds(datetime.min.replace(tzinfo=UTC)),
+    microseconds(datetime.max.replace(tzinfo=UTC)) + 1,
+)
+
+# What Python's str.strip() removes, as an SQL literal: the database holds what the schemas promise.
+WHITE_SPACE = "U&'{}'".format(
+    "".join(f"\\{code:04X}" for code in range(0x10000) if chr(code).isspace())
+)
+
+
+class Rule(NamedTuple):
+    """A CHECK constraint, and what a client is told whose value breaks it."""
+
+    condition: str
+    detail: str
+
+
+class SortKey(NamedTuple):
+    """What a list is sorted by, and the codec of its values in cursors.
+
+    `to_cursor` takes the member's JSON value and returns what the cursor holds, as JSON.
+    `to_parameter` takes what a cursor holds and returns the statement's parameter; it raises
+    ValueError or TypeError for what `to_cursor` cannot have returned.
+    """
+
+    expression: ColumnElement[Any]
+    type: TypeEngine[Any]
+    to_cursor: Callable[[Any], Any]
+    to_parameter: Callable[[Any], Any]
+
+
+class Filter(NamedTuple):
+    """A query parameter of a list, and the condition with a bind parameter of the same name.
+
+    `to_parameter` makes the bind parameter's value from the query parameter's.
+    """
+
+    parameter: fields.Field[Any]
+    condition: ColumnElement[bool]
+    to_parameter: Callable[[Any], Any] = lambda value: value
+
+
+class FieldType(Protocol):
+    """The type of a field: its column, its schemas, its rules."""
+
+    @property
+    def column_type(self) -> TypeEngine[Any]: ...
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        """Return the marshmallow field that reads a request's JSON value."""
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        """Return the marshmallow field that documents a response's JSON value."""
+
+    def rules(self, name: str) -> Mapping[str, Rule]:
+        """Return the rules on the column of this name, each by the end of its constraint's name."""
+
+    def filters(self, column: Column[Any], example: Any) -> Mapping[str, Filter]:
+        """Return the filters on the column, by query parameter."""
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        """Return how lists are sorted by the column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextType:
+    """Text of `minimum` to `maximum` characters, sorted by code point."""
+
+    maximum: int
+    minimum: int = 0
+    is_stripped: bool = False
+
+    column_type = Text()
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        field = StrippedText if self.is_stripped else StrictText
+        return field(validate=self._length(), **self._documented(options))
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.String(validate=self._length(), **self._documented(options))
+
+    def _documented(self, options: dict[str, Any]) -> dict[str, Any]:
+        if not self.is_stripped:
+            return options
+        return options | {"metadata": options["metadata"] | {"pattern": NOT_BLANK}}
+
+    def _length(self) -> validate.Length:
+        if self.minimum:
+            return validate.Length(self.minimum, self.maximum, error=self._detail())
+        return validate.Length(max=self.maximum, error=self._detail())
+
+    def _detail(self) -> str:
+        if self.minimum:
+            return f"Must have {self.minimum} to {self.maximum} characters."
+        return f"Must have at most {self.maximum} characters."
+
+    def rules(self, name: str) -> dict[str, Rule]:
+        length = f"char_length({name}) "
+        length += (
+            f"BETWEEN {self.minimum} AND {self.maximum}" if self.minimum else f"<= {self.maximum}"
+        )
+        rules = {"length": Rule(length, self._detail())}
+        if self.is_stripped:
+            stripped = f"{name} = btrim({name}, {WHITE_SPACE})"
+            rules["stripped"] = Rule(stripped, "Must not have white space around it.")
+        return rules
+
+    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
+        equal = column == bindparam(column.name, type_=Text)
+        parameter = StrictText(
+            validate=self._length(),
+            metadata={"description": f"Only with this `{column.name}`.", "example": example},
+        )
+        return {str(column.name): Filter(parameter, equal)}
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        return SortKey(column.collate("C"), Text(), str, self._checked)
+
+    def _checked(self, value: Any) -> str:
+        if not isinstance(value, str) or "\x00" in value:
+            raise TypeError(value)
+        value.encode()  # a lone surrogate is a ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class BooleanType:
+    """true or false."""
+
+    column_type = Boolean()
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        return StrictBoolean(**options)
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.Boolean(**options)
+
+    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there is none
+        return {}
+
+    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
+        equal = column == bindparam(column.name, type_=Boolean)
+        description = f"Only with this `{column.name}`."
+        parameter = BooleanParameter(metadata={"description": description, "example": example})
+        return {str(column.name): Filter(parameter, equal)}
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        return SortKey(column, Boolean(), bool, self._checked)
+
+    def _checked(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(value)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerType:
+    """A whole number of `minimum` to `maximum`. In a list that is sorted by it, null comes last."""
+
+    minimum: int
+    maximum: int
+
+    @property
+    def column_type(self) -> TypeEngine[int]:
+        return BigInteger() if max(-self.minimum, self.maximum) >= 2**31 - 1 else Integer()
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        return StrictInteger(validate=self._range(), **options)
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.Integer(validate=self._range(), **options)
+
+    def _range(self) -> validate.Range:
+        return validate.Range(self.minimum, self.maximum, error=self._detail())
+
+    def _detail(self) -> str:
+        return f"Must be {self.minimum} to {self.maximum}."
+
+    def rules(self, name: str) -> dict[str, Rule]:
+        between = f"{name} BETWEEN {self.minimum} AND {self.maximum}"
+        return {"range": Rule(between, self._detail())}
+
+    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
+        def filter_(suffix: str, operator: str, description: str) -> tuple[str, Filter]:
+            name = f"{column.name}{suffix}"
+            condition = column.op(operator, is_comparison=True)(
+                bindparam(name, type_=self.column_type)
+            )
+            metadata = {"description": description, "example": example}
+            parameter = IntegerParameter(validate=self._range(), metadata=metadata)
+            return name, Filter(parameter, condition)
+
+        return dict(
+            (
+                filter_("", "=", f"Only with this `{column.name}`."),
+                filter_("_min", ">=", f"Only with this `{column.name}` or a greater one."),
+                filter_("_max", "<=", f"Only with this `{column.name}` or a smaller one."),
+            )
+        )
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        # CASE and not COALESCE, which no index serves under row-level security. The number beyond
+        # the last stands for null.
+        beyond: ColumnElement[int] = literal_column(str(self.maximum + 1))
+        expression = case((column.is_(None), beyond), else_=column)
+        return SortKey(expression, self.column_type, self._to_cursor, self._checked)
+
+    def _to_cursor(self, value: int | None) -> int:
+        return self.maximum + 1 if value is None else value
+
+    def _checked(self, value: Any) -> int:
+        if type(value) is not int:
+            raise TypeError(value)
+        if not self.minimum <= value <= self.maximum + 1:
+            raise ValueError(value)
+        return value
+
+
+@dataclass(frozen=True)
+class MomentType:
+    """A moment, to the microsecond."""
+
+    column_type = DateTime(timezone=True)
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.AwareDateTime(**options)
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.DateTime(**options)
+
+    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there is none
+        return {}
+
+    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:  # noqa: ARG002
+        # created_at is filtered by created_after and created_before.
+        name = str(column.name).removesuffix("_at")
+
+        def filter_(suffix: str, operator: str, description: str) -> tuple[str, Filter]:
+            moment = bindparam(name + suffix, type_=self.column_type)
+            condition = column.op(operator, is_comparison=True)(moment)
+            return name + suffix, Filter(DateTimeParameter(description), condition)
+
+        return dict(
+            (
+                filter_("_after", ">", f"Only with a later `{column.name}`."),
+                filter_("_before", "<", f"Only with an earlier `{column.name}`."),
+            )
+        )
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        return SortKey(column, self.column_type, self._to_cursor, self._to_parameter)
+
+    def _to_cursor(self, value: str) -> int:
+        return microseconds(datetime.fromisoformat(value))
+
+    def _to_parameter(self, value: Any) -> datetime:
+        if type(value) is not int or value not in MICROSECONDS:
+            raise ValueError(value)
+        return EPOCH + timedelta(microseconds=value)

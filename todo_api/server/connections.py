@@ -1,0 +1,36 @@
+"""A client's connection to the worker."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+from todo_api.server.requests import StrictParser
+
+# A lingering close: closed at once with bytes unread, a connection would be reset, and the reset
+# could overtake the response (RFC 9112, section 9.6).
+LINGER_SECONDS = 2
+LINGER_BYTES = 1024 * 1024
+
+
+class Connection:
+    """A client's connection. `deadline` (time.monotonic) is when the main thread ends its phase."""
+
+    def __init__(self, sock: socket.socket, peer: Any, local: Any, settings: Any) -> None:
+        self.sock = sock
+        self.descriptor = sock.fileno()
+        self.peer = peer
+        self.local = local
+        self.parser = StrictParser(settings, sock, peer)
+        self.deadline = time.monotonic() + settings.keepalive
+        self.unread_limit = LINGER_BYTES
+
+    def has_input(self) -> bool:
+        """Whether bytes have come that no thread has taken up."""
+        if self.parser.has_buffered_input():
+            return True
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
