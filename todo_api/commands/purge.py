@@ -1,13 +1,15 @@
-"""`make purge`: remove deleted tasks and idempotency keys for good, once they are old."""
+"""`make purge`: remove deleted rows and idempotency keys for good, once they are old."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import structlog
+from psycopg import sql
 
+from todo_api.app import RESOURCES
 from todo_api.db.database import MAINTENANCE_ROLE
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, load_database_settings, read_environment
@@ -21,15 +23,15 @@ BATCH = 1_000  # rows of one transaction, at most
 
 # Row-level security lets this role see and delete old rows only, from every login. The owner's
 # revision increases, so that the trash has another ETag. `purged_revision` makes clients that have
-# not seen the purged deletions start a full sync. Tasks are locked before their owners, as by the
+# not seen the purged deletions start a full sync. Rows are locked before their owners, as by the
 # trigger.
-PURGE = """
+PURGE = sql.SQL("""
     WITH old AS (
-        SELECT user_id, id FROM tasks WHERE deleted_at IS NOT NULL LIMIT %(batch)s
+        SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
     ), purged AS (
-        DELETE FROM tasks USING old
-        WHERE tasks.user_id = old.user_id AND tasks.id = old.id
-        RETURNING tasks.user_id, tasks.revision
+        DELETE FROM {table} AS rows USING old
+        WHERE rows.user_id = old.user_id AND rows.id = old.id
+        RETURNING rows.user_id, rows.revision
     ), owners AS (
         SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
     ), told AS (
@@ -38,10 +40,10 @@ PURGE = """
         FROM owners WHERE users.id = owners.user_id
     )
     SELECT count(*) FROM purged
-"""
+""")
 
 # Keys that are KEY_HOURS old: clients repeat no request after that.
-PURGE_KEYS = """
+PURGE_KEYS = sql.SQL("""
     WITH old AS (
         SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
     ), purged AS (
@@ -50,20 +52,26 @@ PURGE_KEYS = """
         RETURNING keys.key
     )
     SELECT count(*) FROM purged
-"""
+""")
 
 
 def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
-    """Remove old rows; return the numbers of removed tasks and of removed idempotency keys.
+    """Remove old rows; return the numbers of removed rows of resources and of idempotency keys.
 
     One transaction removes at most `batch` rows.
     """
     # No prepared statements: a pooler may not support them.
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
-        return remove(connection, PURGE, batch), remove(connection, PURGE_KEYS, batch)
+        rows = 0
+        for resource in RESOURCES:
+            statement = PURGE.format(table=sql.Identifier(resource.table.name))
+            rows += remove(connection, statement, batch)
+        return rows, remove(connection, PURGE_KEYS, batch)
 
 
-def remove(connection: psycopg.Connection[Any], statement: LiteralString, batch: int) -> int:
+def remove(
+    connection: psycopg.Connection[Any], statement: sql.SQL | sql.Composed, batch: int
+) -> int:
     """Remove rows in transactions of at most `batch` rows each; return their number."""
     total = 0
     while True:
@@ -84,8 +92,8 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)
-    tasks, keys = purge(settings.database_url)
-    log.info("purged", tasks=tasks, idempotency_keys=keys)
+    rows, keys = purge(settings.database_url)
+    log.info("purged", rows=rows, idempotency_keys=keys)
 
 
 if __name__ == "__main__":

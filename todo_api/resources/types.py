@@ -1,4 +1,4 @@
-"""The types of fields: what follows from each for columns, rules, schemas, filters and sort keys."""
+"""The types of fields: what follows from each for columns, rules, schemas, filters and sorting."""
 
 from __future__ import annotations
 
