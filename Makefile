@@ -59,6 +59,10 @@ test-full: $(INSTALLED) ## Run the tests with every count in full, then through 
 bench: $(INSTALLED) ## Compare with peers and with the limits, in turns (needs wrk and Node)
 	$(PY) benchmarks/compare.py $(ARGS)
 
+.PHONY: bench-revision
+bench-revision: $(INSTALLED) ## Compare with another revision, in turns: make bench-revision REV=main~5 (needs wrk)
+	$(PY) benchmarks/revisions.py $(REV) $(ARGS)
+
 .PHONY: bench-growth
 bench-growth: $(INSTALLED) ## Measure with more tasks, more clients, more distance, more time (needs wrk)
 	$(PY) benchmarks/growth.py $(ARGS)
