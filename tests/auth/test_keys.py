@@ -687,11 +687,12 @@ def test_an_outage_of_ten_minutes_is_not_noticed(new_issuer, new_verifier, outag
                 time.sleep(0.0005)
         fetches = len(ill.asked) - already
 
+    # A machine that is busy delays both alike, by more than a request may wait for a fetch.
     beside, during = (
-        statistics.median(statistics.quantiles(minute[side], n=100)[98] for minute in waits)
-        for side in (0, 1)
+        statistics.mean(wait > HURRIED.patience for wait in itertools.chain(*waited))
+        for waited in zip(*waits, strict=True)
     )
-    assert during < beside + 0.010
+    assert during < 2 * beside + 0.02
     assert 5 <= fetches <= 2 * MINUTES + 1
     assert flood.accepted == 0
 
