@@ -8,6 +8,7 @@ import uuid
 import psycopg
 import pytest
 
+from tests.support.api import NEW_TASK
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import DIVIDE, as_login, execute, migrate
 from tests.support.statements import OF_NO_USER, statements
@@ -131,10 +132,9 @@ def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(
     url = new_database("divide", owner=login)
     migrate(as_login(url, login))
     database = open_database(DATABASE_URL=as_login(url, login))
-    new = {"title": "Buy oat milk", "description": None, "completed": False}
     owners = [uuid.uuid4() for _ in range(50)]
     for owner in owners:
-        insert_item_once(database, owner, TASK, new, REQUEST)
+        insert_item_once(database, owner, TASK, NEW_TASK, REQUEST)
 
     with psycopg.connect(url, autocommit=True) as everything:
         before = rows_of(everything)
@@ -146,8 +146,8 @@ def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(
     assert [len(rows) for rows in after.values()] == [50, 50, 50]
     assert parts > (4,)
     for owner in owners:
-        assert insert_item_once(database, owner, TASK, new, REQUEST).is_replayed
-        assert insert_item(database, owner, TASK, new).revision == 2
+        assert insert_item_once(database, owner, TASK, NEW_TASK, REQUEST).is_replayed
+        assert insert_item(database, owner, TASK, NEW_TASK).revision == 2
 
 
 def rows_of(connection):

@@ -20,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 
+from tests.support.api import NEW_TASK
 from tests.support.postgresql import as_login, execute, migrate
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import users
@@ -106,9 +107,7 @@ def database(open_database, login):
 def pair(database):
     made = Pair(uuid.uuid4(), uuid.uuid4())
     for title, owner in zip(["mine", "theirs"], made, strict=True):
-        insert_item(
-            database, owner, TASK, {"title": title, "description": None, "completed": False}
-        )
+        insert_item(database, owner, TASK, NEW_TASK | {"title": title})
     return made
 
 
@@ -150,7 +149,7 @@ def test_the_logins_are_who_they_should_be(logins):
 def test_a_user_has_the_use_of_their_own_tasks(database):
     me = uuid.uuid4()
 
-    task = insert_item(database, me, TASK, {"title": "a", "description": None, "completed": False})
+    task = insert_item(database, me, TASK, NEW_TASK)
 
     assert find_item(database, me, TASK, task.id) == task
     assert delete_item(database, me, TASK, task.id).applied

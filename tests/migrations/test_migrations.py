@@ -21,6 +21,7 @@ from psycopg import errors
 from sqlalchemy import NullPool, create_engine, exc
 
 from tests.support import ROOT
+from tests.support.api import NEW_TASK
 from tests.support.differences import assert_same_json
 from tests.support.postgresql import VOLATILE, as_login, execute, migrate
 from todo_api.commands.embedded import temporary_cluster
@@ -213,9 +214,8 @@ def assert_succeeds(process):
 
 def assert_serves(open_database, url):
     """The application's path works for this login."""
-    new = {"title": "Buy oat milk", "description": None, "completed": False}
     database, owner = open_database(DATABASE_URL=url), uuid.uuid4()
-    task = insert_item(database, owner, TASK, new)
+    task = insert_item(database, owner, TASK, NEW_TASK)
     assert find_item(database, owner, TASK, task.id) == task
 
 

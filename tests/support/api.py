@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from todo_api.db.schema_version import SCHEMA_VERSION
+from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,9 @@ REPRESENTATION = f"{int(SCHEMA_VERSION)}."
 
 # With a revision put in, these look like ETags of a task and are none.
 OTHER_TAGS = ['"0.{}"', '"{}"', f'"{REPRESENTATION}{{}}-abcd"', f'"{REPRESENTATION}0{{}}x"']
+
+# What statements that insert a task take: a value for each field.
+NEW_TASK = {field.name: field.default for field in TASK.fields} | {"title": "Buy oat milk"}
 
 
 def etag(revision: int) -> str:
