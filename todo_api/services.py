@@ -1,4 +1,4 @@
-"""What an application needs for its requests, in one typed object."""
+"""The services of an application, in one typed object."""
 
 from __future__ import annotations
 

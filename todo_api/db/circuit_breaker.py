@@ -24,11 +24,11 @@ log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Connection)
 
 
-# A compute that was suspended takes connections this soon; what takes longer is an outage.
+# Seconds in which a suspended database starts. A longer time without connections is an outage.
 COLD_START = 2.5
 
 
-# Seconds between two attempts to connect during an outage, of one process.
+# Seconds between two attempts of one process to connect during an outage.
 CONNECT_PAUSE = 0.25
 
 
@@ -36,10 +36,10 @@ ERROR_LENGTH = 200
 
 
 class CircuitBreaker:
-    """Whether the database takes connections, and the attempts until it does.
+    """Knows whether the database accepts connections, and retries until it does.
 
-    The pool's own backoff doubles its pauses: after a minute without a database, it would take
-    another minute to notice that it is back.
+    The pool's own backoff doubles its pauses: after an outage of a minute, it would notice the end
+    up to a minute late.
     """
 
     def __init__(
@@ -56,15 +56,16 @@ class CircuitBreaker:
         self._turn = threading.Lock()
         self._over = threading.Event()
 
-    def patience(self) -> float:
-        """How long a request may hope for a connection, in seconds: not at all if at most 0."""
+    def time_to_wait(self) -> float:
+        """Return how many seconds a request may wait for a connection: infinite, or 0 or less."""
         since = self._since
         return math.inf if since is None else since + self._cold_start - time.monotonic()
 
     def connect(self, attempt: Callable[[], C]) -> C:
-        """The connection of the first attempt that succeeds. Once one has failed, one at a time.
+        """Return the connection of the first attempt that succeeds.
 
-        Raises the last attempt's psycopg.OperationalError when `give_up` is called.
+        After an attempt has failed, one thread at a time makes the next ones. Raises the last
+        attempt's psycopg.OperationalError when `give_up` is called.
         """
         try:
             return self._try(attempt)
@@ -95,5 +96,5 @@ class CircuitBreaker:
         return connection
 
     def give_up(self) -> None:
-        """Let no further attempt follow one that fails."""
+        """Make no further attempt after one that fails."""
         self._over.set()

@@ -27,11 +27,11 @@ Json: TypeAlias = bytes
 Row: TypeAlias = tuple[Any, ...]
 
 
-# A statement and the types of its parameters, by OID: what is prepared.
+# A statement and the OIDs of its parameters' types: each shape is prepared once.
 Shape: TypeAlias = tuple[bytes, tuple[int, ...]]
 
 
-# So many statements of different shapes are prepared on a connection, and no more.
+# Prepared statements of one connection, at most.
 MOST_PREPARED = 200
 
 
@@ -50,12 +50,12 @@ class Prepare(NamedTuple):
 
 
 class Close(NamedTuple):
-    """The prepared statement that was not used for longest is closed."""
+    """The least recently used prepared statement is closed."""
 
     shape: Shape
 
 
-# What a result answers; None is a query that is run.
+# The command of a result; None stands for running a query.
 Command: TypeAlias = Prepare | Close | None
 
 
@@ -67,8 +67,8 @@ class Connection(psycopg.Connection[Row]):
     def begin(self, *, prepares: bool, most_prepared: int = MOST_PREPARED) -> None:
         """Get ready to `transact`, with at most `most_prepared` prepared statements.
 
-        The one that was not used for longest makes room for a new one. A pooler may not support
-        prepared statements: with `prepares` false, there are none.
+        The least recently used one is closed before another one is prepared. With `prepares` false,
+        no statement is prepared, since some poolers do not support it.
         """
         self.opened_at = time.monotonic()
         # JSON as PostgreSQL wrote it: it is passed on, not parsed.
@@ -155,7 +155,7 @@ class Connection(psycopg.Connection[Row]):
             sql, types = shape
             self.pgconn.send_query_params(sql, parameters, types, formats, Format.BINARY)
         else:
-            # At the end, as the one that was used last.
+            # At the end of the dict: the most recently used.
             self._names[shape] = name
             self.pgconn.send_query_prepared(name, parameters, formats, Format.BINARY)
         yield None

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from todo_api.db.pool import Pool
 
 
-# The role that requests run as. It cannot log in and cannot bypass row-level security; whatever
-# role the connection logged in as, a superuser included, a request drops to it.
+# The role of requests. It cannot log in and cannot bypass row-level security. Each request changes
+# to it from the role that the connection logged in as, even from a superuser.
 APPLICATION_ROLE = "todo_app"
 
 
-# The role that purges: it sees nothing but what has been kept for long enough.
+# The role that purges: it sees only rows that have been kept for long enough.
 MAINTENANCE_ROLE = "todo_maintenance"
 
 
-# All local to the transaction: nothing is left for the next user of a pooled connection. The
-# trigger stamps what is changed with the id of the attempt. A plan that knows the values sorts a
-# small user's tasks where the generic one reads them off an index.
+# All of these are local to the transaction, so the next request on a pooled connection finds none.
+# The trigger writes the attempt's id into each row that changes. A custom plan would sort a small
+# user's tasks, where the generic plan reads them from an index in order.
 SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
@@ -44,8 +44,8 @@ SETTINGS = f"""
 ACT_AS_OWNER = Statement(SETTINGS.encode())
 
 
-# When the network is lost before the Sync has come, a server waits for it with the owner's row
-# locked, and its statement_timeout is no longer armed. From PostgreSQL 17 on, this one is.
+# If the network is lost before the Sync arrives, PostgreSQL waits for it with the owner's row locked,
+# and statement_timeout no longer applies. transaction_timeout does; PostgreSQL 17 introduced it.
 TRANSACTION_TIMEOUT = ", set_config('transaction_timeout', (%(timeout)s::int * 2)::text, true)"
 
 
@@ -55,8 +55,8 @@ ACT_AS_OWNER_IN_TIME = Statement((SETTINGS + TRANSACTION_TIMEOUT).encode())
 HAS_TRANSACTION_TIMEOUT = 170000
 
 
-# Of the time that is left, what a statement may take: the server's own refusal is to come first,
-# for it leaves the connection as it was.
+# A statement may take this share of the time that is left, so that PostgreSQL cancels it before the
+# deadline: a cancelled statement leaves the connection usable.
 SHARE = 0.95
 
 
@@ -68,21 +68,22 @@ class Database:
     deadline: float
 
     def one(self, owner: UUID, statement: Statement, **parameters: Any) -> Row | None:
-        """The first row of the statement, read as `owner`, or None if it has no row."""
+        """Return the statement's first row, read as `owner`, or None if it has no row."""
         (rows,) = self.read(owner, [statement], parameters)
         return rows[0] if rows else None
 
     def all(self, owner: UUID, statement: Statement, **parameters: Any) -> list[Row]:
-        """Every row of the statement, read as `owner`."""
+        """Return every row of the statement, read as `owner`."""
         (rows,) = self.read(owner, [statement], parameters)
         return rows
 
     def read(
         self, owner: UUID, statements: Sequence[Statement], parameters: Mapping[str, Any]
     ) -> list[list[Row]]:
-        """The rows of each statement, read as `owner`, in one transaction and one round trip.
+        """Return the rows of each statement, read as `owner` in one transaction and round trip.
 
-        Raises psycopg.Error, and psycopg_pool's kinds of it when there is no connection to be had.
+        Raises psycopg.Error; and psycopg_pool's TooManyRequests or PoolTimeout, which are derived
+        from it, if no connection is available.
         """
         return self._run(owner, statements, parameters)
 
@@ -94,12 +95,12 @@ class Database:
         *,
         again: Sequence[Statement],
     ) -> list[list[Row]]:
-        """The rows of each statement, run as `owner`, in one transaction and one round trip.
+        """Return the rows of each statement, run as `owner` in one transaction and round trip.
 
-        A later statement sees what others committed while an earlier one waited. When the
-        connection is lost, and with it what became of them, `again` is run in their place, once:
-        it must recognise what the first attempt did. Raises as `read` does, and
-        OutcomeUnknownError.
+        A later statement sees what others committed while an earlier one waited for a lock. If the
+        connection is lost, it is unknown whether the statements were committed: `again` is run once
+        instead, and must recognise the first attempt's changes. Raises as `read` does, and
+        OutcomeUnknownError if the second connection is lost, too.
         """
         return self._run(owner, statements, parameters, again)
 
@@ -136,7 +137,7 @@ class Database:
     def _transact(
         self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
     ) -> list[list[Row]]:
-        # The settings hold for the statements behind them, and vanish with the transaction.
+        # The settings apply to the statements behind them and end with the transaction.
         left = self.deadline - time.monotonic()
         values["timeout"] = str(max(1, round(left * SHARE * 1000)))
         in_time = connection.pgconn.server_version >= HAS_TRANSACTION_TIMEOUT

@@ -1,4 +1,4 @@
-"""What a failed statement means for its request: run it again, or refuse, or a bug.
+"""Decide by its error how a failed statement ends: run again, answered with a 503, or a bug.
 
 Exceptions of this package, under psycopg's own:
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PooledConnection(Connection):
-    """A connection that is opened however long it takes: see CircuitBreaker.connect."""
+    """A connection that the circuit breaker opens."""
 
     @classmethod
     def connect(  # type: ignore[override]
@@ -36,9 +36,9 @@ class PooledConnection(Connection):
 
 
 class Pool:
-    """Connections to the database of `settings`; the first use opens it.
+    """Connections to the database of `settings`, opened at the first use.
 
-    A worker process makes its own, after the fork.
+    Each worker process makes its own after the fork.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Pool:
                 "circuit_breaker": self._circuit_breaker,
                 "autocommit": True,
                 "application_name": "todo-api",
-                # Less than two seconds libpq does not take. A compute that wakes takes its time.
+                # At least 2: libpq's minimum. A suspended database needs time to start.
                 "connect_timeout": max(2, round(settings.request_timeout)),
-                # What was sent and is not even acknowledged: the network is gone.
+                # Data that stays unacknowledged for so long means that the network is lost.
                 "tcp_user_timeout": round(settings.request_timeout * 1000),
             },
-            # Prepared at the first run, or never where a pooler does not carry it.
+            # A statement is prepared at its first run, unless a pooler does not support that.
             configure=partial(Connection.begin, prepares=settings.database_prepare),
             open=False,
             min_size=1,
             max_size=slots,
-            # Poolers and firewalls close what is older than five minutes.
+            # Poolers and firewalls close connections that are older than five minutes.
             max_lifetime=280,
         )
 
@@ -87,7 +87,7 @@ class Pool:
                     self.metrics.watch_pool(self._pool)
 
     def await_connection(self, seconds: float) -> None:
-        """Wait until there is a connection, for so long at most."""
+        """Wait until there is a connection, for at most `seconds`."""
         with suppress(PoolTimeout), self._pool.connection(seconds):
             pass
 
@@ -98,20 +98,21 @@ class Pool:
 
     @contextmanager
     def connection(self, deadline: float) -> Iterator[Connection]:
-        """A connection, if there is one by `deadline`, by time.monotonic().
+        """Yield a connection that is available before `deadline` (time.monotonic).
 
-        Raises psycopg_pool's TooManyRequests or PoolTimeout if there is none to be had.
+        Raises psycopg_pool's TooManyRequests if the admission limiter refuses, and PoolTimeout if no
+        connection is available in time or the circuit breaker is open.
         """
         if self._pool.closed:
             self.open()
         self.admission.acquire(deadline)
         succeeded = True
         try:
-            patience = min(deadline - time.monotonic(), self._circuit_breaker.patience())
-            if patience <= 0:
+            seconds = min(deadline - time.monotonic(), self._circuit_breaker.time_to_wait())
+            if seconds <= 0:
                 self.metrics.sheds.labels("outage").inc()
                 raise PoolTimeout("the database takes no connections")
-            connection = self._pool.getconn(patience)
+            connection = self._pool.getconn(seconds)
             try:
                 yield connection
             finally:
@@ -123,8 +124,8 @@ class Pool:
             self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
-        # Where something is still to come, or nothing can, the connection is of no more use. What
-        # was opened before it is not likely to be: after a suspend, the whole pool is dead.
+        # A connection that is not idle is broken, or its result is still to come: it is closed. Older
+        # connections are likely to be broken, too, since a suspend breaks the whole pool.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()
             self.metrics.connections_lost.inc()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-# The parameters that statements have in common: whose rows, and which row.
+# Parameters that many statements have: the owner of the rows, and the id of a row.
 OWNER = bindparam("owner", type_=Uuid)
 ID = bindparam("id", type_=Uuid)
 
@@ -31,7 +31,7 @@ class Statement:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What the placeholders stand for, each once."""
+        """The names of the placeholders, each once, in the order of their first use."""
         found = (match[1] for match in PLACEHOLDER.finditer(self.sql))
         return tuple(dict.fromkeys(name.decode() for name in found if name))
 
@@ -41,17 +41,17 @@ class Statement:
 
     @cached_property
     def numbered(self) -> bytes:
-        """The SQL as PostgreSQL takes it: `$1` is the first of `names`."""
+        """The SQL in PostgreSQL's own form: `$1` is the first of `names`."""
         numbers = {name.encode(): b"$%d" % number for number, name in enumerate(self.names, 1)}
         return PLACEHOLDER.sub(lambda match: numbers.get(match[1], b"%"), self.sql)
 
 
 def compiled(statement: ClauseElement) -> Statement:
-    """The Core statement as SQL, for good: compile at import, or once for each shape.
+    """Return the Core statement as SQL. Compile at import, or once for each shape.
 
-    It may name `owner`; `attempt`, the id that what it changes is stamped with, be it the first
-    time or the second; and `elapsed`, the seconds since the first one began, NULL for that one.
-    Every parameter is given at each run: a value left in the statement is a ValueError.
+    `Database` sets three parameters: `owner`; `attempt`, the id that the trigger writes into each
+    row that changes, the same in a repetition; and `elapsed`, the seconds since the first attempt
+    began, NULL in the first attempt. Raises ValueError for a value that is not a parameter.
     """
     dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
     compilation = cast("SQLCompiler", statement.compile(dialect=dialect))

@@ -68,7 +68,7 @@ idempotency_keys = Table(
     Column("status", SmallInteger),
     Column("headers", JSON),
     Column("body", JSON, nullable=False),
-    # What the version before stored instead of status and headers.
+    # The version before this one stored these two instead of status and headers.
     Column("task_id", Uuid),
     Column("revision", BigInteger),
     Column(

@@ -1,4 +1,4 @@
-"""What has changed in a resource since a revision: the statement behind the sync."""
+"""Read the changes of a resource since a revision: the statement behind the sync."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Changes(NamedTuple):
     """A page of changes in order, and what tells whether they follow on what a client has.
 
     `before` is when the latest change up to `since` was made that is still known, `latest` when the
-    latest one of all was. Both are None if there is none.
+    latest one of all was. Each is None without such a change.
     """
 
     revision: int

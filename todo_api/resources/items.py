@@ -1,4 +1,4 @@
-"""What is done to one row of a resource: one function, the owner first, one round trip."""
+"""Read and change one row of a resource, in one round trip per function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Item(NamedTuple):
 
 
 class ChangeResult(NamedTuple):
-    """The row as it is now, or None if there is none, and whether the change was applied."""
+    """The row as it is now, or None if it does not exist, and whether the change was applied."""
 
     item: Item | None
     applied: bool
@@ -173,7 +173,7 @@ def change(
 ) -> ChangeResult:
     """Run the change and, where it can fail to apply, read the item as it is then.
 
-    The change itself checks the precondition: nobody else can write between the two.
+    The change itself checks the precondition, so no other request can write in between.
     """
     find_attempt = resource.statements.find_attempt
     parameters: dict[str, Any] = {"id": item_id, **(values or {})}

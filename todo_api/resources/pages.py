@@ -60,7 +60,7 @@ class Position(NamedTuple):
 
 
 class ListQuery(NamedTuple):
-    """Which items to list: those that pass all filters, from a position on, at most `limit`.
+    """A list's query: items that pass all filters, from a position on, at most `limit`.
 
     `filters` has the value of each filter's query parameter.
     """

@@ -153,7 +153,7 @@ class Resource:
 
     @cached_property
     def sort_keys(self) -> Mapping[str, SortKey]:
-        """What a list can be sorted by."""
+        """The keys by which a list can be sorted, by name."""
         return {
             name: field.type.sort_key(self.table.c[name])
             for name, field in self.by_name.items()
@@ -162,7 +162,7 @@ class Resource:
 
     @cached_property
     def filters(self) -> Mapping[str, Filter]:
-        """What a list can be narrowed by."""
+        """The filters of a list, by query parameter."""
         filters: dict[str, Filter] = {}
         for name, field in self.by_name.items():
             if field.is_filterable:

@@ -1,4 +1,4 @@
-"""The types of fields: what follows from each for columns, rules, schemas, filters and sorting."""
+"""The types of fields. Columns, rules, schemas, filters and sort keys follow from them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MICROSECONDS = range(
     microseconds(datetime.max.replace(tzinfo=UTC)) + 1,
 )
 
-# What Python's str.strip() removes, as an SQL literal: the database holds what the schemas promise.
+# The characters that Python's str.strip() removes, as an SQL literal: the database checks the same.
 WHITE_SPACE = "U&'{}'".format(
     "".join(f"\\{code:04X}" for code in range(0x10000) if chr(code).isspace())
 )
@@ -64,7 +64,7 @@ class Rule(NamedTuple):
 
 
 class SortKey(NamedTuple):
-    """What a list is sorted by, and the codec of its values in cursors.
+    """A key by which a list is sorted, and the codec of its values in cursors.
 
     `to_cursor` takes the member's JSON value and returns what the cursor holds, as JSON.
     `to_parameter` takes what a cursor holds and returns the statement's parameter; it raises

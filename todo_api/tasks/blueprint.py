@@ -1,4 +1,4 @@
-"""The routes of tasks: those that every resource has, and the one that completes."""
+"""The routes of tasks: those of every resource, and one that completes a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a token is for, and how a user leaves."""
+"""The session of a token, and the erasure of a user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to a user as a whole."""
+"""Statements on a user as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from todo_api.db.database import Database
     from todo_api.resources.resource import Resource
 
-# What the user owns goes with the user: the foreign keys cascade.
+# The foreign keys cascade, so everything that the user owns is deleted, too.
 DELETE = compiled(delete(users).where(users.c.id == OWNER).returning(users.c.id))
 
 
