@@ -7,7 +7,7 @@ import pytest
 from psycopg import errors
 
 from todo_api.db.errors import SQLSTATES
-from todo_api.web.errors import database_problem
+from todo_api.web.errors import problem_of_database_error
 
 
 def problem(answer, status, kind):
@@ -139,7 +139,7 @@ def test_the_database_holds_the_rules_too(connection, task, statement, constrain
 def test_a_rule_that_only_the_database_held_is_a_422():
     constraints = {"ck_things_size_range": ("/size", "Must be 1 to 9.")}
 
-    refusal = database_problem(
+    refusal = problem_of_database_error(
         errors.CheckViolation(info=Diagnosed("ck_things_size_range")), constraints
     )
 
@@ -149,7 +149,7 @@ def test_a_rule_that_only_the_database_held_is_a_422():
 
 @pytest.mark.parametrize("sqlstate", sorted(SQLSTATES))
 def test_an_sqlstate_is_a_503_or_a_bug(sqlstate):
-    refusal = database_problem(errors.lookup(sqlstate)(), {})
+    refusal = problem_of_database_error(errors.lookup(sqlstate)(), {})
 
     if SQLSTATES[sqlstate].is_unavailable:
         assert refusal.status == 503
@@ -162,20 +162,20 @@ def test_an_sqlstate_is_a_503_or_a_bug(sqlstate):
     "error", [errors.ConnectionFailure, errors.SqlclientUnableToEstablishSqlconnection]
 )
 def test_every_connection_exception_is_a_503(error):
-    assert database_problem(error(), {}).status == 503
+    assert problem_of_database_error(error(), {}).status == 503
 
 
 @pytest.mark.parametrize(
     "error", [errors.UndefinedColumn, errors.SyntaxError, errors.CheckViolation]
 )
 def test_any_other_sqlstate_is_a_bug(error):
-    assert database_problem(error(), {}) is None
+    assert problem_of_database_error(error(), {}) is None
 
 
 def test_a_lost_connection_is_a_503():
     error = psycopg.OperationalError("server closed the connection")
 
-    assert database_problem(error, {}).status == 503
+    assert problem_of_database_error(error, {}).status == 503
 
 
 class Diagnosed:

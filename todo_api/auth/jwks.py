@@ -106,7 +106,9 @@ class IssuerKeys:
         known = self._keys
         key = choose_key(known, kid, algorithm)
         is_named = any(kid == other.kid for other in known)
-        if key is None and not is_named and self._await_fetch():
+        if key is None and not is_named:
+            # Even if there was nothing to wait for: a fetch may have ended in this moment.
+            self._await_fetch()
             key = choose_key(self._keys, kid, algorithm)
         if not self._is_fresh():
             raise KeysUnavailableError
@@ -118,20 +120,18 @@ class IssuerKeys:
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._fetched_at <= self._pace.stale
 
-    def _await_fetch(self) -> bool:
-        """Wait for a fetch; return whether one ended in time."""
+    def _await_fetch(self) -> None:
+        """Wait for a fetch, if no other request does and one may begin now."""
         if not self._turn_to_wait.acquire(blocking=False):
-            return False
+            return
         try:
             with self._state:
                 if not self._is_fetching:
                     self._wanted.set()
                     if time.monotonic() < self._next_at:
-                        return False
+                        return
                 before = self._fetches_ended
-                return self._state.wait_for(
-                    lambda: self._fetches_ended > before, self._pace.patience
-                )
+                self._state.wait_for(lambda: self._fetches_ended > before, self._pace.patience)
         finally:
             self._turn_to_wait.release()
 

@@ -44,8 +44,8 @@ SETTINGS = f"""
 ACT_AS_OWNER = Statement(SETTINGS.encode())
 
 
-# If the network is lost before the Sync arrives, PostgreSQL waits for it with the owner's row locked,
-# and statement_timeout no longer applies. transaction_timeout does; PostgreSQL 17 introduced it.
+# If the network is lost before the Sync arrives, PostgreSQL waits for it and keeps the owner's row
+# locked, and statement_timeout no longer applies. transaction_timeout does; PostgreSQL 17 introduced it.
 TRANSACTION_TIMEOUT = ", set_config('transaction_timeout', (%(timeout)s::int * 2)::text, true)"
 
 

@@ -100,8 +100,8 @@ class Pool:
     def connection(self, deadline: float) -> Iterator[Connection]:
         """Yield a connection that is available before `deadline` (time.monotonic).
 
-        Raises psycopg_pool's TooManyRequests if the admission limiter refuses, and PoolTimeout if no
-        connection is available in time or the circuit breaker is open.
+        Raises psycopg_pool's TooManyRequests if the admission limiter refuses, and PoolTimeout if
+        no connection is available in time or the circuit breaker is open.
         """
         if self._pool.closed:
             self.open()
@@ -124,8 +124,8 @@ class Pool:
             self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
-        # A connection that is not idle is broken, or its result is still to come: it is closed. Older
-        # connections are likely to be broken, too, since a suspend breaks the whole pool.
+        # A connection that is not idle is broken, or its result is still to come: it is closed.
+        # Older connections are likely to be broken, too, since a suspend breaks the whole pool.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()
             self.metrics.connections_lost.inc()
