@@ -45,7 +45,7 @@ ACT_AS_OWNER = Statement(SETTINGS.encode())
 
 
 # If the network is lost before the Sync arrives, PostgreSQL waits for it and keeps the owner's row
-# locked, and statement_timeout no longer applies. transaction_timeout does; PostgreSQL 17 introduced it.
+# locked, and statement_timeout no longer applies. transaction_timeout, of PostgreSQL 17, does.
 TRANSACTION_TIMEOUT = ", set_config('transaction_timeout', (%(timeout)s::int * 2)::text, true)"
 
 
