@@ -1,4 +1,8 @@
-"""The tests. What they share is in `tests.support`; fixtures are in conftest.py."""
+"""The tests, in the folders of the package; at the top, what holds for all of it.
+
+What they share is in `tests.support`, and fixtures are in conftest.py. `tests.apps` has WSGI
+applications.
+"""
 
 import pytest
 

@@ -18,6 +18,10 @@ TESTS = ROOT / "tests"
 SOURCES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
 
 
+# What is tested beside the package.
+BESIDE_THE_PACKAGE = {"deploy", "migrations"}
+
+
 def is_test_module(module: str) -> bool:
     """Whether an import names a test module or conftest.py, in whatever folder."""
     return any(part == "conftest" or part.startswith("test_") for part in module.split("."))
@@ -77,6 +81,17 @@ def is_ours(target: ast.expr, ours: set[str]) -> bool:
 
 def name_lines(path: Path, lines: Iterator[int]) -> list[str]:
     return [f"{path.relative_to(ROOT)}:{line}" for line in lines]
+
+
+def test_folders_are_those_of_the_package():
+    package = {path.parent.name for path in (ROOT / "todo_api").glob("*/__init__.py")}
+    folders = {path.parent for path in SOURCES if path.name.startswith("test_")} - {TESTS}
+
+    assert_same_lines(
+        sorted({folder.name for folder in folders} - package - BESIDE_THE_PACKAGE),
+        [],
+        "A test is in the folder that has the name of the package's, or at the top of tests/.",
+    )
 
 
 def test_no_test_module_imports_another():

@@ -165,6 +165,18 @@ def test_a_repetition_never_overwrites_what_came_after(
     assert title == "Mine, and later"
 
 
+def test_a_change_whose_repetition_is_lost_too_is_unknown(app, client, task, lose, connection):
+    unknown = "todo_database_outcomes_unknown_total"
+    settle(connection, task)
+    lose("answer", lambda: lose("answer"))
+
+    answer = client.patch(task.url, json={"title": "Buy oats"})
+
+    assert answer.status_code == 503
+    assert "cannot be told" in answer.json["detail"]
+    assert app.services.metrics.registry.get_sample_value(unknown) == 1
+
+
 @EITHER
 def test_a_change_that_fails_to_hold_fails_the_second_time_too(client, task, lose, where):
     time.sleep(0.2)

@@ -57,6 +57,16 @@ def test_a_repeated_request_gets_the_first_ones_answer(client, create, tasks_url
     assert client.get(tasks_url).json == [first.json]
 
 
+def test_a_response_that_the_version_before_stored_is_replayed(create, connection, key):
+    """It stored neither status nor headers, but the task's id and revision."""
+    first = create(key)
+    connection.execute(
+        "UPDATE idempotency_keys SET status = NULL, headers = NULL WHERE key = %s", (key,)
+    )
+
+    assert_replayed(create(key), first)
+
+
 def test_the_answer_is_the_first_ones_whatever_has_become_of_the_task(client, create, key):
     first = create(key)
     client.patch(first.headers["Location"], json={"title": "Buy oats"})
