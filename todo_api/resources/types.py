@@ -266,7 +266,7 @@ class IntegerType:
 
 @dataclass(frozen=True)
 class MomentType:
-    """A moment, to the microsecond."""
+    """A moment, to the microsecond, of a member that only the server writes."""
 
     column_type = DateTime(timezone=True)
 
