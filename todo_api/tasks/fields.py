@@ -1,4 +1,4 @@
-"""The members of a task that clients write. README.md says how to add one."""
+"""The members of a task that clients write. docs/development.md says how to add one."""
 
 from todo_api.db.tables import metadata
 from todo_api.resources.fields import Field
