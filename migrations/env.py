@@ -59,11 +59,15 @@ def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
 
 
 def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
-    """Yield what adds the CHECK constraints that the database does not have."""
+    """Yield what adds the CHECK constraints that the database does not have.
+
+    Those of a new table are in its CREATE TABLE.
+    """
+    inspector = inspect(connection)
     for table in metadata.tables.values():
-        existing = {
-            check["name"] for check in inspect(connection).get_check_constraints(table.name)
-        }
+        if not inspector.has_table(table.name):
+            continue
+        existing = {check["name"] for check in inspector.get_check_constraints(table.name)}
         for constraint in table.constraints:
             if isinstance(constraint, CheckConstraint):
                 name = str(constraint.name)
