@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
 
 from todo_api.app import RESOURCES
-from todo_api.db import schema_version
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Those of all resources, and those that belong to none.
 metadata = RESOURCES[0].table.metadata
+
+SCHEMA_VERSION_FILE = "todo_api/db/schema_version.py"
 
 # Any number, the same in every process: the lock by which migrations take turns.
 TURN = 8_101_977
@@ -46,16 +48,20 @@ def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
     Numbers are in order, since /health asks the database for a migration or a later one.
     SCHEMA_VERSION becomes the new number.
     """
-    head = ScriptDirectory.from_config(context.config).get_current_head() or "0000"
+    script = ScriptDirectory.from_config(context.config)
+    head = script.get_current_head() or "0000"
     for directive in directives:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
-        version = Path(schema_version.__file__)
-        old = f'SCHEMA_VERSION = "{schema_version.SCHEMA_VERSION}"'
-        version.write_text(
-            version.read_text().replace(old, f'SCHEMA_VERSION = "{directive.rev_id}"')
-        )
+        set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
+
+
+def set_schema_version(file: Path, number: str) -> None:
+    """Write the number into the checkout of these migrations, if they are in one."""
+    if file.exists():
+        line = re.compile('SCHEMA_VERSION = "[0-9]+"')
+        file.write_text(line.sub(f'SCHEMA_VERSION = "{number}"', file.read_text()))
 
 
 def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:

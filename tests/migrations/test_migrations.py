@@ -445,6 +445,10 @@ def test_a_generated_migration_has_the_next_number(new_database, alembic, tmp_pa
     following = f"{int(SCHEMA_VERSION) + 1:04d}"
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    number = Path("todo_api", "db", "schema_version.py")
+    (tmp_path / number).parent.mkdir(parents=True)
+    shutil.copy(ROOT / number, tmp_path / number)
+    before = (ROOT / number).read_text()
     migrate(url)
     execute(url, "ALTER TABLE tasks DROP COLUMN description")
 
@@ -461,6 +465,36 @@ def test_a_generated_migration_has_the_next_number(new_database, alembic, tmp_pa
     assert "op.add_column('tasks', sa.Column('description', sa.Text()" in text
     assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
     assert version(url) == following
+    assert f'SCHEMA_VERSION = "{following}"' in (tmp_path / number).read_text()
+    assert (ROOT / number).read_text() == before
+
+
+@pytest.mark.slow
+def test_a_generated_migration_protects_a_new_resource(new_database, alembic, tmp_path):
+    """It is generated for a database without tasks, which are new then."""
+    url = new_database("new_resource")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    migrate(url)
+    execute(url, "DROP TABLE tasks")
+
+    assert_succeeds(
+        alembic(
+            *("revision", "--autogenerate", "--message", "Add tasks"),
+            cwd=tmp_path,
+            DATABASE_URL=url,
+        )
+    )
+    assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
+
+    with psycopg.connect(url) as connection:
+        protected = connection.execute(
+            "SELECT relrowsecurity, relforcerowsecurity,"
+            " (SELECT count(*) FROM pg_policies WHERE tablename = relname),"
+            " (SELECT count(*) FROM pg_trigger WHERE tgrelid = pg_class.oid AND NOT tgisinternal)"
+            " FROM pg_class WHERE relname = 'tasks'"
+        ).fetchone()
+    assert protected == (True, True, 2, 2)
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
         cursor is good for the query that it came from, and shows nothing twice.
         """
         filters = {name: query[name] for name in query.keys() & resource.filters.keys()}
-        query_digest = digest(filters, query["sort"], query["deleted"])
+        query_digest = digest(resource.plural, filters, query["sort"], query["deleted"])
         key = resource.sort_keys[query["sort"].removeprefix("-")]
         after = read_cursor(query.get("cursor"), query_digest, key)
         listed = ListQuery(filters, query["limit"], query["sort"], query["deleted"], after)
