@@ -54,7 +54,9 @@ def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
-        set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
+        # Not for `alembic check`, which writes no migration.
+        if getattr(context.config.cmd_opts, "autogenerate", False):
+            set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
 
 
 def set_schema_version(file: Path, number: str) -> None:

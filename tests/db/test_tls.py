@@ -105,11 +105,13 @@ class Server(Cluster):
             "listen_addresses": ADDRESS,
             "port": str(self.port),
         }
-        super().__init__(folder, version=int(POSTGRES.parts[-3]), options=VOLATILE | own)
+        super().__init__(
+            folder,
+            version=int(POSTGRES.parts[-3]),
+            options=VOLATILE | own,
+            programs=POSTGRES.parent,
+        )
         self._own(folder / "server.key")
-
-    def _programs(self) -> Path:
-        return POSTGRES.parent
 
     def connect(self) -> psycopg.Connection:
         """A superuser's connection, by the socket."""

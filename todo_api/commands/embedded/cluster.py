@@ -38,11 +38,18 @@ class Cluster:
     """A PostgreSQL server and its data folder, with a socket that only its own account may open."""
 
     def __init__(
-        self, folder: Path, *, version: int = 18, options: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        version: int = 18,
+        options: Mapping[str, str] | None = None,
+        programs: Path | None = None,
     ) -> None:
+        """`programs` is a folder with the programs of that version, by default the package's."""
         self._account = find_account()
         self._version = version
         self._options = options or {}
+        self._programs = programs
         folder = folder.resolve()
         if self._account and not self._account.can_enter(nearest_existing(folder)):
             folder = ROOT_HOME / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
@@ -55,7 +62,7 @@ class Cluster:
 
         Raises EmbeddedError, with the end of the server's log, if it does not start.
         """
-        programs = find_programs(self._version, self._account)
+        programs = self._programs or find_programs(self._version, self._account)
         if not self.data.exists():
             self._initialize(programs)
         made_by = (self.data / "PG_VERSION").read_text().strip()
