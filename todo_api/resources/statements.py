@@ -83,7 +83,6 @@ class Statements:
     def __init__(self, table: Table, fields: Sequence[str]) -> None:
         columns = table.c
         written = [columns[name] for name in fields]
-        self.fields = tuple(fields)
         self.is_live = columns.deleted_at.is_(None)
         self.is_deleted = columns.deleted_at.is_not(None)
         self.members: dict[str, Any] = {
