@@ -34,6 +34,10 @@ token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_I
 purge: $(INSTALLED) ## Remove for good what has been in the trash for 30 days
 	$(PY) -m todo_api.commands.purge
 
+.PHONY: restored
+restored: $(INSTALLED) ## After a restore from a backup: make every client start a full sync
+	$(PY) -m todo_api.commands.restored
+
 # A process without a test left takes some from another, so that no long one runs alone at the end.
 PYTEST := $(PY) -m pytest --numprocesses auto --dist worksteal
 

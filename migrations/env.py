@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from alembic import context
-from alembic.operations.ops import CreateCheckConstraintOp, ExecuteSQLOp
+from alembic.operations.ops import (
+    AddColumnOp,
+    CreateCheckConstraintOp,
+    ExecuteSQLOp,
+    ModifyTableOps,
+)
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
 
 from todo_api.app import RESOURCES
+from todo_api.commands.renewal import renew_revisions
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
@@ -44,7 +50,8 @@ STATEMENT_TIMEOUT = "60s"
 def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
     """Add to a generated migration what Alembic does not compare, and number it.
 
-    CHECK constraints; and the trigger, the rights and row-level security of a new resource.
+    CHECK constraints; the trigger, the rights and row-level security of a new resource; and new
+    revisions for the rows of a resource that has a new member.
     Numbers are in order, since /health asks the database for a migration or a later one.
     SCHEMA_VERSION becomes the new number.
     """
@@ -54,6 +61,7 @@ def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
+        directive.upgrade_ops.ops += renew_changed_tables(directive.upgrade_ops.ops)
         # Not for `alembic check`, which writes no migration.
         if getattr(context.config.cmd_opts, "autogenerate", False):
             set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
@@ -94,7 +102,7 @@ PROTECTION = (
         "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
         " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
     ),
-    "GRANT SELECT, INSERT, UPDATE ON {table} TO {application}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {application}",
     "GRANT SELECT (user_id, id, revision, deleted_at), DELETE ON {table} TO {maintenance}",
     "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
@@ -102,6 +110,10 @@ PROTECTION = (
         "CREATE POLICY owner ON {table}"
         " USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
         " WITH CHECK (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
+    ),
+    (
+        "CREATE POLICY trash ON {table} AS RESTRICTIVE FOR DELETE TO {application}"
+        " USING (deleted_at IS NOT NULL)"
     ),
     (
         "CREATE POLICY maintenance ON {table} TO {maintenance}"
@@ -124,6 +136,24 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
                         days=TRASH_DAYS,
                     )
                 )
+
+
+# todo_api/commands/renewal.py does it afterwards.
+RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
+
+
+def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
+    """Yield what renews all rows, if one of the operations adds a member to a resource."""
+    tables = {resource.table.name for resource in RESOURCES}
+    added = [
+        each
+        for operation in operations
+        if isinstance(operation, ModifyTableOps) and operation.table_name in tables
+        for each in operation.ops
+        if isinstance(each, AddColumnOp)
+    ]
+    if added:
+        yield ExecuteSQLOp(RENEW)
 
 
 def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
@@ -189,6 +219,9 @@ def run() -> None:
     )
     with engine.begin() as connection:
         migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
+        has_state = inspect(connection).has_table("database_state")
+    if has_state:
+        renew_revisions(url, [resource.table.name for resource in RESOURCES])
 
 
 run()

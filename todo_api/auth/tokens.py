@@ -16,8 +16,8 @@ from joserfc.jwt import JWTClaimsRegistry
 from joserfc.util import urlsafe_b64decode
 
 from todo_api.web import strict_json
+from todo_api.web.fields import UUID_TEXT
 from todo_api.web.problems import Problem, unauthorized
-from todo_api.web.validation import UUID_TEXT
 
 if TYPE_CHECKING:
     from todo_api.auth.keys import Keys, VerificationKey

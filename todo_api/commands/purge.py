@@ -21,10 +21,9 @@ PURGE_LOCK = 8_101_978
 
 BATCH = 1_000  # rows of one transaction, at most
 
-# Row-level security lets this role see and delete old rows only, from every login. The owner's
-# revision increases, so that the trash has another ETag. `purged_revision` makes clients that have
-# not seen the purged deletions start a full sync. Rows are locked before their owners, as by the
-# trigger.
+# Row-level security lets this role see and delete old rows only, from every login.
+# `purged_revision` makes clients that have not seen the purged deletions start a full sync. Rows
+# are locked before their owners, as by the trigger.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -35,8 +34,7 @@ PURGE = sql.SQL("""
     ), owners AS (
         SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
     ), told AS (
-        UPDATE users SET revision = users.revision + 1,
-                         purged_revision = greatest(users.purged_revision, owners.revision)
+        UPDATE users SET purged_revision = greatest(users.purged_revision, owners.revision)
         FROM owners WHERE users.id = owners.user_id
     )
     SELECT count(*) FROM purged

@@ -1,8 +1,9 @@
-"""The tables that belong to no resource: users, stored responses, and Alembic's own."""
+"""The tables that belong to no resource: users, stored responses, and the database's state."""
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     func,
     table,
     text,
+    true,
 )
 
 KEY_LENGTH = 255
@@ -41,7 +43,8 @@ users = Table(
     "users",
     metadata,
     Column("id", Uuid, nullable=False),
-    # The number of the user's latest change, moved by the trigger on each resource.
+    # The number of the user's latest change, taken by the trigger of each resource: microseconds
+    # since 1970, and always greater than the one before (a hybrid logical clock).
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column(
         "created_at",
@@ -64,11 +67,11 @@ idempotency_keys = Table(
     Column("key", Text, nullable=False),
     # SHA-256 of the first request.
     Column("fingerprint", LargeBinary, nullable=False),
-    # The response. JSON, unlike JSONB, keeps a text as it is.
+    # The response. JSON, unlike JSONB, keeps a text as it is. Only the version before this one
+    # writes the id.
     Column("status", SmallInteger),
     Column("headers", JSON),
     Column("body", JSON, nullable=False),
-    # The version before this one stored these two instead of status and headers.
     Column("task_id", Uuid),
     Column("revision", BigInteger),
     Column(
@@ -81,6 +84,19 @@ idempotency_keys = Table(
     ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
     CheckConstraint(f"char_length(key) BETWEEN 1 AND {KEY_LENGTH}", name="key_length"),
     CheckConstraint("octet_length(fingerprint) = 32", name="fingerprint_length"),
+)
+
+# What belongs to the database as a whole, in one row.
+database_state = Table(
+    "database_state",
+    metadata,
+    Column("is_current", Boolean, nullable=False, server_default=true()),
+    # In every sync token. `make restored` sets another one, so that clients start a full sync.
+    Column("epoch", Uuid, nullable=False, server_default=func.gen_random_uuid()),
+    # The rows of owners with an id above this one are to be renewed: todo_api/commands/renewal.py.
+    Column("renewal_position", Uuid),
+    PrimaryKeyConstraint("is_current"),
+    CheckConstraint("is_current", name="one_row"),
 )
 
 # Alembic's own table, read by /health. It is not in the metadata that migrations are compared with.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from flask import Response
-from marshmallow import Schema, fields, validate
+from marshmallow import fields, validate
 from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, UndefinedTable
 from sqlalchemy import select
 
@@ -15,6 +15,7 @@ from todo_api.db.statement import compiled
 from todo_api.db.tables import alembic_version
 from todo_api.services import database
 from todo_api.web.blueprints import Blueprint
+from todo_api.web.fields import OpenSchema
 from todo_api.web.problems import unavailable
 from todo_api.web.responses import json_response
 
@@ -33,7 +34,7 @@ blueprint = Blueprint(
 )
 
 
-class Status(Schema):
+class Status(OpenSchema):
     """That something works."""
 
     status = fields.String(required=True, validate=validate.Equal("ok"), metadata={"example": "ok"})

@@ -1,15 +1,14 @@
-"""Read the changes of a resource since a revision: the statement behind the sync."""
+"""Read what has changed since a sync token: the statement behind the sync."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
-    DateTime,
+    Uuid,
     bindparam,
     case,
     false,
@@ -19,111 +18,124 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
+    union_all,
 )
+from sqlalchemy.dialects.postgresql import JSON
 
-from todo_api.db.statement import OWNER, Statement
-from todo_api.resources.pages import NOT_KNOWN, ROWS, count_fitting, owner_row, with_owner
+from todo_api.db.statement import OWNER, Statement, compiled
+from todo_api.db.tables import database_state, users
+from todo_api.resources.feeds import merged
+from todo_api.resources.pages import count_fitting
 from todo_api.resources.statements import json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from sqlalchemy import Select
 
     from todo_api.db.connection import Json
     from todo_api.db.database import Database
     from todo_api.resources.resource import Resource
+    from todo_api.resources.sync_tokens import SyncToken
 
-SINCE = bindparam("since", type_=BigInteger)
-START = bindparam("start", type_=BigInteger)
+# The client has everything up to this position, in order of revision and id.
+REVISION = bindparam("revision", type_=BigInteger)
+AFTER_ID = bindparam("after_id", type_=Uuid)
+STARTED = bindparam("started", type_=BigInteger)
+
+
+ZERO: Any = literal_column("0", BigInteger)
 
 
 class Change(NamedTuple):
-    """An item as it is, or that it was deleted; its revision, and when it changed."""
+    """An item as it is, or its tombstone: the JSON of an entry of `changes`, and its position."""
 
     json: Json
     revision: int
-    moment: datetime
+    id: UUID
 
 
 class Changes(NamedTuple):
-    """A page of changes in order, and what tells whether they follow on what a client has.
+    """A page of changes in order, and the state of the owner and of the database.
 
-    `before` is when the latest change up to `since` was made that is still known, `latest` when the
-    latest one of all was. Each is None without such a change.
+    `revision` and `purged_revision` are 0 for an owner who has never written anything.
     """
 
     revision: int
     purged_revision: int
-    before: datetime | None
-    latest: datetime | None
+    epoch: UUID
     changes: list[Change]
     more: bool
 
 
 @cache
-def changes_statement(resource: Resource) -> Statement:
-    """Return a page of changes after `since`, and of deletions those after `start`."""
-    columns, statements = resource.table.c, resource.statements
-    change = case(
-        (statements.is_live, json_object(statements.members | {"deleted": false()})),
-        else_=json_object(
-            {"id": columns.id, "revision": columns.revision, "deleted": true()}
-            | statements.deleted_at
-        ),
+def changes_statement(resources: tuple[Resource, ...]) -> Statement:
+    """Return the state of the owner and a page of changes after a position, of one snapshot.
+
+    A deletion is left out if it is older than the full sync, which has never shown the item.
+    """
+    owner_row = (
+        select(users.c.revision, users.c.purged_revision).where(users.c.id == OWNER).cte("owner")
     )
-    latest = (
-        select(columns.updated_at)
-        .where(columns.user_id == OWNER)
-        .order_by(columns.revision.desc())
-        .limit(literal_column("1"))
-    )
-    # A client that starts a full sync has never heard of what was deleted before.
-    owner_revision = select(owner_row.c.revision).scalar_subquery()
-    is_told = or_(statements.is_live, columns.revision > func.coalesce(START, owner_revision))
-    page = (
-        select(
-            change.label("json"),
-            columns.revision.label("revision"),
-            null().cast(BigInteger).label("purged_revision"),
-            columns.updated_at.label("before"),
-            null().cast(DateTime(timezone=True)).label("latest"),
+    owner_revision = func.coalesce(select(owner_row.c.revision).scalar_subquery(), ZERO)
+    purged_revision = func.coalesce(select(owner_row.c.purged_revision).scalar_subquery(), ZERO)
+    epoch = select(database_state.c.epoch).scalar_subquery()
+
+    def changed(resource: Resource) -> Select[Any]:
+        columns, statements = resource.table.c, resource.statements
+        position = {
+            "type": literal_column(f"'{resource.name}'"),
+            "id": columns.id,
+            "revision": columns.revision,
+        }
+        live = {"deleted": false(), "value": statements.json}
+        tombstone = {"deleted": true(), "deleted_at": statements.deleted_at}
+        json = case(
+            (statements.is_live, json_object(position | live)),
+            else_=json_object(position | tombstone),
         )
-        .where(columns.user_id == OWNER, columns.revision > SINCE, is_told, NOT_KNOWN)
-        .order_by(columns.revision)
-        .limit(ROWS)
+        return select(
+            json.label("json"),
+            columns.revision,
+            columns.id,
+            null().cast(BigInteger).label("purged_revision"),
+        ).where(
+            columns.user_id == OWNER,
+            tuple_(columns.revision, columns.id) > tuple_(REVISION, AFTER_ID),
+            or_(statements.is_live, columns.revision > func.coalesce(STARTED, owner_revision)),
+        )
+
+    page = merged(resources, changed, ("revision", "id")).subquery("page")
+    first = select(
+        null().cast(JSON).label("json"),
+        owner_revision.label("revision"),
+        epoch.label("id"),
+        purged_revision.label("purged_revision"),
     )
-    return with_owner(
-        page,
-        owner_row.c.revision,
-        owner_row.c.purged_revision,
-        latest.where(columns.revision <= SINCE).scalar_subquery(),
-        latest.scalar_subquery(),
-    )
+    return compiled(union_all(first, select(*page.c)))
 
 
 def list_changes(
     database: Database,
     owner: UUID,
-    resource: Resource,
-    *,
-    since: int,
-    start: int | None,
+    resources: tuple[Resource, ...],
+    token: SyncToken,
     limit: int,
-    known: Sequence[int] = (),
 ) -> Changes:
-    """Return what has changed after `since`, in order; of deletions, those after `start`.
-
-    Without a `start`, a full sync starts now.
-    """
-    statement = changes_statement(resource)
+    """Return at most `limit` changes that the token's client does not have."""
+    statement = changes_statement(resources)
     rows = database.all(
-        owner, statement, since=since, start=start, rows=limit + 1, known=list(known)
+        owner,
+        statement,
+        revision=token.revision,
+        after_id=token.id,
+        started=token.started,
+        rows=limit + 1,
     )
-    of_owner: tuple[int, int, datetime | None, datetime | None] = (0, 0, None, None)
     changes = []
-    for json, *others in rows:
-        if json is None:
-            of_owner = (others[0], others[1], others[2], others[3])
+    for json, revision, item_id, purged in rows:
+        if json is None:  # the first row
+            state = (revision, purged, item_id)
         else:
-            changes.append(Change(json, others[0], others[2]))
+            changes.append(Change(json, revision, item_id))
     page = changes[: count_fitting([change.json for change in changes[:limit]])]
-    return Changes(*of_owner, page, len(page) < len(changes))
+    return Changes(*state, page, len(page) < len(changes))

@@ -13,7 +13,7 @@ from todo_api.resources.pages import Position
 from todo_api.web.problems import invalid
 
 if TYPE_CHECKING:
-    from todo_api.resources.types import SortKey
+    from collections.abc import Callable
 
 
 def digest(*query: Any) -> str:
@@ -49,13 +49,18 @@ def write_cursor(end: Position, query: str) -> str:
     return encode([end.value, str(end.id), query])
 
 
-def read_cursor(text: str | None, query: str, key: SortKey) -> Position | None:
-    """Return the position that `write_cursor` wrote; 422 if it was for another query."""
+def read_cursor(
+    text: str | None, query: str, to_parameter: Callable[[Any], Any]
+) -> Position | None:
+    """Return the position that `write_cursor` wrote; 422 if it was for another query.
+
+    `to_parameter` is that of the query's SortKey.
+    """
     if text is None:
         return None
     try:
         value, item_id, of_query = decode(text)
-        key.to_parameter(value)
+        to_parameter(value)
         position = Position(value, checked_id(item_id))
     except (ValueError, TypeError):
         of_query = None

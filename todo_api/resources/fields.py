@@ -20,7 +20,7 @@ class Field:
     """A member of a resource.
 
     `default` is what a POST sets that does not name the member; a `required` one has none. A PUT
-    that does not name it keeps it, unless `is_reset_by_put`.
+    or PATCH that does not name it keeps it.
     """
 
     name: str
@@ -30,7 +30,6 @@ class Field:
     required: bool = False
     nullable: bool = False
     default: Any = None
-    is_reset_by_put: bool = False
     is_filterable: bool = False
     is_sortable: bool = False
 

@@ -10,18 +10,23 @@ from uuid_utils.compat import uuid7
 
 from todo_api.db.errors import OutcomeUnknownError
 from todo_api.resources.statements import FIND_RESPONSE
-from todo_api.web.conditional import ETAG_PREFIX, Precondition, etag
+from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from todo_api.db.connection import Json, Row
+    from todo_api.db.connection import Json
     from todo_api.db.database import Database
-    from todo_api.db.statement import Statement
     from todo_api.resources.resource import Resource
+    from todo_api.resources.statements import ConditionalChange
+    from todo_api.web.conditional import Precondition
     from todo_api.web.idempotency import IdempotentRequest
 
 CREATED = 201
+
+# A change that found nothing to do is sent again if the row was changed before its outcome was
+# read; after so many times, the client has to.
+MOST_ROUNDS = 5
 
 
 class Item(NamedTuple):
@@ -34,10 +39,10 @@ class Item(NamedTuple):
 
 
 class ChangeResult(NamedTuple):
-    """The row as it is now, or None if it does not exist, and whether the change was applied."""
+    """The row as it is now, or None if it does not exist, and whether it is as requested."""
 
     item: Item | None
-    applied: bool
+    is_as_requested: bool
 
 
 class StoredResponse(NamedTuple):
@@ -56,65 +61,63 @@ def find_item(database: Database, owner: UUID, resource: Resource, item_id: UUID
 
 
 def insert_item(
-    database: Database, owner: UUID, resource: Resource, values: Mapping[str, Any]
-) -> Item:
-    """Insert an item with these values, one for each field; its id is a UUIDv7."""
-    statements = resource.statements
-    parameters = {"id": uuid7(), **new_values(values)}
-    inserted, *existing = database.write(
-        owner,
-        [statements.insert],
-        parameters,
-        again=[statements.insert, statements.find_even_deleted],
-    )
-    # The id is new, so an existing row was inserted by the first attempt.
-    return Item(*(inserted or existing[0])[0])
-
-
-def insert_named_item(
-    database: Database, owner: UUID, resource: Resource, item_id: UUID, values: Mapping[str, Any]
+    database: Database,
+    owner: UUID,
+    resource: Resource,
+    item_id: UUID | None,
+    values: Mapping[str, Any],
 ) -> ChangeResult:
-    """Insert an item under this id; not applied if it exists already, even in the trash."""
-    statements = [resource.statements.insert, resource.statements.find_attempt]
-    parameters = {"id": item_id, **new_values(values)}
-    _, existing = database.write(owner, statements, parameters, again=statements)
-    return read_attempt(existing, even_deleted=True)
+    """Insert an item with these values, one for each field, under a UUIDv7 unless an id is given.
+
+    An item with this id and these values is as requested. Any other one is left as it is, even in
+    the trash.
+    """
+    insertion = resource.statements.insert
+    parameters = {"id": item_id or uuid7(), **new_values(values)}
+    # A new id is known only if the first attempt has inserted it.
+    first = [insertion.change] if item_id is None else [*insertion]
+    inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
+    if inserted:
+        return ChangeResult(Item(*inserted[0]), is_as_requested=True)
+    row = outcome[0][0]
+    *columns, has_values, written_by_this_attempt, _ = row
+    return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
 
 
 def insert_item_once(
     database: Database,
     owner: UUID,
     resource: Resource,
+    item_id: UUID | None,
     values: Mapping[str, Any],
     request: IdempotentRequest,
-) -> StoredResponse | None:
+) -> StoredResponse | ChangeResult | None:
     """Insert an item unless a request with this key has; return the response to that request.
 
-    None means that the key belongs to a request with another fingerprint. The item and the response
-    are written by one statement, so there are both or none. The loser of a race for the key waits
-    for the winner, gets a unique_violation, and finds the response when it is repeated.
+    None means that the key belongs to a request with another fingerprint. A ChangeResult is of an
+    item with the same id that is not as requested. The item and the response are written by one
+    statement, so either both exist or none does. The loser of a race for the key waits for the
+    winner, gets a unique_violation, and finds the response when it is repeated.
     """
-    item_id = uuid7()
-    location = f"{request.path}/{item_id}"
+    location = f"{request.path}/{item_id or (item_id := uuid7())}"
     parameters = {
         "id": item_id,
         "key": request.key,
         "fingerprint": request.fingerprint,
         "status": CREATED,
         "location": location,
-        "etag_prefix": ETAG_PREFIX,
         **new_values(values),
     }
-    statements = [resource.statements.insert_once, FIND_RESPONSE]
-    _, (row,) = database.write(owner, statements, parameters, again=statements)
-    fingerprint, status, headers, body, old_id, old_revision = row
+    find_outcome = resource.statements.insert.find_outcome
+    statements = [resource.statements.insert_once, FIND_RESPONSE, find_outcome]
+    stored, responses, existing = database.write(owner, statements, parameters, again=statements)
+    if not responses:
+        return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
+    fingerprint, status, headers, body, revision = responses[0]
     if fingerprint != request.fingerprint:
         return None
-    if status is None:
-        fields = {"Location": f"{request.path}/{old_id}", "ETag": etag(old_revision)}
-        return StoredResponse(CREATED, fields, body, is_replayed=True)
-    fields = orjson.loads(headers)
-    return StoredResponse(status, fields, body, is_replayed=fields["Location"] != location)
+    fields = orjson.loads(headers) | {"ETag": etag(revision)}
+    return StoredResponse(status, fields, body, is_replayed=not stored)
 
 
 def update_item(
@@ -123,88 +126,66 @@ def update_item(
     resource: Resource,
     item_id: UUID,
     changes: Mapping[str, Any],
-    precondition: Precondition | None = None,
+    precondition: Precondition,
 ) -> ChangeResult:
     """Set the fields that `changes` names, if the precondition holds."""
     if not changes:
-        item = find_item(database, owner, resource, item_id)
-        holds = item is not None and (precondition is None or precondition.holds(item.revision))
-        return ChangeResult(item, holds)
-    fields = tuple(sorted(changes))
-    statement = resource.statements.update(fields, conditional=precondition is not None)
-    return change(database, owner, resource, item_id, statement, precondition, new_values(changes))
+        return ChangeResult(find_item(database, owner, resource, item_id), is_as_requested=True)
+    statements = resource.statements.update(tuple(sorted(changes)))
+    parameters = {"id": item_id, **new_values(changes)}
+    return change(database, owner, statements, precondition, parameters)
 
 
 def delete_item(
-    database: Database,
-    owner: UUID,
-    resource: Resource,
-    item_id: UUID,
-    precondition: Precondition | None = None,
+    database: Database, owner: UUID, resource: Resource, item_id: UUID, precondition: Precondition
 ) -> ChangeResult:
     """Put the item into the trash, if the precondition holds."""
-    statement = resource.statements.delete(conditional=precondition is not None)
-    return change(database, owner, resource, item_id, statement, precondition)
+    return change(database, owner, resource.statements.delete, precondition, {"id": item_id})
 
 
 def restore_item(
-    database: Database,
-    owner: UUID,
-    resource: Resource,
-    item_id: UUID,
-    precondition: Precondition | None = None,
+    database: Database, owner: UUID, resource: Resource, item_id: UUID, precondition: Precondition
 ) -> ChangeResult:
-    """Take the item out of the trash; not applied if it is not there."""
-    statement = resource.statements.restore(conditional=precondition is not None)
-    precondition = precondition or Precondition()
-    return change(database, owner, resource, item_id, statement, precondition, even_deleted=True)
+    """Take the item out of the trash, if the precondition holds."""
+    restore = resource.statements.restore
+    return change(database, owner, restore, precondition, {"id": item_id}, even_deleted=True)
 
 
 def change(
     database: Database,
     owner: UUID,
-    resource: Resource,
-    item_id: UUID,
-    statement: Statement,
-    precondition: Precondition | None,
-    values: Mapping[str, Any] | None = None,
+    statements: ConditionalChange,
+    precondition: Precondition,
+    parameters: Mapping[str, Any],
     *,
     even_deleted: bool = False,
 ) -> ChangeResult:
-    """Run the change and, where it can fail to apply, read the item as it is then.
+    """Run the change; if it applied to no row, return the row as it is then.
 
-    The change itself checks the precondition, so no other request can write in between.
+    A row that already is as requested is a success, even if the precondition fails (RFC 9110,
+    section 13.1.1). The change itself checks the precondition, so no other request can write in
+    between. Raises OutcomeUnknownError where the first attempt may have applied and been
+    overwritten.
     """
-    find_attempt = resource.statements.find_attempt
-    parameters: dict[str, Any] = {"id": item_id, **(values or {})}
-    statements = [statement]
-    if precondition is not None:
-        parameters |= precondition.parameters()
-        statements.append(find_attempt)
-    changed, *existing = database.write(
-        owner, statements, parameters, again=[statement, find_attempt]
-    )
-    if changed:
-        return ChangeResult(Item(*changed[0]), applied=True)
-    if not existing:
-        return ChangeResult(None, applied=False)
-    return read_attempt(existing[0], even_deleted=even_deleted)
-
-
-def read_attempt(rows: Sequence[Row], *, even_deleted: bool = False) -> ChangeResult:
-    """Return the result of a change that applied to no row, from the rows of `find_attempt`.
-
-    Raises OutcomeUnknownError where its first attempt may have applied, and been overwritten.
-    """
-    if not rows:
-        return ChangeResult(None, applied=False)
-    *columns, written_by_this_attempt, changed_since = rows[0]
-    item = Item(*columns)
-    if written_by_this_attempt:
-        return ChangeResult(item, applied=True)
-    if changed_since:
-        raise OutcomeUnknownError
-    return ChangeResult(item if even_deleted or not item.is_deleted else None, applied=False)
+    values = {**parameters, **precondition.parameters()}
+    for _ in range(MOST_ROUNDS):
+        changed, outcome = database.write(owner, statements, values, again=statements)
+        if changed:
+            return ChangeResult(Item(*changed[0]), is_as_requested=True)
+        if not outcome:
+            return ChangeResult(None, is_as_requested=False)
+        *columns, is_wanted, written_by_this_attempt, changed_since = outcome[0]
+        item = Item(*columns)
+        if is_wanted or written_by_this_attempt:
+            return ChangeResult(item, is_as_requested=True)
+        if changed_since:
+            raise OutcomeUnknownError
+        if item.is_deleted and not even_deleted:
+            return ChangeResult(None, is_as_requested=False)
+        if not precondition.holds(item.revision):
+            return ChangeResult(item, is_as_requested=False)
+        # The row was as requested, or in the other state, until the change had been decided.
+    raise OutcomeUnknownError
 
 
 def new_values(values: Mapping[str, Any]) -> dict[str, Any]:

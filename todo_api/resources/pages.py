@@ -1,4 +1,4 @@
-"""Pages of a resource: lists, the trash, and what has changed."""
+"""Pages of a list: filtered, sorted, and from a cursor on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from uuid import UUID
 import orjson
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Integer,
-    Select,
     Uuid,
     any_,
     bindparam,
@@ -26,7 +24,6 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSON
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import users
-from todo_api.resources.statements import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +41,7 @@ LIST_STATEMENTS = 512
 ROWS = bindparam("rows", type_=Integer)
 KNOWN = bindparam("known", type_=ARRAY(BigInteger))
 
-owner_row = (
-    select(users.c.revision, users.c.purged_revision).where(users.c.id == OWNER).cte("owner")
-)
+owner_row = select(users.c.revision).where(users.c.id == OWNER).cte("owner")
 
 # For a client that knows the owner's revision, no page is read: the owner's row is enough.
 NOT_KNOWN = ~exists().where(owner_row.c.revision == any_(KNOWN))
@@ -68,7 +63,6 @@ class ListQuery(NamedTuple):
     filters: Mapping[str, Any]
     limit: int
     sort: str = "-created_at"
-    deleted: bool = False
     after: Position | None = None
 
 
@@ -80,16 +74,6 @@ class Page(NamedTuple):
     end: Position | None
 
 
-def with_owner(page: Select[Any], *of_owner: ColumnElement[Any]) -> Statement:
-    """Return the statement of the owner's row and the page's rows, all of one snapshot.
-
-    The owner's row has `of_owner` where the others have their columns behind the JSON.
-    """
-    rows = page.subquery("page")
-    first = select(null().cast(JSON).label("json"), *of_owner).select_from(owner_row)
-    return compiled(union_all(first, select(*rows.c)))
-
-
 @lru_cache(maxsize=LIST_STATEMENTS)
 def list_statement(
     resource: Resource,
@@ -97,20 +81,19 @@ def list_statement(
     sort: str = "-created_at",
     *,
     after: bool = False,
-    deleted: bool = False,
 ) -> Statement:
-    """Return a page of the list or of the trash, filtered, sorted, and from a position on."""
+    """Return the owner's revision and a page of the list, of one snapshot.
+
+    The page is filtered, sorted, and begins after a position.
+    """
     table, statements = resource.table, resource.statements
     key = resource.sort_keys[sort.removeprefix("-")]
     is_descending = sort.startswith("-")
     expression = key.expression
     order = (expression.desc(), table.c.id.desc()) if is_descending else (expression, table.c.id)
-    json = statements.json
-    if deleted:
-        json = json_object(statements.members | statements.deleted_at | statements.purge_at)
     page = (
-        select(json.label("json"), null().cast(BigInteger).label("revision"))
-        .where(table.c.user_id == OWNER, statements.is_deleted if deleted else statements.is_live)
+        select(statements.json.label("json"), null().cast(BigInteger).label("revision"))
+        .where(table.c.user_id == OWNER, statements.is_live)
         .where(*(resource.filters[name].condition for name in filters), NOT_KNOWN)
         .order_by(*order)
         .limit(ROWS)
@@ -119,7 +102,8 @@ def list_statement(
         row = tuple_(expression, table.c.id)
         end = tuple_(bindparam("after_value", type_=key.type), bindparam("after_id", type_=Uuid))
         page = page.where(row < end if is_descending else row > end)
-    return with_owner(page, owner_row.c.revision)
+    first = select(null().cast(JSON).label("json"), owner_row.c.revision)
+    return compiled(union_all(first, select(*page.subquery("page").c)))
 
 
 def list_items(
@@ -136,7 +120,7 @@ def list_items(
     filters, sort, after = query.filters, query.sort, query.after
     names = tuple(sorted(filters))
     is_after = after is not None
-    statement = list_statement(resource, names, sort, after=is_after, deleted=query.deleted)
+    statement = list_statement(resource, names, sort, after=is_after)
     # One row more than the page has tells whether there is more.
     parameters: dict[str, Any] = {
         name: resource.filters[name].to_parameter(value) for name, value in filters.items()

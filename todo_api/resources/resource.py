@@ -96,7 +96,7 @@ def resource_table(
             postgresql_where=table.c.deleted_at.is_(None),
         )
     # Sync, and the trash.
-    Index(None, table.c.user_id, table.c.revision)
+    Index(None, table.c.user_id, table.c.revision, table.c.id)
     Index(
         None,
         table.c.user_id,

@@ -8,7 +8,7 @@ from todo_api.resources.cursors import digest
 from todo_api.services import current_services
 from todo_api.web.conditional import etag, read_entity_tags
 from todo_api.web.idempotency import REPLAYED
-from todo_api.web.problems import not_found, precondition_failed
+from todo_api.web.problems import Problem, conflict, not_found, precondition_failed
 from todo_api.web.requests import READS, current_request
 from todo_api.web.responses import not_modified, user_data
 
@@ -30,11 +30,21 @@ def item_response(item: Item | None, status: int = 200) -> Response:
     return user_data(item.json, tag, status)
 
 
-def created_response(item: Item) -> Response:
-    """Return a 201 for an item that was created below the request's path."""
+def created_response(result: ChangeResult) -> Response:
+    """Return a 201 for an item that was created below the request's path; or a 409."""
+    item = result.item
+    if item is None or not result.is_as_requested:
+        raise already_exists(result)
     response = item_response(item, 201)
     response.headers["Location"] = f"{current_request().path}/{item.id}"
     return response
+
+
+def already_exists(result: ChangeResult) -> Problem:
+    """Return the 409 of a creation under an id that is taken."""
+    if result.item is not None and result.item.is_deleted:
+        return conflict("in-trash", "It exists and is in the trash: restore it, or use another id.")
+    return conflict("already-exists", "It exists with other values: change it, or use another id.")
 
 
 def stored_response(stored: StoredResponse) -> Response:
@@ -48,15 +58,15 @@ def stored_response(stored: StoredResponse) -> Response:
 
 
 def change_response(result: ChangeResult) -> Response:
-    """Return the changed item; or a 404, or a 412 with the item as it is if nothing was applied."""
-    if result.item is not None and not result.applied:
+    """Return the changed item; or a 404, or a 412 with the item if it is not as requested."""
+    if result.item is not None and not result.is_as_requested:
         raise precondition_failed(result.item.json, etag(result.item.revision))
     return item_response(result.item)
 
 
-def collection_response(revision: int, body: bytes) -> Response:
-    """Return a page with the ETag of the owner's revision and the query; or a 304."""
-    query = digest(current_request().query_string)
+def collection_response(revision: int, body: bytes, *others: str) -> Response:
+    """Return a page with the ETag of the owner's revision, the query and `others`; or a 304."""
+    query = digest(current_request().query_string, *others)
     tag = etag(revision, query)
     tags = read_entity_tags("If-None-Match")
     if tags and (tags.is_any or revision in tags.revisions(query, weak=True)):

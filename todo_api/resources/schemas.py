@@ -5,24 +5,44 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, fields, validate
+from marshmallow import Schema, ValidationError, fields, validate
 
+from todo_api.resources.sync_tokens import EXAMPLE as SYNC_TOKEN
 from todo_api.web.fields import (
     MOMENT,
     OPAQUE,
     PAGE_LIMIT,
+    REVISION,
     USER_ID,
-    BooleanParameter,
+    Anything,
     OneOfSchemas,
+    OpenSchema,
+    StrictInteger,
+    StrictUUID,
     limit_parameter,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from todo_api.resources.fields import Field
     from todo_api.resources.resource import Resource
 
+SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
 CURSOR_LENGTH = 2000  # a title of 255 characters is in it, in base64
-SINCE_LENGTH = 200
+
+# The members that the server writes, but for `id`, which a POST may have.
+READ_ONLY = ("user_id", "created_at", "updated_at", "revision")
+
+
+class CreationSchema(Schema):
+    """The body of a POST, of which the server's members are not a part."""
+
+    def handle_error(self, error: ValidationError, data: Any, **options: Any) -> None:  # noqa: ARG002
+        """Say of each read-only member that it is one."""
+        messages = error.messages
+        if isinstance(messages, dict):
+            messages |= {name: ["Is read-only."] for name in READ_ONLY if name in messages}
 
 
 class Schemas:
@@ -42,23 +62,51 @@ class Schemas:
             options = {"required": True} if field.required else {"load_default": field.default}
             return field.type.request_field(**options, **field.options())
 
-        return self._made(f"New{self._name}", self._each(member))
+        description = "An id of the client's, so that the request can be sent again."
+        own_id = StrictUUID(
+            metadata={"description": description, "example": self._resource.example_id}
+        )
+        return self._made(
+            f"New{self._name}", {"id": own_id, **self._each(member)}, base=CreationSchema
+        )
 
     @cached_property
     def replacement(self) -> type[Schema]:
         """The body of a PUT."""
 
         def member(field: Field) -> fields.Field[Any]:
-            options = {"load_default": field.default} if field.is_reset_by_put else {}
-            return field.type.request_field(required=field.required, **options, **field.options())
+            return field.type.request_field(required=field.required, **field.options())
 
-        return self._made(f"{self._name}Replacement", self._each(member))
+        members = self._each(member) | self._representation()
+        return self._made(f"{self._name}Replacement", members)
 
     @cached_property
     def patch(self) -> type[Schema]:
         """The body of a PATCH: a JSON merge patch (RFC 7396)."""
         members = self._each(lambda field: field.type.request_field(**field.options()))
-        return self._made(f"{self._name}Patch", members)
+        return self._made(f"{self._name}Patch", members | self._representation())
+
+    def _representation(self) -> dict[str, Any]:
+        """Return the server's members, which a PUT or PATCH may send back as GET gave them."""
+        revision = StrictInteger(
+            validate=validate.Range(1, 2**63 - 1, error="Must be {min} to {max}."),
+            metadata={
+                "description": "A precondition, as in If-Match: the revision to change.",
+                "example": REVISION,
+            },
+        )
+        ids = {
+            "id": ("Must be the id in the path.", self._resource.example_id),
+            "user_id": ("Must be the user's id in the path.", USER_ID),
+        }
+        members: dict[str, Any] = {
+            name: StrictUUID(metadata={"description": description, "example": example})
+            for name, (description, example) in ids.items()
+        }
+        for name in ("created_at", "updated_at"):
+            metadata = {"description": "Ignored.", "example": MOMENT}
+            members[name] = Anything(metadata=metadata, allow_none=True)
+        return members | {"revision": revision}
 
     @cached_property
     def list_query(self) -> type[Schema]:
@@ -68,10 +116,6 @@ class Schemas:
         members: dict[str, fields.Field[Any]] = {
             name: filter_.parameter for name, filter_ in resource.filters.items()
         }
-        members["deleted"] = BooleanParameter(
-            load_default=False,
-            metadata={"description": "List the trash instead.", "example": False},
-        )
         members["sort"] = fields.String(
             load_default="-created_at",
             validate=validate.OneOf(sorts, error="Must be one of: {choices}."),
@@ -81,30 +125,8 @@ class Schemas:
             },
         )
         members["limit"] = limit_parameter(resource.plural)
-        members["cursor"] = fields.String(
-            validate=validate.Length(1, CURSOR_LENGTH),
-            metadata={
-                "description": "Where the page starts: from the `Link` of the page before.",
-                "pattern": OPAQUE,
-                "example": "WyJCdXkiLCIwMTlhYTVjOCIsImZmIl0",
-            },
-        )
+        members["cursor"] = cursor_parameter()
         return self._made(f"{self._name}Query", members)
-
-    @cached_property
-    def changes_query(self) -> type[Schema]:
-        """The query of a sync."""
-        since = fields.String(
-            required=True,
-            validate=validate.Length(1, SINCE_LENGTH),
-            metadata={
-                "description": "`next` of the last page; a revision; or 0 for a full sync.",
-                "pattern": OPAQUE,
-                "example": "0",
-            },
-        )
-        members = {"since": since, "limit": limit_parameter(self._resource.plural)}
-        return self._made(f"{self._name}ChangesQuery", members)
 
     # Responses
 
@@ -117,81 +139,71 @@ class Schemas:
             field.metadata |= {"description": description, "example": example}
             return field
 
-        revision = fields.Integer(required=True, validate=validate.Range(1, 2**63 - 1))
         members = {
             "id": read_only(
-                fields.UUID(required=True), "A UUIDv7, made by the server.", resource.example_id
+                fields.UUID(required=True),
+                "A UUIDv7 that the server made, or the id that the client made.",
+                resource.example_id,
             ),
             "user_id": read_only(fields.UUID(required=True), "The owner.", USER_ID),
             **{
                 name: field.type.response_field(required=True, **field.options())
                 for name, field in resource.by_name.items()
             },
-            "revision": read_only(revision, "The owner's change number of its last change.", 7),
+            "revision": revision_member(
+                "The owner's revision at its last change. In quotes: ETag."
+            ),
         }
-        return self._made(self._name, members)
-
-    @cached_property
-    def deleted_item(self) -> type[Schema]:
-        """One in the trash."""
-        members = {
-            "deleted_at": moment("When it was deleted."),
-            "purge_at": moment("When it may be removed for good."),
-        }
-        return self._made(f"Deleted{self._name}", members, base=self.item)
+        return self._made(self._name, members, base=OpenSchema)
 
     @cached_property
     def page(self) -> dict[str, Any]:
-        """A page of a list, which is of live items or of the trash."""
-        items = {"oneOf": [self.item, self.deleted_item]}
-        return {"type": "array", "maxItems": PAGE_LIMIT, "items": items}
+        """A page of a list."""
+        return {"type": "array", "maxItems": PAGE_LIMIT, "items": self.item}
 
     @cached_property
-    def changes(self) -> type[Schema]:
-        """A page of changes, in the order in which they were made."""
-        name = self._resource.name
-        changed = {"deleted": flag(value=False, description="It is not deleted.")}
-        deletion = {
-            "id": fields.UUID(
-                required=True,
-                metadata={"description": f"The {name}.", "example": self._resource.example_id},
-            ),
-            "revision": fields.Integer(
-                required=True,
-                validate=validate.Range(1, 2**63 - 1),
-                metadata={"description": "The number of this change.", "example": 7},
-            ),
-            "deleted": flag(value=True, description="It is deleted."),
-            "deleted_at": moment("When it was deleted, in UTC."),
-        }
+    def change(self) -> type[Schema]:
+        """An entry of the changes: one of the resource as it is now, or its tombstone."""
         members = {
-            "changes": fields.List(
-                OneOfSchemas(
-                    self._made(f"Changed{self._name}", changed, base=self.item),
-                    self._made(f"{self._name}Deletion", deletion),
-                ),
+            "type": self._type(),
+            "id": self._id(),
+            "revision": revision_member("The owner's revision at this change."),
+            "deleted": fields.Boolean(
                 required=True,
-                validate=validate.Length(max=PAGE_LIMIT),
-                metadata={"description": f"Each {name} that has changed, once, as it is now."},
+                metadata={"description": "Whether this is a tombstone.", "example": False},
             ),
-            "next": fields.String(
-                required=True,
-                validate=validate.Length(1, SINCE_LENGTH),
-                metadata={
-                    "description": "Where to go on: the next `since`.",
-                    "pattern": OPAQUE,
-                    "example": "WzcsbnVsbCxmYWxzZSxudWxsLGZhbHNlXQ",
-                },
+            "value": fields.Nested(
+                self.item, metadata={"description": "As it is now, if it is not deleted."}
             ),
-            "more": fields.Boolean(
-                required=True,
-                metadata={
-                    "description": "Whether to go on at once: this is not all.",
-                    "example": False,
-                },
+            "deleted_at": moment("When it was deleted, if it is.", required=False),
+        }
+        return self._made(f"{self._name}Change", members, base=OpenSchema)
+
+    @cached_property
+    def trashed(self) -> type[Schema]:
+        """An entry of the trash."""
+        members = {
+            "type": self._type(),
+            "id": self._id(),
+            "deleted_at": moment("When it was deleted."),
+            "purge_at": moment("When it may be removed for good."),
+            "value": fields.Nested(
+                self.item, required=True, metadata={"description": "As it was."}
             ),
         }
-        return self._made(f"{self._name}Changes", members)
+        return self._made(f"Trashed{self._name}", members, base=OpenSchema)
+
+    def _type(self) -> fields.String:
+        name = self._resource.name
+        return fields.String(
+            required=True,
+            validate=validate.OneOf([name]),
+            metadata={"description": "The kind of resource.", "example": name},
+        )
+
+    def _id(self) -> fields.UUID:
+        metadata = {"description": "Its id.", "example": self._resource.example_id}
+        return fields.UUID(required=True, metadata=metadata)
 
     def _each(self, member: Any) -> dict[str, fields.Field[Any]]:
         return {field.name: member(field) for field in self._resource.fields}
@@ -202,13 +214,96 @@ class Schemas:
         return base.from_dict(members, name=name)
 
 
-def moment(description: str) -> fields.DateTime:
-    return fields.DateTime(required=True, metadata={"description": description, "example": MOMENT})
+class FeedSchemas:
+    """The schemas of what spans the resources: the changes and the trash."""
+
+    def __init__(self, resources: Sequence[Resource]) -> None:
+        self._resources = resources
+
+    @cached_property
+    def changes_query(self) -> type[Schema]:
+        """The query of a sync."""
+        since = fields.String(
+            required=True,
+            validate=validate.Length(1, SYNC_TOKEN_LENGTH),
+            metadata={
+                "description": "`next` of the last page; or 0 for a full sync.",
+                "pattern": OPAQUE,
+                "example": "0",
+            },
+        )
+        members: dict[str, Any] = {"since": since, "limit": limit_parameter("changes")}
+        return Schema.from_dict(members, name="ChangesQuery")
+
+    @cached_property
+    def changes(self) -> type[Schema]:
+        """A page of changes, in the order of their revisions."""
+        entries = OneOfSchemas(
+            "type", {resource.name: resource.schemas.change for resource in self._resources}
+        )
+        members: dict[str, Any] = {
+            "changes": fields.List(
+                entries,
+                required=True,
+                validate=validate.Length(max=PAGE_LIMIT),
+                metadata={"description": "Whatever has changed, each once, as it is now."},
+            ),
+            "next": fields.String(
+                required=True,
+                validate=validate.Length(1, SYNC_TOKEN_LENGTH),
+                metadata={
+                    "description": "The `since` of the next request.",
+                    "pattern": OPAQUE,
+                    "example": SYNC_TOKEN,
+                },
+            ),
+            "more": fields.Boolean(
+                required=True,
+                metadata={
+                    "description": "Whether there are more changes: request them at once.",
+                    "example": False,
+                },
+            ),
+        }
+        return OpenSchema.from_dict(members, name="Changes")
+
+    @cached_property
+    def trash_query(self) -> type[Schema]:
+        """The query of the trash."""
+        members: dict[str, Any] = {
+            "limit": limit_parameter("entries"),
+            "cursor": cursor_parameter(),
+        }
+        return Schema.from_dict(members, name="TrashQuery")
+
+    @cached_property
+    def trash(self) -> dict[str, Any]:
+        """A page of the trash."""
+        entries = OneOfSchemas(
+            "type", {resource.name: resource.schemas.trashed for resource in self._resources}
+        )
+        return {"type": "array", "maxItems": PAGE_LIMIT, "items": entries}
 
 
-def flag(*, value: bool, description: str) -> fields.Boolean:
-    return fields.Boolean(
-        required=True,
-        validate=validate.Equal(value),
-        metadata={"description": description, "example": value},
+def cursor_parameter() -> fields.String:
+    return fields.String(
+        validate=validate.Length(1, CURSOR_LENGTH),
+        metadata={
+            "description": "Where the page starts: from the `Link` of the page before.",
+            "pattern": OPAQUE,
+            "example": "WyJCdXkiLCIwMTlhYTVjOCIsImZmIl0",
+        },
     )
+
+
+def revision_member(description: str) -> fields.Integer:
+    return fields.Integer(
+        required=True,
+        validate=validate.Range(1, 2**53 - 1),
+        metadata={"description": description, "example": REVISION},
+    )
+
+
+def moment(description: str, *, required: bool = True) -> fields.DateTime:
+    metadata = {"description": description, "example": MOMENT}
+    return fields.DateTime(required=required, metadata=metadata)

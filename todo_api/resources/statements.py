@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     JSON,
@@ -14,9 +14,11 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     Text,
+    and_,
     any_,
     bindparam,
     cast,
+    delete,
     exists,
     func,
     insert,
@@ -24,12 +26,13 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import ID, OWNER, compiled
-from todo_api.db.tables import TRASH_DAYS, idempotency_keys
+from todo_api.db.tables import TRASH_DAYS, idempotency_keys, users
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,9 +75,19 @@ QUOTE: ColumnElement[str] = literal_column("'\"'")
 KEY = bindparam("key", type_=Text)
 SAME_KEY = (idempotency_keys.c.user_id == OWNER, idempotency_keys.c.key == KEY)
 
-
-# Of the most recent combinations of fields, the statements are kept: there are 2^fields of them.
+# The statements of the most recent combinations of fields are kept: there are 2^fields of them.
 UPDATE_STATEMENTS = 64
+
+
+class ConditionalChange(NamedTuple):
+    """A change of one row, and the statement that reads the row as it is afterwards.
+
+    Both are sent in one transaction. A second statement has a new snapshot: if the change waited
+    for another writer, the second statement sees that writer's row, which a UNION ALL would not.
+    """
+
+    change: Statement
+    find_outcome: Statement
 
 
 class Statements:
@@ -82,7 +95,6 @@ class Statements:
 
     def __init__(self, table: Table, fields: Sequence[str]) -> None:
         columns = table.c
-        written = [columns[name] for name in fields]
         self.is_live = columns.deleted_at.is_(None)
         self.is_deleted = columns.deleted_at.is_not(None)
         self.members: dict[str, Any] = {
@@ -93,15 +105,17 @@ class Statements:
             "updated_at": utc(columns.updated_at),
             "revision": columns.revision,
         }
-        self.deleted_at: dict[str, Any] = {"deleted_at": utc(columns.deleted_at)}
         trash_time: ColumnElement[timedelta] = literal_column(f"interval '{TRASH_DAYS} days'")
-        self.purge_at: dict[str, Any] = {"purge_at": utc(columns.deleted_at + trash_time)}
+        self.deleted_at = utc(columns.deleted_at)
+        self.purge_at = utc(columns.deleted_at + trash_time)
         self.json = json_object(self.members)
 
-        item = (self.json, columns.revision, columns.id, self.is_deleted)
-        own = (columns.user_id == OWNER, columns.id == ID)
-        self.find = compiled(select(*item).where(*own, self.is_live))
-        self.find_even_deleted = compiled(select(*item).where(*own))
+        self._table = table
+        self._fields = tuple(fields)
+        self._item = (self.json, columns.revision, columns.id, self.is_deleted)
+        self._own = own = (columns.user_id == OWNER, columns.id == ID)
+
+        self.find = compiled(select(*self._item).where(*own, self.is_live))
 
         self.lock_all = compiled(
             select(func.count()).select_from(
@@ -115,80 +129,114 @@ class Statements:
 
         # A write that is repeated must find out whether its first attempt was the latest change of
         # the row, and whether anything has changed the row since that attempt began.
-        written_by_this_attempt = columns.attempt == bindparam(
+        self._written_by_this_attempt = columns.attempt == bindparam(
             "attempt", type_=columns.attempt.type
         )
-        changed_since = (columns.updated_at > func.now() - ELAPSED - MARGIN).is_(True)
-        safe_to_apply = or_(written_by_this_attempt, ~changed_since)
-        self.find_attempt = compiled(
-            select(*item, written_by_this_attempt, changed_since).where(*own)
-        )
+        self._changed_since = (columns.updated_at > func.now() - ELAPSED - MARGIN).is_(True)
 
+        written = [columns[name] for name in fields]
         values = select(OWNER, ID, *map(new_value, written))
         names = ["user_id", "id", *fields]
+        has_new_values = and_(self.is_live, ~self._differs(fields))
         # Not ON CONFLICT DO NOTHING: the trigger would take a revision for a row that is not
         # inserted. The losing insert fails with unique_violation and is retried.
         absent = values.where(~exists().where(*own))
-        self.insert = compiled(insert(table).from_select(names, absent).returning(*item))
+        self.insert = ConditionalChange(
+            compiled(insert(table).from_select(names, absent).returning(*self._item)),
+            self._find_outcome(has_new_values),
+        )
 
-        without_response = values.where(~exists().where(*SAME_KEY))
-        new = insert(table).from_select(names, without_response)
-        returned = new.returning(self.json.label("body"), columns.id, columns.revision).cte("new")
-        self.insert_once = compiled(keep_response(returned))
+        # The key's response is stored if the row is inserted, and if it was inserted already.
+        is_first = ~exists().where(*SAME_KEY)
+        new = insert(table).from_select(names, absent.where(is_first))
+        result = (self.json.label("body"), columns.id, columns.revision)
+        inserted = new.returning(*result).cte("new")
+        repeated = select(*result).where(*own, has_new_values, is_first)
+        self.insert_once = compiled(
+            keep_response(union_all(select(*inserted.c), repeated).subquery("created"))
+        )
 
-        self._table = table
-        self._own = own
-        self._item = item
-        self._safe_to_apply = safe_to_apply
+        self.delete = self._change({"deleted_at": func.clock_timestamp()}, self.is_live)
+        self.restore = self._change({"deleted_at": null()}, self.is_deleted)
+        trash = (
+            select(columns.id, columns.revision)
+            .where(columns.user_id == OWNER, self.is_deleted)
+            .order_by(columns.id)
+            .with_for_update()
+            .cte("trash")
+        )
+        self.empty_trash = compiled(remove_for_good(table, trash))
 
     @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource lives as long as the process
-    def update(self, fields: tuple[str, ...], *, conditional: bool) -> Statement:
-        """Return the change of these fields; the trigger ignores rows where nothing differs."""
+    def update(self, fields: tuple[str, ...]) -> ConditionalChange:
+        """Return the change of these fields of a live row."""
+        differs = self._differs(fields)
         values = {name: new_value(self._table.c[name]) for name in fields}
-        return self._change(values, self.is_live, conditional=conditional)
+        return self._change(values, and_(self.is_live, differs), and_(self.is_live, ~differs))
 
-    @lru_cache(maxsize=2)  # noqa: B019
-    def delete(self, *, conditional: bool) -> Statement:
-        """Return the change that puts a row into the trash."""
-        values = {"deleted_at": func.clock_timestamp()}
-        return self._change(values, self.is_live, conditional=conditional)
-
-    @lru_cache(maxsize=2)  # noqa: B019
-    def restore(self, *, conditional: bool) -> Statement:
-        """Return the change that takes a row out of the trash."""
-        values = {"deleted_at": null()}
-        return self._change(values, self.is_deleted, conditional=conditional)
+    def _differs(self, fields: Sequence[str]) -> ColumnElement[bool]:
+        columns = [self._table.c[name] for name in fields]
+        return or_(*(column.is_distinct_from(new_value(column)) for column in columns))
 
     def _change(
-        self, values: Mapping[str, Any], state: ColumnElement[bool], *, conditional: bool
-    ) -> Statement:
+        self,
+        values: Mapping[str, Any],
+        state: ColumnElement[bool],
+        wanted: ColumnElement[bool] | None = None,
+    ) -> ConditionalChange:
+        """Return the change of a row in this state; in the `wanted` state it is superfluous."""
         revision = self._table.c.revision
-        holds = (
+        conditions = (
+            *self._own,
+            state,
+            or_(self._written_by_this_attempt, ~self._changed_since),
             or_(MATCH.is_(None), revision == any_(MATCH)),
             ~(revision == any_(NONE_MATCH)),
         )
-        conditions = (*self._own, state, self._safe_to_apply, *(holds if conditional else ()))
         change = update(self._table).where(*conditions).values(values)
-        return compiled(change.returning(*self._item))
+        return ConditionalChange(
+            compiled(change.returning(*self._item)),
+            self._find_outcome(~state if wanted is None else wanted),
+        )
+
+    def _find_outcome(self, wanted: ColumnElement[bool]) -> Statement:
+        """Return the row, whether it is in the wanted state, and what repeated writes ask for."""
+        asked = (wanted, self._written_by_this_attempt, self._changed_since)
+        return compiled(select(*self._item, *asked).where(*self._own))
 
 
-def keep_response(new: Any) -> Any:
+def remove_for_good(table: Table, rows: Any) -> Any:
+    """Return the removal of the owner's deleted rows, noted for clients that still have them."""
+    removal = (
+        delete(table)
+        .where(table.c.user_id == OWNER, table.c.id == rows.c.id)
+        .returning(table.c.revision)
+        .cte("removal")
+    )
+    latest = select(func.max(removal.c.revision)).scalar_subquery()
+    return (
+        update(users)
+        .where(users.c.id == OWNER, latest.is_not(None))
+        .values(purged_revision=func.greatest(users.c.purged_revision, latest))
+        .returning(users.c.purged_revision)
+    )
+
+
+def keep_response(created: Any) -> Any:
     """Return the insert of the response to a creation, for requests with the same key."""
-    tag = bindparam("etag_prefix", type_=Text) + cast(new.c.revision, Text) + QUOTE
+    tag = QUOTE + cast(created.c.revision, Text) + QUOTE
     return (
         insert(idempotency_keys)
         .from_select(
-            ["user_id", "key", "fingerprint", "status", "headers", "body", "task_id", "revision"],
+            ["user_id", "key", "fingerprint", "status", "headers", "body", "revision"],
             select(
                 OWNER,
                 KEY,
                 bindparam("fingerprint", type_=LargeBinary),
                 bindparam("status", type_=BigInteger),
                 json_object({"Location": bindparam("location", type_=Text), "ETag": tag}),
-                new.c.body,
-                # For the version before this one, which may run beside it.
-                new.c.id,
-                new.c.revision,
+                created.c.body,
+                created.c.revision,
             ),
         )
         .returning(idempotency_keys.c.key)
@@ -201,8 +249,7 @@ FIND_RESPONSE = compiled(
         idempotency_keys.c.status,
         cast(idempotency_keys.c.headers, JSON),
         cast(idempotency_keys.c.body, JSON),
-        # Of a row that the version before this one wrote.
-        idempotency_keys.c.task_id,
+        # For the ETag, which the version before this one wrote with a prefix.
         idempotency_keys.c.revision,
     ).where(*SAME_KEY)
 )

@@ -1,117 +1,95 @@
-"""Sync tokens: how far a client is with the changes of its user."""
+"""Sync tokens: which of its user's changes a client has."""
 
 from __future__ import annotations
 
-import re
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from uuid import UUID
 
-from todo_api.resources.cursors import decode, encode
-from todo_api.resources.types import MICROSECONDS, microseconds
+from todo_api.web.fields import REVISION, USER_ID
 from todo_api.web.problems import invalid
 
 if TYPE_CHECKING:
     from todo_api.resources.changes import Changes
 
-REVISION = re.compile("[0-9]{1,18}")
-REVISIONS = range(10**18)
+# The user's id, the epoch, the revision, the id and the revision of the start, as bytes. The first
+# byte is the version of this format.
+FORMAT = struct.Struct(">B16s16sq16sq")
+VERSION = 1
+FIRST_ID, LAST_ID = UUID(int=0), UUID(int=2**128 - 1)
 
 
 @dataclass(frozen=True)
 class SyncToken:
-    """How far a client is with the changes of its user.
+    """Which of its user's changes a client has.
 
-    The client has all changes up to `revision`; the last of them was made at `moment`, in
-    microseconds since 1970. In a full sync, `start` is the owner's revision when it began, and
-    `is_broken` tells that something has happened since that its later pages will not show.
+    The client has all changes up to `(revision, id)`, in this order; after a last page, that is the
+    owner's revision and the highest id. `started` is the owner's revision when the full sync began,
+    `epoch` that of the database. Both are None before the first page.
     """
 
-    revision: int
-    moment: int | None = None
-    full: bool = False
-    start: int | None = None
-    is_broken: bool = False
-
-    @property
-    def deletions_after(self) -> int | None:
-        """The revision after which deletions are sent; None for the owner's latest."""
-        return self.start if self.full else 0
-
-    def has_diverged(self, page: Changes) -> bool:
-        """Return whether the client's copy is not what the server had at that revision.
-
-        The token is above the owner's revision, or changes before it are younger than it says: the
-        server was restored from a backup. Or a deletion that the client has not seen was purged.
-        """
-        known = self.start if self.full else self.revision
-        return (
-            self.is_broken
-            or self.revision > page.revision
-            or (known is not None and known < page.purged_revision)
-            or (
-                self.moment is not None
-                and page.before is not None
-                and microseconds(page.before) > self.moment
-            )
-        )
+    epoch: UUID | None = None
+    revision: int = 0
+    id: UUID = FIRST_ID
+    started: int | None = None
 
     def needs_full_sync(self, page: Changes) -> bool:
-        """Return whether only a new full sync can help; one that has begun is always finished."""
-        return not self.full and self.has_diverged(page)
+        """Return whether the client's copy cannot be brought up to date.
+
+        Either the database was restored from a backup, or a deletion was purged that neither the
+        pages up to now nor the start of the full sync have taken into account.
+        """
+        if self.started is None:
+            return False
+        known = max((self.revision, self.id), (self.started, LAST_ID))
+        return (
+            self.epoch != page.epoch
+            or max(self.revision, self.started) > page.revision
+            or known < (page.purged_revision, LAST_ID)
+        )
 
     def after(self, page: Changes) -> SyncToken:
         """Return the token for the end of this page."""
-        last: datetime | None
+        started = page.revision if self.started is None else self.started
         if page.more:
-            revision, last = page.changes[-1].revision, page.changes[-1].moment
-        else:
-            revision, last = page.revision, page.latest
-        begun = self.start if self.start is not None else page.revision
-        return SyncToken(
-            revision,
-            microseconds(last) if last else None,
-            full=self.full and page.more,
-            start=begun if self.full and page.more else None,
-            is_broken=self.full and self.revision > 0 and self.has_diverged(page),
-        )
+            last = page.changes[-1]
+            return SyncToken(page.epoch, last.revision, last.id, started)
+        return SyncToken(page.epoch, page.revision, LAST_ID, started)
 
-    def text(self) -> str:
-        """Return the token as clients get it."""
-        return encode([self.revision, self.moment, self.full, self.start, self.is_broken])
+    def text(self, owner: UUID) -> str:
+        """Return the token as the owner's clients get it. It must come from `after`."""
+        assert self.epoch is not None  # noqa: S101  of every page
+        assert self.started is not None  # noqa: S101
+        fields = (owner.bytes, self.epoch.bytes, self.revision, self.id.bytes, self.started)
+        return urlsafe_b64encode(FORMAT.pack(VERSION, *fields)).decode().rstrip("=")
 
 
-def read_sync_token(text: str) -> SyncToken:
-    """Return the token of a revision or of a page's `next`; 422 for anything else."""
-    if REVISION.fullmatch(text):
-        return SyncToken(int(text), full=int(text) == 0)
+def read_sync_token(text: str, owner: UUID) -> SyncToken:
+    """Return the token of a page's `next`, or a new one for 0; 422 for anything else."""
+    if text == "0":
+        return SyncToken()
+    token = decode_sync_token(text, owner)
+    if token is None:
+        detail = "Must be 0, or next of a page of changes of this user."
+        raise invalid([{"parameter": "since", "detail": detail}])
+    # Of a user who had nothing: all of it is new.
+    return SyncToken() if token.revision == 0 else token
+
+
+def decode_sync_token(text: str, owner: UUID) -> SyncToken | None:
+    """Return the token that `text` made for this owner, or None for any other text."""
     try:
-        revision, moment_, full, start, is_broken = decode(text)
-        # Within a full sync there is a start, and without one there is none.
-        if checked_boolean(full) == (start is not None):
-            return SyncToken(
-                checked_integer(revision, REVISIONS),
-                None if moment_ is None else checked_integer(moment_, MICROSECONDS),
-                full,
-                None if start is None else checked_integer(start, REVISIONS),
-                checked_boolean(is_broken),
-            )
-    except ValueError:
-        pass
-    detail = "Must be 0, a revision, or next of a page of changes."
-    raise invalid([{"parameter": "since", "detail": detail}])
+        data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        version, user, epoch, revision, item_id, started = FORMAT.unpack(data)
+    except (ValueError, struct.error):
+        return None
+    is_ours = version == VERSION and user == owner.bytes and revision >= 0 <= started
+    token = SyncToken(UUID(bytes=epoch), revision, UUID(bytes=item_id), started)
+    # Base64 decoding ignores foreign characters and unused bits.
+    return token if is_ours and token.text(owner) == text else None
 
 
-def checked_integer(value: Any, allowed: range) -> int:
-    """Return the value if it is one of these integers. Raises ValueError."""
-    # Not isinstance, by which True is an integer.
-    if type(value) is not int or value not in allowed:
-        raise ValueError(value)
-    return value
-
-
-def checked_boolean(value: Any) -> bool:
-    """Return the value if it is a boolean. Raises ValueError."""
-    if not isinstance(value, bool):
-        raise ValueError(value)  # noqa: TRY004  as for every value that is not ours
-    return value
+# For the OpenAPI document.
+EXAMPLE = SyncToken(UUID(int=1), REVISION, LAST_ID, REVISION).text(UUID(USER_ID))

@@ -296,12 +296,12 @@ class MomentType:
         )
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        return SortKey(column, self.column_type, self._to_cursor, self._to_parameter)
+        return SortKey(column, self.column_type, self._to_cursor, self.to_parameter)
 
     def _to_cursor(self, value: str) -> int:
         return microseconds(datetime.fromisoformat(value))
 
-    def _to_parameter(self, value: Any) -> datetime:
+    def to_parameter(self, value: Any) -> datetime:
         if type(value) is not int or value not in MICROSECONDS:
             raise ValueError(value)
         return EPOCH + timedelta(microseconds=value)

@@ -1,4 +1,4 @@
-"""The views that every resource has: create, read, list, change, delete, restore and sync."""
+"""The views of every resource, and those that span all resources of a user."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from urllib.parse import urlencode
 from todo_api.resources.changes import list_changes
 from todo_api.resources.cursors import digest, read_cursor, write_cursor
 from todo_api.resources.items import (
+    ChangeResult,
     delete_item,
     find_item,
     insert_item,
     insert_item_once,
-    insert_named_item,
     restore_item,
     update_item,
 )
 from todo_api.resources.pages import ListQuery, list_items
 from todo_api.resources.responses import (
+    already_exists,
     change_response,
     collection_response,
     created_response,
@@ -25,27 +26,24 @@ from todo_api.resources.responses import (
     known_revisions,
     stored_response,
 )
+from todo_api.resources.schemas import FeedSchemas
 from todo_api.resources.sync_tokens import read_sync_token
+from todo_api.resources.trash import empty_trash, list_trash
+from todo_api.resources.types import MomentType
 from todo_api.services import database
-from todo_api.web.conditional import etag, read_entity_tags, read_precondition
+from todo_api.web.conditional import read_precondition
 from todo_api.web.idempotency import read_idempotent_request
-from todo_api.web.problems import (
-    conflict,
-    gone,
-    key_reused,
-    malformed_header,
-    not_found,
-    precondition_failed,
-)
+from todo_api.web.problems import gone, invalid, key_reused
 from todo_api.web.requests import current_request
-from todo_api.web.responses import MERGE_PATCH, no_content
+from todo_api.web.responses import MERGE_PATCH, json_response, no_content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from flask import Response
 
+    from todo_api.resources.pages import Position
     from todo_api.resources.resource import Resource
     from todo_api.web.blueprints import Blueprint, View
 
@@ -69,21 +67,27 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
     @blueprint.post(path, endpoint=f"create_{resource.name}")
     @blueprint.arguments(schemas.creation)
     @blueprint.response(201, schemas.item)
+    @blueprint.response(409)
     @blueprint.idempotent
     @named(resource)
     def create(values: dict[str, Any], user_id: UUID) -> Response:
         """Create a ITEM.
 
-        `Location` says where it is from then on. With an `Idempotency-Key`, a request that is sent
-        again creates nothing: it gets the first one's response, for 24 hours at least.
+        `Location` is its path. To be able to send the request again after a lost response, send an
+        `id` that you made: the same request gets a 201 again, and creates nothing; an id that is
+        in use with other values, or in the trash, is a conflict. Or send an `Idempotency-Key`: the
+        same request gets the first response again, for at least 24 hours.
         """
         request = read_idempotent_request()
+        item_id = values.pop("id", None)
         if request is None:
-            return created_response(insert_item(database(), user_id, resource, values))
-        response = insert_item_once(database(), user_id, resource, values, request)
-        if response is None:
+            return created_response(insert_item(database(), user_id, resource, item_id, values))
+        result = insert_item_once(database(), user_id, resource, item_id, values, request)
+        if result is None:
             raise key_reused()
-        return stored_response(response)
+        if isinstance(result, ChangeResult):
+            raise already_exists(result)
+        return stored_response(result)
 
     @blueprint.get(path, endpoint=f"list_{resource.plural}_of_user")
     @blueprint.arguments(schemas.list_query, location="query")
@@ -93,29 +97,33 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
     def list_(query: dict[str, Any], user_id: UUID) -> Response:
         """List the user's ITEMS, a page at a time.
 
-        Newest first, unless `sort` says otherwise; `deleted=true` lists the trash. `Link` names the
-        next page for as long as there is one. A long page may end before its limit, at 1 MiB. A
-        cursor is good for the query that it came from, and shows nothing twice.
+        The newest come first, unless `sort` says otherwise. While there is a next page, `Link`
+        names it. A page may end before its limit, at 1 MiB. A cursor belongs to its query and its
+        user; no page repeats a ITEM of another page. To edit one of these ITEMS, send its
+        `revision` in quotes as `If-Match`.
         """
         filters = {name: query[name] for name in query.keys() & resource.filters.keys()}
-        query_digest = digest(resource.plural, filters, query["sort"], query["deleted"])
+        query_digest = digest(resource.plural, user_id.bytes, filters, query["sort"])
         key = resource.sort_keys[query["sort"].removeprefix("-")]
-        after = read_cursor(query.get("cursor"), query_digest, key)
-        listed = ListQuery(filters, query["limit"], query["sort"], query["deleted"], after)
+        after = read_cursor(query.get("cursor"), query_digest, key.to_parameter)
+        listed = ListQuery(filters, query["limit"], query["sort"], after)
         page = list_items(database(), user_id, resource, listed, known_revisions())
-        response = collection_response(page.revision, b"[" + b",\n".join(page.items) + b"]")
-        if page.end is not None:
-            request = current_request()
-            next_query = request.args.to_dict() | {"cursor": write_cursor(page.end, query_digest)}
-            link = f'<{request.path}?{urlencode(next_query)}>; rel="next"'
-            response.headers["Link"] = link
-        return response
+        response = collection_response(page.revision, json_array(page.items))
+        return link_next_page(response, page.end, query_digest)
 
 
 def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
-    """Add the routes that read, replace, patch, delete and restore."""
+    """Add the routes that read, put, patch, delete and restore."""
     schemas = resource.schemas
     path = f"/{resource.plural}/<id:{resource.id_parameter}>"
+
+    def update(body: dict[str, Any], user_id: UUID, item_id: UUID) -> Response:
+        revision = check_representation(body, user_id, item_id)
+        changes = {field.name: body[field.name] for field in resource.fields if field.name in body}
+        precondition = read_precondition(revision)
+        return change_response(
+            update_item(database(), user_id, resource, item_id, changes, precondition)
+        )
 
     @blueprint.get(path, endpoint=f"get_{resource.name}")
     @blueprint.response(200, schemas.item)
@@ -124,52 +132,46 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     def get(user_id: UUID, **ids: UUID) -> Response:
         """Read one ITEM.
 
-        With `If-None-Match` and the `ETag` of what you have: 304 for as long as it is the same.
+        With the `ETag` of your copy as `If-None-Match`: 304 if the ITEM has not changed.
         """
         return item_response(find_item(database(), user_id, resource, ids[resource.id_parameter]))
 
-    @blueprint.put(path, endpoint=f"replace_{resource.name}")
+    @blueprint.put(path, endpoint=f"put_{resource.name}")
     @blueprint.arguments(schemas.replacement)
     @blueprint.response(200, schemas.item)
-    @blueprint.response(201, schemas.item)
-    @blueprint.response(409)
-    @blueprint.conditional
+    @blueprint.conditional(schemas.item)
     @named(resource)
-    def replace(values: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
-        """Replace a ITEM's members.
+    def put(values: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
+        """Set the members of a ITEM that are sent; keep the others.
 
-        With `If-None-Match: *` the ITEM is created, under this id, and 412 if there is one.
+        This is no full replacement: a client that does not know a member does not erase it. What
+        GET gave can be sent as it is: `revision` is a precondition then, like `If-Match`, and the
+        other read-only members change nothing.
         """
-        item_id = ids[resource.id_parameter]
-        tags = read_entity_tags("If-None-Match")
-        if tags is not None and tags.is_any:
-            return create_named(resource, values, user_id, item_id)
-        result = update_item(*(database(), user_id, resource, item_id, values), read_precondition())
-        return change_response(result)
+        return update(values, user_id, ids[resource.id_parameter])
 
     @blueprint.patch(path, endpoint=f"patch_{resource.name}")
     @blueprint.arguments(schemas.patch, content_type=MERGE_PATCH)
     @blueprint.response(200, schemas.item)
-    @blueprint.conditional
+    @blueprint.conditional(schemas.item)
     @named(resource)
     def patch(changes: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
-        """Change the members that are sent; the others stay as they are.
+        """Set the members of a ITEM that are sent; keep the others.
 
-        The body is a JSON merge patch (RFC 7396). An empty one changes nothing.
+        The body is a JSON merge patch (RFC 7396). A `revision` in it is a precondition, like
+        `If-Match`; the other read-only members change nothing. If the ITEM has the requested
+        values already, the response is 200, even if the precondition fails.
         """
-        item_id = ids[resource.id_parameter]
-        return change_response(
-            update_item(database(), user_id, resource, item_id, changes, read_precondition())
-        )
+        return update(changes, user_id, ids[resource.id_parameter])
 
     @blueprint.delete(path, endpoint=f"remove_{resource.name}")
     @blueprint.response(204)
-    @blueprint.conditional
+    @blueprint.conditional(schemas.item)
     @named(resource)
     def remove(user_id: UUID, **ids: UUID) -> Response:
         """Put a ITEM into the trash.
 
-        For 30 days it can be restored; for all else it is not there: a second time is 404.
+        It can be restored for 30 days. While it is in the trash, the same request is 204 again.
         """
         item_id = ids[resource.id_parameter]
         change_response(delete_item(database(), user_id, resource, item_id, read_precondition()))
@@ -177,72 +179,96 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
 
     @blueprint.post(f"{path}/restore", endpoint=f"restore_{resource.name}")
     @blueprint.response(200, schemas.item)
-    @blueprint.response(409)
-    @blueprint.conditional
+    @blueprint.conditional(schemas.item)
     @named(resource)
     def restore(user_id: UUID, **ids: UUID) -> Response:
         """Take a ITEM out of the trash.
 
-        It is as it was, with a new revision. A ITEM that is not in the trash is a conflict.
+        It has its former values and a new revision. A ITEM that is not in the trash stays as it is.
         """
         item_id = ids[resource.id_parameter]
-        result = restore_item(database(), user_id, resource, item_id, read_precondition())
-        if result.item is not None and not result.applied and not result.item.is_deleted:
-            raise conflict("not-in-trash", "It is not in the trash.")
-        return change_response(result)
+        return change_response(
+            restore_item(database(), user_id, resource, item_id, read_precondition())
+        )
 
 
-def create_named(
-    resource: Resource, values: dict[str, Any], user_id: UUID, item_id: UUID
-) -> Response:
-    """Create an item under an id of the client's."""
-    if read_entity_tags("If-Match") is not None:
-        raise malformed_header("If-Match", "Contradicts If-None-Match: *.")
-    defaults = {field.name: field.default for field in resource.fields if not field.required}
-    item, applied = insert_named_item(*(database(), user_id, resource, item_id), defaults | values)
-    if item is None:
-        raise not_found()
-    if not applied and item.is_deleted:
-        raise conflict("in-trash", f"It is in the trash: POST {current_request().path}/restore.")
-    if not applied:
-        raise precondition_failed(item.json, etag(item.revision))
-    response = item_response(item, 201)
-    response.headers["Location"] = current_request().path
-    return response
+def check_representation(body: dict[str, Any], user_id: UUID, item_id: UUID) -> int | None:
+    """Return the revision of what a PUT or PATCH sends back, if it is in the body.
+
+    Raises a 422 if the body's id or user_id is not that of the path.
+    """
+    faults = [
+        {"pointer": f"/{name}", "detail": "Must be the id in the path."}
+        for name, of_path in (("id", item_id), ("user_id", user_id))
+        if body.get(name, of_path) != of_path
+    ]
+    if faults:
+        raise invalid(faults)
+    return body.get("revision")
 
 
-def add_changes_route(blueprint: Blueprint, resource: Resource, path: str) -> None:
-    """Add the route of the sync."""
-    schemas = resource.schemas
+def add_feed_routes(blueprint: Blueprint, resources: tuple[Resource, ...]) -> None:
+    """Add the routes of what spans the resources: the sync and the trash."""
+    schemas = FeedSchemas(resources)
 
-    @blueprint.get(path, endpoint=f"list_{resource.name}_changes")
+    @blueprint.get("/changes")
     @blueprint.arguments(schemas.changes_query, location="query")
     @blueprint.response(200, schemas.changes)
     @blueprint.response(304)
     @blueprint.response(410)
-    @named(resource)
-    def changes(query: dict[str, Any], user_id: UUID) -> Response:
-        """Tell which ITEMS have changed since, in order, so that a client can hold all of them.
+    def list_changes_of_user(query: dict[str, Any], user_id: UUID) -> Response:
+        """List what has changed since a sync token, so that a client can keep a complete copy.
 
-        `since=0` starts a full sync: forget what you have, apply the pages while `more` is true,
-        and go on from `next` whenever you like. A deleted ITEM is only its id. 410 means that your
-        copy cannot be brought up to date any more: start a full sync.
+        `since=0` starts a full sync: forget the copy, apply the pages while `more` is true, and
+        store `next`. Later, go on with `since` set to the stored `next`. Entries are in the order
+        of `revision`; an entry with `deleted: true` is a tombstone: remove what has its id. 410
+        means that the copy cannot be brought up to date: start a full sync.
         """
-        token = read_sync_token(query["since"])
-        page = list_changes(
-            *(database(), user_id, resource),
-            since=token.revision,
-            start=token.deletions_after,
-            limit=query["limit"],
-            known=known_revisions(),
-        )
+        token = read_sync_token(query["since"], user_id)
+        page = list_changes(database(), user_id, resources, token, query["limit"])
         if token.needs_full_sync(page):
             raise gone()
-        following = token.after(page)
-        body = b'{"changes": [%b], "next": "%b", "more": %b}' % (
-            b",\n".join(change.json for change in page.changes),
-            following.text().encode(),
-            # A full sync that has diverged ends its pages, and the next one is 410.
-            b"true" if page.more or following.is_broken else b"false",
+        body = b'{"changes": %b, "next": "%b", "more": %b}' % (
+            json_array([change.json for change in page.changes]),
+            token.after(page).text(user_id).encode(),
+            b"true" if page.more else b"false",
         )
-        return collection_response(page.revision, body)
+        return collection_response(page.revision, body, page.epoch.hex)
+
+    @blueprint.get("/trash")
+    @blueprint.arguments(schemas.trash_query, location="query")
+    @blueprint.response(200, schemas.trash)
+    def list_trash_of_user(query: dict[str, Any], user_id: UUID) -> Response:
+        """List what is in the trash, the latest deletion first.
+
+        Each entry can be restored until it is purged. While there is a next page, `Link` names it.
+        """
+        query_digest = digest("trash", user_id.bytes)
+        after = read_cursor(query.get("cursor"), query_digest, MomentType().to_parameter)
+        page = list_trash(database(), user_id, resources, query["limit"], after)
+        response = json_response(json_array(page.entries))
+        return link_next_page(response, page.end, query_digest)
+
+    @blueprint.delete("/trash")
+    @blueprint.response(204)
+    def empty_trash_of_user(user_id: UUID) -> Response:
+        """Remove everything in the trash for good.
+
+        It cannot be restored any more. Sent again, the response is 204, too.
+        """
+        empty_trash(database(), user_id, resources)
+        return no_content()
+
+
+def json_array(items: Sequence[bytes]) -> bytes:
+    """Return the JSON array of these JSON values, a line each."""
+    return b"[" + b",\n".join(items) + b"]"
+
+
+def link_next_page(response: Response, end: Position | None, query_digest: str) -> Response:
+    """Return the response with a Link to the page after `end`, if there is one (RFC 8288)."""
+    if end is not None:
+        request = current_request()
+        query = request.args.to_dict() | {"cursor": write_cursor(end, query_digest)}
+        response.headers["Link"] = f'<{request.path}?{urlencode(query)}>; rel="next"'
+    return response

@@ -8,7 +8,7 @@ from marshmallow import Schema
 
 from todo_api.resources.items import update_item
 from todo_api.resources.responses import change_response
-from todo_api.resources.views import add_changes_route, add_collection_routes, add_item_routes
+from todo_api.resources.views import add_collection_routes, add_item_routes
 from todo_api.services import database
 from todo_api.tasks.fields import TASK
 from todo_api.web.blueprints import Blueprint
@@ -25,20 +25,21 @@ blueprint = Blueprint(
     "tasks", __name__, url_prefix="/api/<id:user_id>", description="What a user has to do."
 )
 add_collection_routes(blueprint, TASK)
-add_changes_route(blueprint, TASK, "/changes")
 add_item_routes(blueprint, TASK)
 
 
 class Completion(Schema):
     """Whether a task is done."""
 
-    completed = COMPLETED.type.request_field(load_default=True, **COMPLETED.options())
+    completed = COMPLETED.type.request_field(
+        load_default=True, metadata={"description": COMPLETED.description, "example": True}
+    )
 
 
 @blueprint.patch("/tasks/<id:task_id>/complete")
 @blueprint.arguments(Completion, required=False)
 @blueprint.response(200, TASK.schemas.item)
-@blueprint.conditional
+@blueprint.conditional(TASK.schemas.item)
 def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Set whether a task is done: without a body, it is.
 

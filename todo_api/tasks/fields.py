@@ -18,7 +18,6 @@ FIELDS = (
         name="description",
         type=TextType(maximum=10_000),
         nullable=True,
-        is_reset_by_put=True,
         description="More about it.",
         example="Two litres, the blue one",
     ),

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 from flask import Response
 
+from todo_api.resources.views import add_feed_routes
 from todo_api.services import database
 from todo_api.users.schemas import Session
 from todo_api.users.statements import delete_user
@@ -19,8 +20,6 @@ from todo_api.web.responses import json_response, no_content
 from todo_api.web.validation import SESSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from todo_api.resources.resource import Resource
 
 session = Blueprint("session", __name__, description="Who a token is for.")
@@ -45,11 +44,12 @@ def get_session() -> Response:
     return json_response(orjson.dumps(body, option=orjson.OPT_UTC_Z))
 
 
-def users_blueprint(resources: Sequence[Resource]) -> Blueprint:
+def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
     """Return the routes of a user, who owns rows of these resources."""
     users = Blueprint(
         "users", __name__, url_prefix="/api/<id:user_id>", description="A user, and all of theirs."
     )
+    add_feed_routes(users, resources)
 
     @users.delete("")
     @users.response(204)

@@ -1,11 +1,11 @@
 """The schema of a session."""
 
-from marshmallow import Schema, fields, validate
+from marshmallow import fields, validate
 
-from todo_api.web.fields import MOMENT, USER_ID
+from todo_api.web.fields import MOMENT, USER_ID, OpenSchema
 
 
-class Session(Schema):
+class Session(OpenSchema):
     """Who a token is for."""
 
     user_id = fields.UUID(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import flask_smorest
@@ -88,9 +88,9 @@ class Blueprint(flask_smorest.Blueprint):
 
         return decorate
 
-    def conditional(self, view: View) -> View:
-        """Declare that the view calls `read_precondition`."""
-        return declare(view, is_conditional=True)
+    def conditional(self, current: type[Schema]) -> Callable[[View], View]:
+        """Declare that the view calls `read_precondition`, and the schema of what a 412 holds."""
+        return partial(declare, current=current)
 
     def idempotent(self, view: View) -> View:
         """Declare that the view calls `read_idempotent_request`."""

@@ -9,29 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from flask import current_app
 
-from todo_api.db.schema_version import SCHEMA_VERSION
 from todo_api.web.problems import malformed_header, precondition_required
 from todo_api.web.requests import current_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# In front of the revision in an entity tag. A version that adds a member has another migration, so
-# copies that clients keep from an earlier version do not count as unchanged.
-REPRESENTATION = int(SCHEMA_VERSION)
-ETAG_PREFIX = f'"{REPRESENTATION}.'
-
 # No two parts of this pattern match the same text: otherwise a field of commas would take too long
 # to reject.
 ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 ENTITY_TAGS = re.compile(rf"\*|[ \t,]*{ENTITY_TAG}(?:[ \t]*,[ \t,]*{ENTITY_TAG})*[ \t,]*")
 TAGS_LENGTH = 4000
-REVISION = re.compile(rf"{REPRESENTATION}\.([0-9]{{1,18}})(?:-([0-9a-f]+))?")
+OWN_TAG = re.compile("(0|[1-9][0-9]{0,17})(?:-([0-9a-f]+))?")
 
 
 def etag(revision: int, query: str | None = None) -> str:
     """Return the strong entity tag of a revision; of a collection's with its query's digest."""
-    return f'{ETAG_PREFIX}{revision}"' if query is None else f'{ETAG_PREFIX}{revision}-{query}"'
+    return f'"{revision}"' if query is None else f'"{revision}-{query}"'
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class EntityTags:
         for tag in self.listed:
             if tag.startswith("W/") and not weak:
                 continue
-            match = REVISION.fullmatch(tag.removeprefix("W/").strip('"'))
+            match = OWN_TAG.fullmatch(tag.removeprefix("W/").strip('"'))
             if match and match[2] == query:
                 yield int(match[1])
 
@@ -95,18 +89,20 @@ class Precondition:
         }
 
 
-def read_precondition() -> Precondition | None:
-    """Return the precondition of If-Match and If-None-Match, or None without these headers.
+def read_precondition(revision: int | None = None) -> Precondition:
+    """Return the precondition of If-Match, of If-None-Match, and of a revision in the body.
 
-    Raises a 400 if one is malformed, and a 428 if the settings require If-Match and it is missing.
+    Raises a 400 if a header is malformed, and a 428 if the settings require a precondition and
+    there is neither If-Match nor a revision.
     """
-    match, none_match = read_entity_tags("If-Match"), read_entity_tags("If-None-Match")
-    if match is None and current_app.config["REQUIRE_IF_MATCH"]:
+    tags, none_match = read_entity_tags("If-Match"), read_entity_tags("If-None-Match")
+    if tags is None and revision is None and current_app.config["REQUIRE_IF_MATCH"]:
         raise precondition_required()
-    if match is None and none_match is None:
-        return None
+    match = None if tags is None or tags.is_any else tags.revisions(weak=False)
+    if revision is not None:
+        match = [revision] if match is None or revision in match else []
     return Precondition(
-        match=None if match is None or match.is_any else match.revisions(weak=False),
+        match=match,
         none_match=none_match.revisions(weak=True) if none_match else (),
         is_never=none_match is not None and none_match.is_any,
     )

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from marshmallow import Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 100
+
+UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -34,6 +40,7 @@ NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 # Examples for the OpenAPI document.
 USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 MOMENT = "2026-11-21T09:30:00.000000Z"
+REVISION = 1763717400000000
 ITEM_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
 REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
 
@@ -76,11 +83,37 @@ class StrictInteger(fields.Integer):
         return value
 
 
-class OneOfSchemas(fields.Field[Any]):
-    """An object of one of these schemas, for the documentation of responses. It loads nothing."""
+class StrictUUID(fields.UUID):
+    """A UUID (RFC 9562) of any version, in its canonical text form, in either case."""
 
-    def __init__(self, *schemas: type[Schema], **options: Any) -> None:
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> UUID:  # noqa: ARG002
+        if not isinstance(value, str) or not UUID_TEXT.fullmatch(value):
+            raise ValidationError("Must be a UUID.")
+        return UUID(value)
+
+
+class Anything(fields.Raw):
+    """Any JSON value, which is not used."""
+
+
+class OpenSchema(Schema):
+    """The schema of a response. Clients ignore members that they do not know."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class OneOfSchemas(fields.Field[Any]):
+    """An object of one of these schemas, for the documentation of responses. It loads nothing.
+
+    `schemas` has each schema under the value that its member `discriminator` has.
+    """
+
+    def __init__(
+        self, discriminator: str, schemas: Mapping[str, type[Schema]], **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.discriminator = discriminator
         self.schemas = schemas
 
 

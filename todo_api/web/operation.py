@@ -17,7 +17,8 @@ class Operation:
     """An operation (OpenAPI), as the decorators of its view declare it.
 
     `media_types` are those of the body, if it takes one. `responses` has the schema of each status,
-    or None without a body; an error status needs none.
+    or None without a body; an error status needs none. `current` is the schema of what a 412 holds,
+    if the operation reads preconditions.
     """
 
     body: Schema | None = None
@@ -25,8 +26,13 @@ class Operation:
     is_body_required: bool = False
     query: Schema | None = None
     responses: Mapping[int, Any] = field(default_factory=dict)
-    is_conditional: bool = False
+    current: type[Schema] | None = None
     is_idempotent: bool = False
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the view calls `read_precondition`."""
+        return self.current is not None
 
     @cached_property
     def query_names(self) -> frozenset[str]:

@@ -146,7 +146,7 @@ def precondition_failed(current: bytes, etag: str) -> Problem:
 
 
 def precondition_required() -> Problem:
-    return Problem(428, "Send If-Match with the ETag of what you mean to change.")
+    return Problem(428, "Send If-Match with the ETag of what you mean to change, or its revision.")
 
 
 def unsupported_media_type(accepted: Iterable[str]) -> Problem:

@@ -1,14 +1,14 @@
 """The schemas of problem details (RFC 9457)."""
 
-from marshmallow import Schema, fields, validate
+from marshmallow import fields, validate
 
-from todo_api.web.fields import ANYTHING, REQUEST_ID
+from todo_api.web.fields import ANYTHING, REQUEST_ID, OpenSchema
 
 FAULTS_SHOWN = 100  # of one request, at most
 FAULT_LENGTH = 1000  # characters
 
 
-class Fault(Schema):
+class Fault(OpenSchema):
     """One thing that is wrong with a request: where it is, and what."""
 
     pointer = fields.String(
@@ -38,7 +38,7 @@ class Fault(Schema):
     )
 
 
-class ProblemDetails(Schema):
+class ProblemDetails(OpenSchema):
     """Why a request failed (RFC 9457)."""
 
     type = fields.String(

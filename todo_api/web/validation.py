@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,6 +12,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.routing import UnicodeConverter
 
 from todo_api.web.body import read_json_body
+from todo_api.web.fields import UUID_TEXT
 from todo_api.web.operation import Operation, operation_of
 from todo_api.web.problems import Fault, invalid, not_acceptable
 from todo_api.web.requests import Request, current_request
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # The one path below /api that does not begin with a user's id.
 SESSION = "/api/session"
-
-UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class IdConverter(UnicodeConverter):

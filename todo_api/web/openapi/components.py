@@ -9,8 +9,8 @@ import orjson
 from marshmallow import fields
 
 from todo_api.db.tables import KEY_LENGTH
-from todo_api.web.conditional import ENTITY_TAGS, REVISION, TAGS_LENGTH, etag
-from todo_api.web.fields import ITEM_ID, REQUEST_ID, USER_ID, OneOfSchemas
+from todo_api.web.conditional import ENTITY_TAGS, OWN_TAG, TAGS_LENGTH, etag
+from todo_api.web.fields import ITEM_ID, REQUEST_ID, REVISION, USER_ID
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
 from todo_api.web.problems import (
@@ -49,12 +49,12 @@ REQUEST_HEADERS = {
         (
             "If-Match",
             "Only if the task is one of these versions, or with `*` any (RFC 9110, 13.1.1).",
-            etag(7),
+            etag(REVISION),
         ),
         (
             "If-None-Match",
             "Only if it is none of these versions, or with `*` not there (RFC 9110, 13.1.2).",
-            etag(8),
+            etag(REVISION),
         ),
     )
 } | {
@@ -75,7 +75,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     },
     "ETag": {
         "description": "The version of what is answered, for If-Match and If-None-Match.",
-        "schema": string_schema(re.compile(f'"{REVISION.pattern}"'), 64, etag(7)),
+        "schema": string_schema(re.compile(f'"{OWN_TAG.pattern}"'), 64, etag(REVISION)),
     },
     "Idempotent-Replayed": {
         "description": "That this is the answer to an earlier request of the same Idempotency-Key.",
@@ -136,47 +136,47 @@ def add_components(components: Components, items: Sequence[type[Schema]]) -> Non
         components.response(name, response, lazy=True)
 
 
-def error_component(status: int) -> str:
-    """Return the name of the component that documents this error status."""
-    return f"Problem{status}"
+def error_component(status: int, current: type[Schema] | None = None) -> str:
+    """Return the name of the component that documents this error status.
+
+    A 412 holds the resource as it is now, of which `current` is the schema.
+    """
+    return f"Problem{status}{current.__name__}" if status == 412 and current else f"Problem{status}"  # noqa: PLR2004
 
 
 def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
     """Return the response objects of the statuses of 400 and above, by component."""
-    options: dict[str, Any] = {
-        "required": True,
-        "metadata": {"description": "What to go on from: its ETag is sent, too."},
+    responses = {
+        error_component(problem.status): error_response(problem, ProblemDetails)
+        for problem in example_problems()
     }
-    current: fields.Field[Any] = (
-        fields.Nested(items[0], **options) if len(items) == 1 else OneOfSchemas(*items, **options)
-    )
-    with_current = ProblemDetails.from_dict({"current": current}, name="ProblemWithCurrent")
-    example = orjson.dumps(example_of(items[0]))
+    for item in items:
+        description = "The resource as it is now; its ETag is a header of this response."
+        current = fields.Nested(item, required=True, metadata={"description": description})
+        schema = ProblemDetails.from_dict({"current": current}, name=f"{item.__name__}Conflict")
+        problem = precondition_failed(orjson.dumps(example_of(item)), etag(REVISION))
+        responses[error_component(problem.status, item)] = error_response(problem, schema)
+    return responses
+
+
+def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
+    """Return the response object that has this problem as its example."""
     return {
-        error_component(problem.status): {
-            "description": KIND_OF_STATUS[problem.status][1],
-            "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
-            "content": {
-                PROBLEM: {
-                    "schema": with_current if problem.current else ProblemDetails,
-                    "example": orjson.loads(problem.body(REQUEST_ID)),
-                }
-            },
-        }
-        for problem in example_problems(example)
+        "description": KIND_OF_STATUS[problem.status][1],
+        "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
+        "content": {PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(REQUEST_ID))}},
     }
 
 
-def example_problems(current: bytes) -> Iterator[Problem]:
-    """Yield an example of each problem; `current` is the JSON in a 412."""
+def example_problems() -> Iterator[Problem]:
+    """Yield an example of each problem but the 412."""
     yield from (
         malformed("The body is not JSON: Expecting value at character 0."),
         unauthorized("The token has expired.", 'Bearer error="invalid_token"'),
         not_found(),
         not_acceptable(JSON),
-        conflict("not-in-trash", "It is not in the trash."),
+        conflict("in-trash", "It exists and is in the trash: restore it, or use another id."),
         gone(),
-        precondition_failed(current, etag(7)),
         Problem(413, DETAIL_OF_STATUS[413]),
         unsupported_media_type([JSON]),
         invalid([{"pointer": "/title", "detail": "Must have 1 to 255 characters."}]),

@@ -31,7 +31,7 @@ def operation_object(
         if status not in KIND_OF_STATUS
     }
     errors = error_statuses(operation, method, is_of_user=is_of_user, requires_token=requires_token)
-    responses |= {status: error_component(status) for status in errors}
+    responses |= {status: error_component(status, operation.current) for status in errors}
     query = [{"in": "query", "schema": operation.query}] if operation.query else []
     document = {
         "operationId": camel_case(name),

@@ -44,7 +44,12 @@ def field_attributes(
     if "example" in ret:
         attributes["examples"] = [ret.pop("example")]
     if isinstance(field, OneOfSchemas):
-        attributes["oneOf"] = [resolve(each) for each in field.schemas]
+        references = {value: resolve(each) for value, each in field.schemas.items()}
+        attributes["oneOf"] = list(references.values())
+        attributes["discriminator"] = {
+            "propertyName": field.discriminator,
+            "mapping": {value: reference["$ref"] for value, reference in references.items()},
+        }
     if "integer" in ret.get("type", ()):
         attributes["format"] = "int64"
     if "string" in ret.get("type", ()) and "enum" not in ret:
@@ -70,8 +75,8 @@ def example_of(schema: Any) -> Any:
     match schema:
         case {"items": inner} | fields.List(inner=inner):
             return [example_of(inner)]
-        case {"oneOf": [first, *_]} | OneOfSchemas(schemas=[first, *_]):
-            return example_of(first)
+        case OneOfSchemas(schemas=schemas):
+            return example_of(next(iter(schemas.values())))
         case fields.Nested(schema=nested):
             return example_of(nested)
         case fields.Field():

@@ -1,0 +1,69 @@
+"""Give the rows of every owner a new revision, after a migration that changes their JSON.
+
+An ETag is the revision and nothing else, so a migration that adds or changes a member of a resource
+must renew the rows that exist. Such a migration sets `database_state.renewal_position` to the nil
+UUID (`make migration` writes that); what follows runs beside servers, one transaction for each
+owner, and goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from todo_api.db.database import MAINTENANCE_ROLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = structlog.get_logger(__name__)
+
+# The row is locked, so that of several processes one renews an owner while the others wait.
+FIND_POSITION = """
+    SELECT renewal_position FROM database_state WHERE renewal_position IS NOT NULL FOR UPDATE
+"""
+FIND_NEXT_OWNER = "SELECT id FROM users WHERE id > %s ORDER BY id LIMIT 1"
+ACT_AS_OWNER = """
+    SELECT set_config('todo.user_id', %s, true), set_config('todo.renewal', 'on', true)
+"""
+# Rows are locked before their owner, as by the trigger, and in the order of all statements.
+LOCK_ROWS = sql.SQL("SELECT FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
+# The trigger writes the new revision in place of this one, and keeps updated_at.
+RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s")
+SET_POSITION = "UPDATE database_state SET renewal_position = %s"
+
+
+def renew_revisions(url: str, tables: Sequence[str]) -> int:
+    """Renew the rows of these tables, as the tables' owner; return the number of their owners.
+
+    It does nothing unless a migration has asked for it.
+    """
+    owners = 0
+    # No prepared statements: a pooler may not support them.
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+        while renew_next_owner(connection, tables):
+            owners += 1
+    if owners:
+        log.info("revisions renewed", owners=owners)
+    return owners
+
+
+def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str]) -> bool:
+    """Renew the rows of one owner; return False if there was none left."""
+    with connection.transaction():
+        position = connection.execute(FIND_POSITION).fetchone()
+        if position is None:
+            return False
+        connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
+        owner = connection.execute(FIND_NEXT_OWNER, position).fetchone()
+        connection.execute("SELECT set_config('role', 'none', true)")
+        if owner is not None:
+            connection.execute(ACT_AS_OWNER, (str(owner[0]),))
+            for statement in (LOCK_ROWS, RENEW_ROWS):
+                for table in tables:
+                    connection.execute(statement.format(table=sql.Identifier(table)), owner)
+        connection.execute(SET_POSITION, owner or (None,))
+        return owner is not None

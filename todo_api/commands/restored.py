@@ -1,0 +1,44 @@
+"""`make restored`: the one step after a restore of the database from a backup.
+
+Sync tokens that clients received after the backup name changes that no longer exist. The database
+gets a new epoch, so every token of before gets a 410 and its client starts a full sync.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import psycopg
+import structlog
+
+from todo_api.db.database import MAINTENANCE_ROLE
+from todo_api.logs import configure_logging
+from todo_api.settings import SettingsError, load_database_settings, read_environment
+
+log = structlog.get_logger(__name__)
+
+
+def set_new_epoch(url: str) -> str:
+    """Give the database a new epoch; return it."""
+    with psycopg.connect(url, prepare_threshold=None) as connection:
+        connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
+        row = connection.execute(
+            "UPDATE database_state SET epoch = gen_random_uuid() RETURNING epoch::text"
+        ).fetchone()
+    assert row is not None  # noqa: S101  the migration that made the table has inserted its row
+    epoch: str = row[0]
+    return epoch
+
+
+def main() -> None:
+    """Set a new epoch, and log it; exit with a message if the settings are invalid."""
+    try:
+        settings = load_database_settings(read_environment())
+    except SettingsError as error:
+        sys.exit(str(error))
+    configure_logging(settings.log_level)
+    log.info("new epoch", epoch=set_new_epoch(settings.database_url))
+
+
+if __name__ == "__main__":
+    main()
