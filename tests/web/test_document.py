@@ -143,19 +143,19 @@ def test_every_example_of_a_request_is_one_that_is_accepted(client, operations, 
         for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
             task = make_task()
             path = operation["path"].format(user_id=task["user_id"], task_id=task["id"])
-            answer = client.open(
+            response = client.open(
                 path, method=operation["method"], json=body["example"], content_type=media_type
             )
-            assert answer.status_code in (200, 201), (path, answer.text)
+            assert response.status_code in (200, 201), (path, response.text)
             sent += 1
     assert sent == 5
 
 
 def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, make_task):
     def said(path, method, status):
-        response = document["paths"][path][method]["responses"][str(status)]
-        name = response.get("$ref", "").rpartition("/")[2]
-        return set((document["components"]["responses"][name] if name else response)["headers"])
+        documented = document["paths"][path][method]["responses"][str(status)]
+        name = documented.get("$ref", "").rpartition("/")[2]
+        return set((document["components"]["responses"][name] if name else documented)["headers"])
 
     tasks, one = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
     for path, method, headers, status in (
@@ -180,7 +180,7 @@ def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, 
     ):
         make_task()
         task = make_task()
-        answer = client.open(
+        response = client.open(
             path.format(user_id=task["user_id"], task_id=task["id"]),
             method=method.upper(),
             query_string={"limit": 1} if (path, method, status) == (tasks, "get", 200) else None,
@@ -191,10 +191,10 @@ def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, 
             else None,
             headers=headers,
         )
-        assert answer.status_code == status, (path, method, answer.text)
+        assert response.status_code == status, (path, method, response.text)
         always = said(path, method, status) - {"Idempotent-Replayed"}
-        assert always <= set(answer.headers.keys()), (path, method, status)
-        unsaid = {"ETag", "Link", "Location", "Retry-After"} & set(answer.headers.keys())
+        assert always <= set(response.headers.keys()), (path, method, status)
+        unsaid = {"ETag", "Link", "Location", "Retry-After"} & set(response.headers.keys())
         assert unsaid <= said(path, method, status), (path, method, status)
 
 

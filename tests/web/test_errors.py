@@ -10,15 +10,15 @@ from todo_api.db.errors import SQLSTATES
 from todo_api.web.errors import problem_of_database_error
 
 
-def problem(answer, status, kind):
-    assert answer.status_code == status
-    assert answer.mimetype == "application/problem+json"
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert set(answer.json) >= {"type", "title", "status", "detail", "instance"}
-    assert answer.json["type"] == f"/problems/{kind}"
-    assert answer.json["status"] == status
-    assert answer.json["instance"] == answer.headers["X-Request-Id"]
-    return answer.json
+def problem(response, status, kind):
+    assert response.status_code == status
+    assert response.mimetype == "application/problem+json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert set(response.json) >= {"type", "title", "status", "detail", "instance"}
+    assert response.json["type"] == f"/problems/{kind}"
+    assert response.json["status"] == status
+    assert response.json["instance"] == response.headers["X-Request-Id"]
+    return response.json
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_a_path_with_more_slashes_is_another_path(client, task):
     ],
 )
 def test_a_method_that_a_path_does_not_know_is_a_problem(client, user_id, method, path, allowed):
-    answer = client.open(path.format(user_id), method=method)
+    response = client.open(path.format(user_id), method=method)
 
-    problem(answer, 405, "method-not-allowed")
-    assert set(answer.headers["Allow"].split(", ")) == allowed
+    problem(response, 405, "method-not-allowed")
+    assert set(response.headers["Allow"].split(", ")) == allowed
 
 
 def test_a_head_is_answered_as_its_get_without_the_body(client, task):
@@ -70,10 +70,10 @@ def test_a_head_is_answered_as_its_get_without_the_body(client, task):
 
 
 def test_options_says_which_methods_there_are(client, task):
-    answer = client.options(task.url)
+    response = client.options(task.url)
 
-    assert answer.status_code == 200
-    assert "PATCH" in answer.headers["Allow"]
+    assert response.status_code == 200
+    assert "PATCH" in response.headers["Allow"]
 
 
 def test_a_bug_is_logged_whole_and_answered_with_its_id(app, client, user_id, log_lines):
@@ -81,16 +81,16 @@ def test_a_bug_is_logged_whole_and_answered_with_its_id(app, client, user_id, lo
     app.view_functions["tasks.get_task"], view = raising, app.view_functions["tasks.get_task"]
 
     try:
-        answer = client.get(f"/api/{user_id}/tasks/{uuid.uuid4()}")
+        response = client.get(f"/api/{user_id}/tasks/{uuid.uuid4()}")
     finally:
         app.view_functions["tasks.get_task"] = view
 
-    assert problem(answer, 500, "internal-error")["detail"] == (
+    assert problem(response, 500, "internal-error")["detail"] == (
         "The server's log has more, under the id in instance."
     )
     logged = [line for line in log_lines() if line["level"] == "error"]
     assert [line["event"] for line in logged] == ["unhandled exception"]
-    assert logged[0]["request_id"] == answer.json["instance"]
+    assert logged[0]["request_id"] == response.json["instance"]
     assert "RuntimeError: what nobody should read" in logged[0]["exception"]
 
 
@@ -104,12 +104,12 @@ def test_a_constraint_that_a_client_cannot_break_is_our_bug(client, connection, 
         "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_test CHECK (title <> 'A secret title') NOT VALID"
     )
     try:
-        answer = client.patch(task.url, json={"title": "A secret title"})
+        response = client.patch(task.url, json={"title": "A secret title"})
     finally:
         connection.execute("ALTER TABLE tasks DROP CONSTRAINT ck_tasks_test")
 
-    problem(answer, 500, "internal-error")
-    assert "secret" not in answer.text
+    problem(response, 500, "internal-error")
+    assert "secret" not in response.text
     logged = [line for line in log_lines() if line["level"] == "error"]
     assert [line["constraint"] for line in logged] == ["ck_tasks_test"]
     assert logged[0]["sqlstate"] == "23514"

@@ -73,39 +73,39 @@ def ask(app: Flask, status: int, user_id: str = USER, **headers: str):
     """The answer of this status."""
     method, path, options = ANSWERS[status]
     token = {} if status == 401 else authorization(user_id)
-    answer = app.test_client().open(
+    response = app.test_client().open(
         path.format(user=user_id, never=NEVER),
         method=method,
         buffered=True,
         **options | {"headers": options.get("headers", {}) | token | headers},
     )
-    assert answer.status_code == status, answer.text
-    return answer
+    assert response.status_code == status, response.text
+    return response
 
 
-def secured(answer, policy: str = STRICT) -> None:
-    assert answer.headers.getlist("X-Content-Type-Options") == ["nosniff"]
-    assert answer.headers.getlist("Referrer-Policy") == ["no-referrer"]
-    assert answer.headers.getlist("Content-Security-Policy") == [policy]
-    assert len(answer.headers.getlist("Cache-Control")) == 1
-    assert "Server" not in answer.headers
-    assert "X-Powered-By" not in answer.headers
-    assert "Set-Cookie" not in answer.headers
+def secured(response, policy: str = STRICT) -> None:
+    assert response.headers.getlist("X-Content-Type-Options") == ["nosniff"]
+    assert response.headers.getlist("Referrer-Policy") == ["no-referrer"]
+    assert response.headers.getlist("Content-Security-Policy") == [policy]
+    assert len(response.headers.getlist("Cache-Control")) == 1
+    assert "Server" not in response.headers
+    assert "X-Powered-By" not in response.headers
+    assert "Set-Cookie" not in response.headers
 
 
 @pytest.mark.parametrize("status", ANSWERS)
 def test_no_answer_is_sniffed_framed_or_run(api, user_id, status):
-    answer = ask(api, status, user_id)
+    response = ask(api, status, user_id)
 
-    secured(answer)
+    secured(response)
 
 
 def test_the_answer_to_a_bug_is_no_exception(api):
-    answer = api.test_client().get("/bug", headers=authorization())
+    response = api.test_client().get("/bug", headers=authorization())
 
-    assert answer.status_code == 500
-    assert answer.headers["Cache-Control"] == "no-store"
-    secured(answer)
+    assert response.status_code == 500
+    assert response.headers["Cache-Control"] == "no-store"
+    secured(response)
 
 
 def test_every_open_route_is_secured_too(api):
@@ -117,26 +117,26 @@ def test_every_open_route_is_secured_too(api):
 
 @pytest.mark.parametrize("status", [200, 201, 304])
 def test_a_users_data_are_kept_by_the_users_own_client_only(api, user_id, status):
-    answer = ask(api, status, user_id)
+    response = ask(api, status, user_id)
 
-    assert answer.headers["Cache-Control"] == "private, no-cache"
-    assert answer.vary.as_set(preserve_casing=True) == {"Authorization"}
-    assert answer.headers["ETag"]
+    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.vary.as_set(preserve_casing=True) == {"Authorization"}
+    assert response.headers["ETag"]
 
 
 @pytest.mark.parametrize("status", [*ERRORS, 204])
 def test_a_failure_and_an_empty_answer_are_kept_by_nobody(api, user_id, status):
-    answer = ask(api, status, user_id)
+    response = ask(api, status, user_id)
 
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert response.headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("path", ["/api/session", "/livez", "/health"])
 def test_what_is_true_for_now_only_is_kept_by_nobody(api, path):
-    answer = api.test_client().get(path, headers=authorization())
+    response = api.test_client().get(path, headers=authorization())
 
-    assert answer.status_code == 200
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-store"
 
 
 class Page(HTMLParser):
@@ -180,12 +180,12 @@ def directives(policy: str) -> dict[str, list[str]]:
 
 def test_the_docs_page_loads_what_its_policy_allows_and_no_more(api):
     client = api.test_client()
-    answer = client.get("/docs", buffered=True)
+    response = client.get("/docs", buffered=True)
 
-    policy = directives(answer.headers["Content-Security-Policy"])
-    page = Page(answer.text)
+    policy = directives(response.headers["Content-Security-Policy"])
+    page = Page(response.text)
 
-    secured(answer, answer.headers["Content-Security-Policy"])
+    secured(response, response.headers["Content-Security-Policy"])
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == ["'none'"]
     assert policy["script-src"] == ["'self'"]
     assert policy["connect-src"] == ["'self'"]
@@ -245,10 +245,10 @@ def gunicorn(pytestconfig, tmp_path_factory):
 )
 def test_the_server_tells_no_version(gunicorn, lines, status):
     """Neither in an answer of ours nor in one of gunicorn's own."""
-    answer = exchange(gunicorn, *lines)
+    response = exchange(gunicorn, *lines)
 
-    assert answer.split(" ", 2)[1] == status
-    head = answer.partition("\r\n\r\n")[0]
+    assert response.split(" ", 2)[1] == status
+    head = response.partition("\r\n\r\n")[0]
     named = re.findall(r"(?im)^(?:server|x-powered-by|via):(.*)$", head)
     assert not re.search("[0-9]|python|flask|werkzeug", str(named), re.IGNORECASE)
 
@@ -268,13 +268,13 @@ def test_the_server_takes_one_authorization_field(gunicorn, fields, status):
     """Two servers in a row might each read another one of two."""
     good = authorization()["Authorization"]
 
-    answer = exchange(
+    response = exchange(
         gunicorn,
         "GET /api/session HTTP/1.1",
         *[f"Authorization: {field.format(good=good)}" for field in fields],
     )
 
-    assert answer.split(" ", 2)[1] == status
+    assert response.split(" ", 2)[1] == status
 
 
 def exchange(port: int, *lines: str) -> str:
@@ -307,23 +307,23 @@ def names(field: str) -> set[str]:
     return {name.strip().lower() for name in field.split(",")}
 
 
-def cors(answer) -> dict[str, str]:
-    return {n: value for n, value in answer.headers if n.lower().startswith("access-control-")}
+def cors(response) -> dict[str, str]:
+    return {n: value for n, value in response.headers if n.lower().startswith("access-control-")}
 
 
 @pytest.mark.parametrize("status", ANSWERS)
 def test_without_a_setting_no_page_elsewhere_reads_an_answer(api, user_id, status):
-    answer = ask(api, status, user_id, Origin=PAGE)
+    response = ask(api, status, user_id, Origin=PAGE)
 
-    assert cors(answer) == {}
-    assert "origin" not in answer.vary
+    assert cors(response) == {}
+    assert "origin" not in response.vary
 
 
 def test_without_a_setting_a_preflight_is_a_request_without_a_token(api):
-    answer = preflight(api, PAGE)
+    response = preflight(api, PAGE)
 
-    assert answer.status_code == 401
-    assert cors(answer) == {}
+    assert response.status_code == 401
+    assert cors(response) == {}
 
 
 @pytest.mark.parametrize("origin", [PAGE, ANOTHER])
@@ -331,21 +331,21 @@ def test_without_a_setting_a_preflight_is_a_request_without_a_token(api):
     "path", [f"/api/{USER}/tasks", f"/api/{USER}/tasks/{NEVER}", f"/api/{NEVER}", "/api/session"]
 )
 def test_a_preflight_of_an_allowed_page_is_answered_without_a_token(shared, path, origin):
-    answer = preflight(shared, origin, path)
+    response = preflight(shared, origin, path)
 
-    assert answer.status_code == 204
-    assert answer.data == b""
-    assert "Content-Type" not in answer.headers
-    assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert names(answer.headers["Access-Control-Allow-Methods"]) >= {
+    assert response.status_code == 204
+    assert response.data == b""
+    assert "Content-Type" not in response.headers
+    assert response.headers["Access-Control-Allow-Origin"] == origin
+    assert names(response.headers["Access-Control-Allow-Methods"]) >= {
         *("get", "head", "post", "put", "patch", "delete")
     }
-    assert names(answer.headers["Access-Control-Allow-Headers"]) >= {
+    assert names(response.headers["Access-Control-Allow-Headers"]) >= {
         *("authorization", "content-type", "idempotency-key", "if-match", "if-none-match")
     }
-    assert int(answer.headers["Access-Control-Max-Age"]) > 0
-    assert "origin" in answer.vary
-    secured(answer)
+    assert int(response.headers["Access-Control-Max-Age"]) > 0
+    assert "origin" in response.vary
+    secured(response)
 
 
 def test_a_preflight_tells_nobody_what_there_is(shared):
@@ -392,54 +392,54 @@ STRANGERS = [
 
 @pytest.mark.parametrize("origin", [*STRANGERS, None])
 def test_a_preflight_of_another_page_allows_nothing(shared, origin):
-    answer = preflight(shared, origin)
+    response = preflight(shared, origin)
 
-    assert answer.status_code == 204
-    assert cors(answer) == {}
-    assert "origin" in answer.vary
+    assert response.status_code == 204
+    assert cors(response) == {}
+    assert "origin" in response.vary
 
 
 @pytest.mark.parametrize("origin", STRANGERS)
 @pytest.mark.parametrize("status", [200, 401])
 def test_another_page_reads_no_answer(shared, user_id, origin, status):
-    answer = ask(shared, status, user_id, Origin=origin)
+    response = ask(shared, status, user_id, Origin=origin)
 
-    assert cors(answer) == {}
-    assert "origin" in answer.vary
+    assert cors(response) == {}
+    assert "origin" in response.vary
 
 
 @pytest.mark.parametrize("origin", [PAGE, ANOTHER])
 @pytest.mark.parametrize("status", ANSWERS)
 def test_an_allowed_page_reads_every_answer(shared, user_id, status, origin):
-    answer = ask(shared, status, user_id, Origin=origin)
+    response = ask(shared, status, user_id, Origin=origin)
 
-    assert cors(answer).keys() == {"Access-Control-Allow-Origin", "Access-Control-Expose-Headers"}
-    assert answer.headers.getlist("Access-Control-Allow-Origin") == [origin]
-    assert names(answer.headers["Access-Control-Expose-Headers"]) >= {
+    assert cors(response).keys() == {"Access-Control-Allow-Origin", "Access-Control-Expose-Headers"}
+    assert response.headers.getlist("Access-Control-Allow-Origin") == [origin]
+    assert names(response.headers["Access-Control-Expose-Headers"]) >= {
         *("etag", "link", "location", "retry-after", "x-request-id")
     }
-    assert "origin" in answer.vary
-    secured(answer)
+    assert "origin" in response.vary
+    secured(response)
 
 
 @pytest.mark.parametrize("status", ANSWERS)
 def test_a_cache_learns_that_the_page_matters_though_none_is_named(shared, user_id, status):
-    answer = ask(shared, status, user_id)
+    response = ask(shared, status, user_id)
 
-    assert "origin" in answer.vary
-    assert ("authorization" in answer.vary) == (status in (200, 201, 304))
-    assert cors(answer) == {}
+    assert "origin" in response.vary
+    assert ("authorization" in response.vary) == (status in (200, 201, 304))
+    assert cors(response) == {}
 
 
 def test_an_allowed_page_needs_a_token_all_the_same(shared):
-    answer = shared.test_client().options(f"/api/{USER}/tasks", headers={"Origin": PAGE})
+    response = shared.test_client().options(f"/api/{USER}/tasks", headers={"Origin": PAGE})
 
-    assert answer.status_code == 401
+    assert response.status_code == 401
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "DELETE"])
 def test_no_request_but_a_preflight_gets_by_as_one(shared, method):
-    answer = shared.test_client().open(
+    response = shared.test_client().open(
         f"/api/{USER}/tasks",
         method=method,
         headers={
@@ -449,11 +449,11 @@ def test_no_request_but_a_preflight_gets_by_as_one(shared, method):
         },
     )
 
-    assert answer.status_code == 401
+    assert response.status_code == 401
 
 
 def test_no_page_may_send_cookies(shared, user_id):
-    answers = [preflight(shared, PAGE), ask(shared, 200, user_id, Origin=PAGE)]
+    responses = [preflight(shared, PAGE), ask(shared, 200, user_id, Origin=PAGE)]
 
-    for answer in answers:
-        assert "Access-Control-Allow-Credentials" not in answer.headers
+    for response in responses:
+        assert "Access-Control-Allow-Credentials" not in response.headers

@@ -86,10 +86,10 @@ def add_views(blueprint, calls):
 
 
 def test_hooks_of_a_blueprint_are_called_for_its_views(extended, calls):
-    answer = extended.test_client().get("/other/7", buffered=True)
+    response = extended.test_client().get("/other/7", buffered=True)
 
-    assert answer.json == 7
-    assert (answer.headers["X-Other"], answer.headers["X-This"]) == ("1", "1")
+    assert response.json == 7
+    assert (response.headers["X-Other"], response.headers["X-This"]) == ("1", "1")
     assert calls == [
         ("app url_value_preprocessor", "other.show", {"number": 7}),
         ("blueprint before_request", 7),
@@ -102,9 +102,9 @@ def test_hooks_of_a_blueprint_are_called_for_its_views(extended, calls):
 
 
 def test_hooks_of_a_blueprint_are_not_called_for_other_views(extended, calls):
-    answer = extended.test_client().get("/livez")
+    response = extended.test_client().get("/livez")
 
-    assert "X-Other" not in answer.headers
+    assert "X-Other" not in response.headers
     assert calls == [
         ("app url_value_preprocessor", "operations.livez", {}),
         ("app teardown_request", None),
@@ -113,18 +113,18 @@ def test_hooks_of_a_blueprint_are_not_called_for_other_views(extended, calls):
 
 
 def test_a_hook_of_a_blueprint_may_answer(extended):
-    answer = extended.test_client().get("/other/0")
+    response = extended.test_client().get("/other/0")
 
-    assert answer.json == {"answered": "by a hook"}
-    assert answer.headers["X-Request-Id"]
+    assert response.json == {"answered": "by a hook"}
+    assert response.headers["X-Request-Id"]
 
 
 def test_a_teardown_is_told_of_the_exception_that_a_view_raised(extended, calls, log_lines):
-    answer = extended.test_client().get("/other/bug")
+    response = extended.test_client().get("/other/bug")
 
-    assert answer.status_code == 500
-    assert answer.json["type"] == "/problems/internal-error"
-    assert answer.headers["X-Other"] == "1"
+    assert response.status_code == 500
+    assert response.json["type"] == "/problems/internal-error"
+    assert response.headers["X-Other"] == "1"
     torn_down = dict(call for call in calls if "teardown" in call[0])
     assert torn_down.keys() == {
         "blueprint teardown_request",
@@ -149,20 +149,20 @@ def test_an_async_view_is_awaited(extended):
 
 
 def test_there_is_an_empty_session(extended):
-    answer = extended.test_client().get("/other/session")
+    response = extended.test_client().get("/other/session")
 
-    assert answer.json == {"session": {}}
-    assert "Set-Cookie" not in answer.headers
+    assert response.json == {"session": {}}
+    assert "Set-Cookie" not in response.headers
 
 
 def test_addresses_have_the_host_and_the_prefix_that_were_asked_for(extended):
     client = extended.test_client()
     base = "https://todo.example/prefix"
 
-    answer = client.get("/other/folder/", base_url=base)
+    response = client.get("/other/folder/", base_url=base)
     redirect = client.get("/other/folder?x=1", base_url=base)
 
-    assert answer.json == {"here": f"{base}/other/folder/", "livez": "/prefix/livez"}
+    assert response.json == {"here": f"{base}/other/folder/", "livez": "/prefix/livez"}
     assert redirect.status_code == 308
     assert redirect.location == f"{base}/other/folder/?x=1"
 

@@ -15,7 +15,7 @@ def request_lines(log_lines):
 
 
 def test_a_request_is_one_line(client, task, user_id, log_lines):
-    answer = client.patch(task.url, json={"title": "A secret title"})
+    response = client.patch(task.url, json={"title": "A secret title"})
 
     (line,) = [line for line in request_lines(log_lines) if line["method"] == "PATCH"]
     assert line.pop("duration_ms") > 0
@@ -28,7 +28,7 @@ def test_a_request_is_one_line(client, task, user_id, log_lines):
         "route": "/api/{user_id}/tasks/{task_id}",
         "status": 200,
         "user_id": user_id,
-        "request_id": answer.headers["X-Request-Id"],
+        "request_id": response.headers["X-Request-Id"],
     }
 
 
@@ -45,19 +45,19 @@ def test_nothing_that_a_user_wrote_is_logged(client, tasks_url, log_lines):
 
 @pytest.mark.parametrize("given", ["7f3a", "a" * 128, "A.b_c-9"])
 def test_a_well_formed_request_id_is_kept(client, given):
-    answer = client.get("/livez", headers={"X-Request-Id": given})
+    response = client.get("/livez", headers={"X-Request-Id": given})
 
-    assert answer.headers["X-Request-Id"] == given
+    assert response.headers["X-Request-Id"] == given
 
 
 @pytest.mark.parametrize("given", ["", " ", "a" * 129, "a b", "a/b", "<script>", "é", "a;b", '"'])
 def test_a_request_id_of_another_form_is_replaced(client, given, log_lines):
-    answer = client.get("/nothing", headers={"X-Request-Id": given})
+    response = client.get("/nothing", headers={"X-Request-Id": given})
 
-    made = answer.headers["X-Request-Id"]
+    made = response.headers["X-Request-Id"]
     assert made != given
     assert len(made) == 36
-    assert answer.json["instance"] == made
+    assert response.json["instance"] == made
     assert [line["request_id"] for line in request_lines(log_lines)] == [made]
 
 
@@ -77,9 +77,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def restored_logging(logged_to):
+def restored_logging(log_stream):
     yield
-    configure_logging("info", logged_to)
+    configure_logging("info", log_stream)
 
 
 @pytest.mark.usefixtures("restored_logging")

@@ -36,9 +36,9 @@ def test_what_postgresql_writes_is_what_the_schema_says(client, task, tasks_url)
 
 
 def test_a_problem_is_what_the_schema_says(client, tasks_url):
-    answer = client.post(tasks_url, json={"title": ""})
+    response = client.post(tasks_url, json={"title": ""})
 
-    assert ProblemDetails().load(answer.json, unknown=RAISE)["status"] == 422
+    assert ProblemDetails().load(response.json, unknown=RAISE)["status"] == 422
 
 
 def test_both_kinds_of_patch_are_documented(document):

@@ -46,9 +46,9 @@ def spans(app_with_a_bug):
 
 
 def test_a_request_is_one_span_with_the_name_of_its_route(app_with_a_bug, spans, task):
-    answer = app_with_a_bug.test_client().get(task.url)
+    response = app_with_a_bug.test_client().get(task.url)
 
-    assert answer.json == task
+    assert response.json == task
     (span,) = spans()
     assert span.name == f"GET {TASK}"
     assert span.kind is SpanKind.SERVER
@@ -58,9 +58,9 @@ def test_a_request_is_one_span_with_the_name_of_its_route(app_with_a_bug, spans,
 
 
 def test_the_span_of_a_request_that_met_a_bug_has_the_exception(app_with_a_bug, spans):
-    answer = app_with_a_bug.test_client().post("/bug/1")
+    response = app_with_a_bug.test_client().post("/bug/1")
 
-    assert answer.status_code == 500
+    assert response.status_code == 500
     (span,) = spans()
     assert span.attributes["http.route"] == "/bug/<int:number>"
     assert span.status.status_code is StatusCode.ERROR
@@ -136,10 +136,10 @@ def sentry():
 
 
 def test_a_bug_is_one_event_with_the_name_of_its_view(app_with_a_bug, sentry, log_lines):
-    answer = app_with_a_bug.test_client().post("/bug/1", json={"title": "A secret title"})
+    response = app_with_a_bug.test_client().post("/bug/1", json={"title": "A secret title"})
 
-    assert answer.status_code == 500
-    assert answer.json["type"] == "/problems/internal-error"
+    assert response.status_code == 500
+    assert response.json["type"] == "/problems/internal-error"
     (event,) = sentry.of_type("event")
     assert event["transaction"] == "bug"
     assert event["level"] == "error"
@@ -159,11 +159,11 @@ def test_a_failed_statement_is_an_event_without_the_row(
         "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_test CHECK (title <> 'A secret title') NOT VALID"
     )
     try:
-        answer = app_with_a_bug.test_client().patch(task.url, json={"title": "A secret title"})
+        response = app_with_a_bug.test_client().patch(task.url, json={"title": "A secret title"})
     finally:
         connection.execute("ALTER TABLE tasks DROP CONSTRAINT ck_tasks_test")
 
-    assert answer.status_code == 500
+    assert response.status_code == 500
     (event,) = sentry.of_type("event")
     assert event["transaction"] == "tasks.patch_task"
     (exception,) = event["exception"]["values"]

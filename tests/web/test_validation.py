@@ -16,24 +16,24 @@ def send(client, method, url, body, content_type="application/json"):
     return client.open(url, method=method, data=body, content_type=content_type)
 
 
-def refused(answer, status, kind):
-    assert answer.status_code == status, answer.text
-    assert answer.mimetype == "application/problem+json"
-    assert answer.json["status"] == status
-    assert answer.json["type"] == f"/problems/{kind}"
-    assert answer.json["instance"] == answer.headers["X-Request-Id"]
-    return answer.json
+def refused(response, status, kind):
+    assert response.status_code == status, response.text
+    assert response.mimetype == "application/problem+json"
+    assert response.json["status"] == status
+    assert response.json["type"] == f"/problems/{kind}"
+    assert response.json["instance"] == response.headers["X-Request-Id"]
+    return response.json
 
 
 @given(title=st.text(CHARACTERS, min_size=1, max_size=255).filter(str.strip))
 @example(title="\N{FAMILY}\u200d\N{WOMAN}" * 85)
 @example(title="\u202e\ufeff\U0010ffff")
 def test_a_title_is_kept_as_it_was_sent_but_for_white_space_around_it(client, tasks_url, title):
-    answer = client.post(tasks_url, json={"title": title})
+    response = client.post(tasks_url, json={"title": title})
 
-    assert answer.status_code == 201, answer.text
-    assert answer.json["title"] == title.strip()
-    assert client.get(answer.headers["Location"]).json == answer.json
+    assert response.status_code == 201, response.text
+    assert response.json["title"] == title.strip()
+    assert client.get(response.headers["Location"]).json == response.json
 
 
 @given(
@@ -51,18 +51,18 @@ def test_the_length_of_a_title_is_counted_in_characters_without_what_is_around_i
 @example(description="\N{BEAR FACE}" * 10_000)
 @example(description=" \n around \t")
 def test_a_description_is_kept_as_it_was_sent(client, tasks_url, description):
-    answer = client.post(tasks_url, json={"title": "Title", "description": description})
+    response = client.post(tasks_url, json={"title": "Title", "description": description})
 
-    assert answer.status_code == 201, answer.text
-    assert answer.json["description"] == description
+    assert response.status_code == 201, response.text
+    assert response.json["description"] == description
 
 
 @given(before=st.text(CHARACTERS, max_size=20), bad=st.one_of(st.just("\x00"), LONE_SURROGATES))
 @pytest.mark.parametrize("field", ["title", "description"])
 def test_what_no_database_can_hold_is_refused(client, tasks_url, field, before, bad):
-    answer = client.post(tasks_url, json={"title": "Title"} | {field: before + bad + "x"})
+    response = client.post(tasks_url, json={"title": "Title"} | {field: before + bad + "x"})
 
-    problem = refused(answer, 422, "invalid")
+    problem = refused(response, 422, "invalid")
     assert [error["pointer"] for error in problem["errors"]] == [f"/{field}"]
 
 
@@ -182,15 +182,15 @@ def test_a_body_of_another_type_is_refused(client, task, tasks_url, method, cont
 
 
 def test_a_merge_patch_is_for_patching_only(client, tasks_url):
-    answer = send(client, "POST", tasks_url, b'{"title": "x"}', "application/merge-patch+json")
+    response = send(client, "POST", tasks_url, b'{"title": "x"}', "application/merge-patch+json")
 
-    refused(answer, 415, "unsupported-media-type")
+    refused(response, 415, "unsupported-media-type")
 
 
 def test_a_parameter_of_the_media_type_does_no_harm(client, tasks_url):
-    answer = send(client, "POST", tasks_url, b'{"title": "x"}', "Application/JSON; charset=utf-8")
+    response = send(client, "POST", tasks_url, b'{"title": "x"}', "Application/JSON; charset=utf-8")
 
-    assert answer.status_code == 201
+    assert response.status_code == 201
 
 
 def test_a_body_may_have_128_kib(client, tasks_url):
@@ -232,17 +232,19 @@ def test_a_client_that_breaks_off_is_no_fault_of_ours(client, tasks_url):
 
 def test_a_chunked_body_that_the_server_does_not_read_is_refused(client, task):
     """Taken for none, it would complete the task."""
-    answer = client.patch(f"{task.url}/complete", headers=CHUNKED, content_type="application/json")
+    response = client.patch(
+        f"{task.url}/complete", headers=CHUNKED, content_type="application/json"
+    )
 
-    refused(answer, 411, "length-required")
+    refused(response, 411, "length-required")
     assert client.get(task.url).json == task
 
 
 @pytest.mark.parametrize("given", ["x", "-1", "+2", "0x2", "2, 2", "2.0", "²", "9" * 5000])
 def test_a_content_length_that_is_no_number_is_refused(client, task, given):
-    answer = client.patch(f"{task.url}/complete", environ_overrides={"CONTENT_LENGTH": given})
+    response = client.patch(f"{task.url}/complete", environ_overrides={"CONTENT_LENGTH": given})
 
-    assert refused(answer, 400, "malformed")["detail"] == "Content-Length must be a number."
+    assert refused(response, 400, "malformed")["detail"] == "Content-Length must be a number."
     assert client.get(task.url).json == task
 
 
@@ -260,14 +262,14 @@ def test_a_body_that_ends_before_its_length_is_refused(client, task, terminated)
         ("DELETE", task.url.partition("/tasks")[0]),
     ]:
         for sent in (b"", b"{}       "):
-            answer = client.open(
+            response = client.open(
                 url,
                 method=method,
                 input_stream=BytesIO(sent),
                 content_type="application/json",
                 environ_overrides=cut_off,
             )
-            detail = refused(answer, 400, "malformed")["detail"]
+            detail = refused(response, 400, "malformed")["detail"]
             assert detail == "The body ended before its Content-Length."
 
     assert client.get(task.url).json == task
@@ -285,14 +287,14 @@ def test_nothing_is_read_beyond_the_content_length(client, tasks_url):
     body = b'{"title": "x"}'
     stream = Longer(body + b"GET / HTTP/1.1")
 
-    answer = client.post(
+    response = client.post(
         tasks_url,
         input_stream=stream,
         content_type="application/json",
         environ_overrides={"CONTENT_LENGTH": str(len(body))},
     )
 
-    assert answer.status_code == 201
+    assert response.status_code == 201
     assert stream.read() == b"GET / HTTP/1.1"
 
 
@@ -351,7 +353,7 @@ def test_no_operation_ignores_a_parameter(client, user_id, url):
 
 
 def test_a_flood_of_faults_is_answered_in_part(client, tasks_url):
-    answer = client.post(tasks_url, json={f"{number}" * 200: 1 for number in range(200)})
+    response = client.post(tasks_url, json={f"{number}" * 200: 1 for number in range(200)})
 
-    assert len(refused(answer, 422, "invalid")["errors"]) == 100
-    assert len(answer.data) < 64 * 1024
+    assert len(refused(response, 422, "invalid")["errors"]) == 100
+    assert len(response.data) < 64 * 1024
