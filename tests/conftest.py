@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from todo_api.auth.jwks import Pace
     from todo_api.settings import Settings
 
-# All examples of a test share one client and one user. Statements have no fixed duration: there is
-# no deadline.
+# All Hypothesis examples of a test may share its client and user. They have no deadline, because
+# the duration of statements varies.
 settings.register_profile(
     "todo",
     deadline=None,
@@ -47,7 +47,7 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# The divisors that the fixture `count` uses.
+# Divisors of the full count of a test: FEW leaves a fiftieth, MANY a tenth.
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")
@@ -196,7 +196,7 @@ def make_settings(database_url: str, pooler: Pooler | None):
 
 @pytest.fixture(scope="session")
 def app(make_settings, log_stream: io.StringIO) -> Flask:  # noqa: ARG001  configures logging
-    # Sixteen threads have a slot for each concurrent request of a test: none is refused.
+    # No test sends 16 requests at once, so the admission limiter refuses none.
     application = create_app(make_settings(WEB_THREADS="16"))
     yield application
     application.services.pool.close()
