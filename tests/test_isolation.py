@@ -39,7 +39,7 @@ pytestmark = pytest.mark.pooled
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 SECRET_TEXT = "Nobody else may read this"
 ATTACKS = 20_000
-MINIMUM_OF_ATTACKS = 1_000  # each operation succeeds at least once with the attacker's own data
+MINIMUM_ATTACKS = 1_000  # each operation succeeds at least once with the attacker's own data
 
 
 class PoolWithoutOwnerConditions(Pool):
@@ -140,8 +140,8 @@ class Attack:
         if method in ("POST", "PUT", "PATCH") and self.random.random() < 0.9:
             options["json"] = self.body()
         response = self.attacker.send(method, path, **options)
-        sent = json.dumps([path, options])
-        self.check(f"{method} {path} {options}", response, sent)
+        request_text = json.dumps([path, options])
+        self.check(f"{method} {path} {options}", response, request_text)
         if response.status_code < 300:
             self.succeeded.add((method, template))
             if template.endswith("}/tasks/{task_id}") and method == "DELETE":
@@ -151,12 +151,12 @@ class Attack:
             if response.status_code == 201:
                 self.attacker_tasks.append(response.json["id"])
 
-    def check(self, request: str, response: Any, sent: str) -> None:
+    def check(self, request: str, response: Any, request_text: str) -> None:
         response_text = response.text + str(response.headers)
         assert response.status_code < 500, request
         assert SECRET_TEXT not in response_text, request
         for secret in (self.victim.id, *self.victim_tasks):
-            assert secret not in response_text or secret in sent, request
+            assert secret not in response_text or secret in request_text, request
         if response.status_code < 300:
             assert f"/api/{self.victim.id}" not in request.split()[1], request
 
@@ -249,18 +249,18 @@ def url_without_row_level_security(new_database) -> str:
 
 
 def test_owner_conditions_and_row_level_security_stop_every_attack(make_app, database_url, count):
-    Attack(make_app(), database_url, seed=1).run(count(ATTACKS, MINIMUM_OF_ATTACKS))
+    Attack(make_app(), database_url, seed=1).run(count(ATTACKS, MINIMUM_ATTACKS))
 
 
 def test_row_level_security_alone_stops_every_attack(make_app, database_url, count):
     Attack(make_app(pool_class=PoolWithoutOwnerConditions), database_url, seed=2).run(
-        count(ATTACKS, MINIMUM_OF_ATTACKS)
+        count(ATTACKS, MINIMUM_ATTACKS)
     )
 
 
 def test_owner_conditions_alone_stop_every_attack(make_app, url_without_row_level_security, count):
     Attack(make_app(url_without_row_level_security), url_without_row_level_security, seed=3).run(
-        count(ATTACKS, MINIMUM_OF_ATTACKS)
+        count(ATTACKS, MINIMUM_ATTACKS)
     )
 
 

@@ -101,7 +101,7 @@ def test_every_table_has_a_policy_that_limits_reads_and_writes_to_the_owner(conn
         assert using == with_check == f"({column} = ({owner}"
 
 
-def test_only_maintenance_role_reads_rows_of_all_owners_and_only_old_rows(connection):
+def test_only_the_maintenance_role_has_policies_across_owners(connection):
     rows = connection.execute(
         """
         SELECT tablename, roles::text, qual FROM pg_policies

@@ -79,8 +79,8 @@ def test_user_without_tasks_has_no_changes(client, changes_url):
     response = client.get(f"{changes_url}?since=0")
 
     assert response.json["changes"] == []
-    again = client.get(changes_url, query_string={"since": response.json["next"]})
-    assert (again.status_code, again.json["changes"]) == (200, [])
+    repeated = client.get(changes_url, query_string={"since": response.json["next"]})
+    assert (repeated.status_code, repeated.json["changes"]) == (200, [])
 
 
 @pytest.mark.parametrize("since", ["", "-1", "1.5", "x", "AAAA", "W10", "9" * 19, "x" * 201, None])
@@ -102,9 +102,11 @@ def test_unchanged_page_of_changes_gets_304(client, make_task, changes_url):
     make_task()
     first = client.get(f"{changes_url}?since=0")
 
-    again = client.get(f"{changes_url}?since=0", headers={"If-None-Match": first.headers["ETag"]})
+    repeated = client.get(
+        f"{changes_url}?since=0", headers={"If-None-Match": first.headers["ETag"]}
+    )
 
-    assert again.status_code == 304
+    assert repeated.status_code == 304
 
 
 def test_device_without_a_purged_tombstone_restarts_its_sync(
@@ -126,7 +128,7 @@ def test_device_without_a_purged_tombstone_restarts_its_sync(
 def test_interrupted_full_sync_restarts_only_at_its_end_after_a_purge(
     client, make_task, changes_url, tasks_url, connection, database_url
 ):
-    """A task of its first page is deleted and purged; the last page makes the device restart."""
+    """A task of the first page is deleted and purged: the device restarts after the last page."""
     tasks = [make_task() for _ in range(5)]
     device = Device(client, changes_url, limit=2)
     assert device.sync_page()
@@ -136,7 +138,7 @@ def test_interrupted_full_sync_restarts_only_at_its_end_after_a_purge(
 
     for _ in range(2):
         assert device.sync_page()
-        assert device.restarts == 0, "the next pages of a full sync are not 410"
+        assert device.restarts == 0, "a full sync that has begun gets no 410 before its end"
 
     assert device.sync() == get_tasks_by_id(client, tasks_url)
     assert device.restarts == 1

@@ -66,7 +66,7 @@ def test_pages_contain_tasks_with_equal_times_once(client, user_id, tasks_url, c
     assert len(listed) == len(set(listed)) == 9
 
 
-def test_next_page_is_right_after_tasks_are_created_and_deleted(client, make_task, tasks_url):
+def test_created_and_deleted_tasks_do_not_shift_the_next_page(client, make_task, tasks_url):
     tasks = [make_task(title=str(number)) for number in range(6)]
     first = client.get(f"{tasks_url}?limit=2")
 

@@ -126,13 +126,13 @@ def test_unchanged_list_gets_304(client, make_task, tasks_url, query):
     if_none_match = {"If-None-Match": first.headers["ETag"]}
 
     repeated = client.get(tasks_url + query, headers=if_none_match)
-    other = client.get(f"{tasks_url}?limit=7", headers=if_none_match)
+    other_query = client.get(f"{tasks_url}?limit=7", headers=if_none_match)
     make_task()
     changed = client.get(tasks_url + query, headers=if_none_match)
 
     assert repeated.status_code == 304
     assert repeated.headers["ETag"] == first.headers["ETag"]
-    assert other.status_code == changed.status_code == 200
+    assert other_query.status_code == changed.status_code == 200
     assert changed.headers["ETag"] != first.headers["ETag"]
 
 
@@ -172,7 +172,7 @@ def test_put_with_if_none_match_star_does_not_change_an_existing_task(
     assert row == (task["revision"],), "a request without a change takes no revision"
 
 
-def test_put_with_the_id_of_a_task_in_the_trash_names_restore(client, task):
+def test_put_with_the_id_of_a_task_in_the_trash_names_the_restore_url(client, task):
     client.delete(task.url)
 
     response = client.put(task.url, json={"title": "Again"}, headers={"If-None-Match": "*"})

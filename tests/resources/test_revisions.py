@@ -123,13 +123,13 @@ def test_revisions_become_visible_in_order(app, tasks_url, stop_observing):
 def test_change_waits_until_the_previous_revision_is_committed(
     client, tasks_url, user_id, database_url, read_counter
 ):
-    with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as pool:
-        insert_with_sql(other, user_id)
+    with psycopg.connect(database_url) as other_connection, ThreadPoolExecutor(1) as pool:
+        insert_with_sql(other_connection, user_id)
         pending = pool.submit(client.post, tasks_url, json={"title": "Buy oat milk"})
-        wait_until_blocked_by(database_url, other)
+        wait_until_blocked_by(database_url, other_connection)
         was_done = pending.done()
         visible = read_counter()
-        other.commit()
+        other_connection.commit()
         response = pending.result(timeout=10)
 
     assert not was_done
@@ -144,11 +144,11 @@ def test_revision_of_a_rolled_back_change_is_used_again(
     client, tasks_url, user_id, database_url, read_counter
 ):
     client.post(tasks_url, json={"title": "Buy oats"})
-    with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as pool:
-        insert_with_sql(other, user_id)
+    with psycopg.connect(database_url) as other_connection, ThreadPoolExecutor(1) as pool:
+        insert_with_sql(other_connection, user_id)
         pending = pool.submit(client.post, tasks_url, json={"title": "Buy oat milk"})
-        wait_until_blocked_by(database_url, other)
-        other.rollback()
+        wait_until_blocked_by(database_url, other_connection)
+        other_connection.rollback()
         response = pending.result(timeout=10)
 
     assert response.json["revision"] == read_counter() == 2

@@ -43,22 +43,22 @@ def test_delete_user_erases_the_user_and_every_task(
 
     assert response.status_code == 204
     assert response.data == b""
-    assert len(before) == 4  # the user, two tasks and a deleted one
+    assert len(before) == 4  # one user, two live tasks, one deleted task
     assert read_rows(user_id) == []
     assert client.get(f"{user_url}/tasks").json == []
     assert {client.get(task.url).status_code for task in tasks} == {404}
 
 
 def test_delete_user_keeps_other_users(client, user_url, task, read_rows):
-    other = str(uuid.uuid4())
-    others_task = client.post(f"/api/{other}/tasks", json={"title": "Of another user"}).json
-    before = read_rows(other)
+    other_user_id = str(uuid.uuid4())
+    others_task = client.post(f"/api/{other_user_id}/tasks", json={"title": "Of another user"}).json
+    before = read_rows(other_user_id)
 
     response = client.delete(user_url)
 
     assert response.status_code == 204
-    assert read_rows(other) == before
-    assert client.get(f"/api/{other}/tasks").json == [others_task]
+    assert read_rows(other_user_id) == before
+    assert client.get(f"/api/{other_user_id}/tasks").json == [others_task]
     assert client.get(task.url).status_code == 404
 
 

@@ -69,7 +69,7 @@ REQUESTS = {
 ERROR_STATUSES = [status for status in REQUESTS if status >= 400]
 
 
-def request_status(app: Flask, status: int, user_id: str = USER, **headers: str):
+def get_response(app: Flask, status: int, user_id: str = USER, **headers: str):
     """Send the request for this status, and return its response."""
     method, path, options = REQUESTS[status]
     token = {} if status == 401 else authorization(user_id)
@@ -95,7 +95,7 @@ def assert_security_headers(response, policy: str = STRICT_POLICY) -> None:
 
 @pytest.mark.parametrize("status", REQUESTS)
 def test_every_response_has_the_security_headers(api, user_id, status):
-    response = request_status(api, status, user_id)
+    response = get_response(api, status, user_id)
 
     assert_security_headers(response)
 
@@ -117,7 +117,7 @@ def test_every_route_without_a_token_has_the_security_headers(api):
 
 @pytest.mark.parametrize("status", [200, 201, 304])
 def test_data_of_a_user_may_be_cached_only_privately(api, user_id, status):
-    response = request_status(api, status, user_id)
+    response = get_response(api, status, user_id)
 
     assert response.headers["Cache-Control"] == "private, no-cache"
     assert response.vary.as_set(preserve_casing=True) == {"Authorization"}
@@ -126,7 +126,7 @@ def test_data_of_a_user_may_be_cached_only_privately(api, user_id, status):
 
 @pytest.mark.parametrize("status", [*ERROR_STATUSES, 204])
 def test_errors_and_empty_responses_are_not_cached(api, user_id, status):
-    response = request_status(api, status, user_id)
+    response = get_response(api, status, user_id)
 
     assert response.headers["Cache-Control"] == "no-store"
 
@@ -220,7 +220,7 @@ def test_files_of_the_docs_page_have_their_media_types(api):
 
 
 @pytest.fixture(scope="module")
-def gunicorn(pytestconfig, tmp_path_factory):
+def gunicorn_port(pytestconfig, tmp_path_factory):
     """The port of a server whose database is unreachable and whose folder has no .env."""
     root = pytestconfig.rootpath
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -249,9 +249,9 @@ def gunicorn(pytestconfig, tmp_path_factory):
         (["GET /livez HTTP/1.1", f"X: {'x' * 10_000}"], "431"),
     ],
 )
-def test_response_headers_contain_no_version(gunicorn, lines, status):
+def test_response_headers_contain_no_version(gunicorn_port, lines, status):
     """Some of these responses come from the application, and some from gunicorn."""
-    response = exchange(gunicorn, *lines)
+    response = exchange(gunicorn_port, *lines)
 
     assert response.split(" ", 2)[1] == status
     head = response.partition("\r\n\r\n")[0]
@@ -270,12 +270,12 @@ def test_response_headers_contain_no_version(gunicorn, lines, status):
         (["Basic dXNlcjpwYXNz", "{good}"], "401"),
     ],
 )
-def test_request_with_two_authorization_headers_is_refused(gunicorn, fields, status):
+def test_request_with_two_authorization_headers_is_refused(gunicorn_port, fields, status):
     """A proxy and this server might otherwise read different ones."""
     valid = authorization()["Authorization"]
 
     response = exchange(
-        gunicorn,
+        gunicorn_port,
         "GET /api/session HTTP/1.1",
         *[f"Authorization: {field.format(good=valid)}" for field in fields],
     )
@@ -319,7 +319,7 @@ def cors_headers(response) -> dict[str, str]:
 
 @pytest.mark.parametrize("status", REQUESTS)
 def test_responses_have_no_cors_headers_by_default(api, user_id, status):
-    response = request_status(api, status, user_id, Origin=ORIGIN)
+    response = get_response(api, status, user_id, Origin=ORIGIN)
 
     assert cors_headers(response) == {}
     assert "origin" not in response.vary
@@ -409,7 +409,7 @@ def test_preflight_of_another_origin_allows_nothing(api_with_cors, origin):
 @pytest.mark.parametrize("origin", OTHER_ORIGINS)
 @pytest.mark.parametrize("status", [200, 401])
 def test_another_origin_cannot_read_responses(api_with_cors, user_id, origin, status):
-    response = request_status(api_with_cors, status, user_id, Origin=origin)
+    response = get_response(api_with_cors, status, user_id, Origin=origin)
 
     assert cors_headers(response) == {}
     assert "origin" in response.vary
@@ -418,7 +418,7 @@ def test_another_origin_cannot_read_responses(api_with_cors, user_id, origin, st
 @pytest.mark.parametrize("origin", [ORIGIN, OTHER_ORIGIN])
 @pytest.mark.parametrize("status", REQUESTS)
 def test_allowed_origin_can_read_every_response(api_with_cors, user_id, status, origin):
-    response = request_status(api_with_cors, status, user_id, Origin=origin)
+    response = get_response(api_with_cors, status, user_id, Origin=origin)
 
     assert cors_headers(response).keys() == {
         "Access-Control-Allow-Origin",
@@ -434,7 +434,7 @@ def test_allowed_origin_can_read_every_response(api_with_cors, user_id, status, 
 
 @pytest.mark.parametrize("status", REQUESTS)
 def test_response_without_origin_has_vary_origin(api_with_cors, user_id, status):
-    response = request_status(api_with_cors, status, user_id)
+    response = get_response(api_with_cors, status, user_id)
 
     assert "origin" in response.vary
     assert ("authorization" in response.vary) == (status in (200, 201, 304))
@@ -465,7 +465,7 @@ def test_only_options_can_be_a_preflight(api_with_cors, method):
 def test_cors_allows_no_credentials(api_with_cors, user_id):
     responses = [
         preflight(api_with_cors, ORIGIN),
-        request_status(api_with_cors, 200, user_id, Origin=ORIGIN),
+        get_response(api_with_cors, 200, user_id, Origin=ORIGIN),
     ]
 
     for response in responses:

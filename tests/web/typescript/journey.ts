@@ -285,7 +285,7 @@ async function sync(user_id: string): Promise<void> {
   assert.equal(full.changes.length, tasks.size);
   assert.deepEqual(sorted(copy), sorted(tasks));
 
-  const [first, second] = [...mine.values()];
+  const [first, second] = [...copy.values()];
   assert.ok(first && second);
   const deletedPath = { user_id, task_id: first.id };
   const replacedPath = { user_id, task_id: second.id };
