@@ -1,4 +1,4 @@
-"""An issuer's key set: which keys are accepted, the limits of a fetch, the effect of an outage.
+"""An issuer's key set: the accepted keys, the limits of a fetch, and the effect of an outage.
 
 The issuer is a real HTTP server, and each test sets its behavior.
 """
@@ -247,7 +247,7 @@ def new_verifier(new_keys):
 
 @pytest.fixture
 def new_app():
-    """Create an application that trusts an issuer and fetches its keys at a pace."""
+    """Create an application that trusts an issuer and fetches its keys at this pace."""
     with ExitStack() as stack:
 
         def make(issuer: Issuer, pace: Pace = FAST_PACE) -> Flask:
@@ -694,7 +694,7 @@ def test_outage_of_ten_minutes_does_not_delay_requests(new_issuer, new_verifier,
                 time.sleep(0.0005)
         fetches = len(failing.requests) - fetches_before
 
-    # A busy machine delays both verifiers by more than the patience: compare how often.
+    # A busy machine delays both verifiers: compare how often each delay exceeds the patience.
     delayed_healthy, delayed_failing = (
         statistics.mean(duration > SCALED_PACE.patience for duration in itertools.chain(*by_minute))
         for by_minute in zip(*durations, strict=True)

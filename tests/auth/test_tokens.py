@@ -1,7 +1,7 @@
-"""Which tokens are accepted and which are refused, for every type of key.
+"""Tokens that are accepted or refused, for every type of key.
 
 Attacks go to an application whose database refuses connections. A valid token gets 503 there, so
-a response 401 shows that the request did not use the database.
+a 401 shows that the request did not use the database.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def bearer(token: str) -> str:
 
 
 def assert_refused(response, challenge: str = 'Bearer error="invalid_token"'):
-    """Check that this is a 401 as in RFC 6750 and RFC 9457, which does not tell the cause."""
+    """Check that the response is a 401 as in RFC 6750 and RFC 9457, without the cause."""
     assert response.status_code == 401, response.text
     assert response.headers.getlist("WWW-Authenticate") == [challenge]
     assert response.headers["Cache-Control"] == "no-store"
@@ -1271,6 +1271,7 @@ def fill_path(rule, user_id: str = USER, task_id: str = OTHER) -> str:
 @pytest.fixture
 def offline_app(make_offline_app) -> Flask:
     """An application without a database, whose pool is still closed."""
+    # The port distinguishes this application from those of other tests, which open their pools.
     return make_offline_app(**key_settings("HS256"), JWT_USER_CLAIM="sub", PORT="8001")
 
 

@@ -35,7 +35,7 @@ def test_tasks_remain_after_a_restart(checkout):
 
 
 def test_tasks_remain_after_a_crash_of_both_servers(checkout):
-    """Both servers are killed without a signal that they could handle."""
+    """Both servers are killed with SIGKILL, so they cannot stop properly."""
     folder = checkout()
     server = Server(folder)
     server.await_health()

@@ -119,7 +119,7 @@ def read_state(connection):
 
 @needs_pgbouncer
 def test_old_pooler_shows_prepared_statements_to_other_clients(database_url):
-    """Such a pooler needs DATABASE_PREPARE=false."""
+    """PgBouncer before 1.21 needs DATABASE_PREPARE=false."""
     version = subprocess.run([PGBOUNCER, "-V"], capture_output=True, text=True, check=True).stdout
     if [int(part) for part in re.search(r"(\d+)\.(\d+)", version).groups()] >= [1, 21]:
         pytest.skip("this version of PgBouncer supports prepared statements")

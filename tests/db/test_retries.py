@@ -226,7 +226,7 @@ def terminate(url: str) -> None:
 
 
 def wait_after_change(connection, task):
-    """Wait, so that the latest change of the task is older than this request."""
+    """Wait, so that a retry can tell the task's earlier change from a change after its request."""
     time.sleep(0.15)
     assert read_revision(connection, task)
 

@@ -56,18 +56,18 @@ def nginx(api):
 
 
 @pytest.fixture
-def ask(nginx, request):
+def send_request(nginx, request):
     """Send a request through nginx, with a client address that depends on the test."""
     return make_client(nginx.address, address_of(request.node.name))
 
 
 def make_client(address, source):
-    def ask(method, path, body=None, headers=None):
+    def send_request(method, path, body=None, headers=None):
         with Client(address) as client:
             client._connection.source_address = (source, 0)
             return client.request(method, path, body, headers)
 
-    return ask
+    return send_request
 
 
 def address_of(name: str, number: int = 0) -> str:
@@ -75,10 +75,10 @@ def address_of(name: str, number: int = 0) -> str:
     return f"127.{1 + crc32(name.encode()) % 250}.{1 + number % 250}.1"
 
 
-def exchange(address, sent: bytes, source: str = "127.0.0.1") -> bytes:
+def exchange(address, request_bytes: bytes, source: str = "127.0.0.1") -> bytes:
     """Send bytes, and return the response until the connection is closed."""
     with socket.create_connection(address, timeout=30, source_address=(source, 0)) as connection:
-        connection.sendall(sent)
+        connection.sendall(request_bytes)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -99,17 +99,17 @@ def test_nginx_accepts_the_files_unchanged(nginx):
     assert "warn" not in nginx.verify()
 
 
-def test_task_is_created_changed_and_deleted_through_nginx(ask, tasks_url):
+def test_task_is_created_changed_and_deleted_through_nginx(send_request, tasks_url):
     """Create, read, change and delete a task with its ETag; no response is compressed."""
     compressed = {"Accept-Encoding": "gzip, br"}
-    created = ask("POST", tasks_url, {"title": "Buy oat milk " * 15}, compressed)
+    created = send_request("POST", tasks_url, {"title": "Buy oat milk " * 15}, compressed)
     task, etag = created.headers["location"], created.headers["etag"]
 
-    read = ask("GET", task, headers=compressed)
-    not_modified = ask("GET", task, headers=compressed | {"If-None-Match": etag})
-    changed = ask("PATCH", task, {"completed": True}, {"If-Match": etag})
-    refused = ask("PATCH", task, {"completed": False}, {"If-Match": etag})
-    deleted = ask("DELETE", task, headers={"If-Match": changed.headers["etag"]})
+    read = send_request("GET", task, headers=compressed)
+    not_modified = send_request("GET", task, headers=compressed | {"If-None-Match": etag})
+    changed = send_request("PATCH", task, {"completed": True}, {"If-Match": etag})
+    refused = send_request("PATCH", task, {"completed": False}, {"If-Match": etag})
+    deleted = send_request("DELETE", task, headers={"If-Match": changed.headers["etag"]})
 
     assert (created.status, etag[0]) == (201, '"')
     assert (read.body, read.headers["etag"]) == (created.body, etag)
@@ -123,19 +123,21 @@ def test_task_is_created_changed_and_deleted_through_nginx(ask, tasks_url):
     assert refused.json["current"] == changed.json
 
 
-def test_large_list_is_not_compressed(ask, tasks_url):
+def test_large_list_is_not_compressed(send_request, tasks_url):
     for _ in range(3):
-        ask("POST", tasks_url, {"title": "Buy oat milk", "description": "Two litres. " * 500})
+        send_request(
+            "POST", tasks_url, {"title": "Buy oat milk", "description": "Two litres. " * 500}
+        )
 
-    listed = ask("GET", tasks_url, headers={"Accept-Encoding": "gzip"})
+    listed = send_request("GET", tasks_url, headers={"Accept-Encoding": "gzip"})
 
     assert len(listed.json) == 3
     assert "content-encoding" not in listed.headers
     assert listed.headers["etag"].startswith('"')
 
 
-def test_request_id_is_the_same_in_response_and_logs(ask, api, nginx):
-    response = ask("GET", "/livez", headers={"X-Request-Id": "from-a-client"})
+def test_request_id_is_the_same_in_response_and_logs(send_request, api, nginx):
+    response = send_request("GET", "/livez", headers={"X-Request-Id": "from-a-client"})
 
     assert response.headers["x-request-id"] == "from-a-client"
     await_line(api.log, '"request_id":"from-a-client"')
@@ -143,15 +145,17 @@ def test_request_id_is_the_same_in_response_and_logs(ask, api, nginx):
 
 
 @pytest.mark.parametrize("request_id", ["with spaces", "x" * 129, '"quoted"', "é"])
-def test_malformed_request_id_is_replaced_by_nginx(ask, api, request_id):
-    replaced = ask("GET", "/livez", headers={"X-Request-Id": request_id}).headers["x-request-id"]
+def test_malformed_request_id_is_replaced_by_nginx(send_request, api, request_id):
+    replaced = send_request("GET", "/livez", headers={"X-Request-Id": request_id}).headers[
+        "x-request-id"
+    ]
 
     assert re.fullmatch("[0-9a-f]{32}", replaced)
     await_line(api.log, f'"request_id":"{replaced}"')
 
 
-def test_access_log_is_json_without_query_strings(ask, nginx, tasks_url):
-    ask("GET", f"{tasks_url}?q=secret-text", headers={"X-Request-Id": "id-of-search"})
+def test_access_log_is_json_without_query_strings(send_request, nginx, tasks_url):
+    send_request("GET", f"{tasks_url}?q=secret-text", headers={"X-Request-Id": "id-of-search"})
 
     line = json.loads(await_line(nginx.access_log, "id-of-search"))
 
@@ -165,7 +169,7 @@ def await_line(log: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("status", "sent"),
+    ("status", "request_bytes"),
     [
         (400, b"NONSENSE\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\n\r\n"),
@@ -179,8 +183,8 @@ def await_line(log: Path, text: str) -> str:
         (505, b"GET / HTTP/3.1\r\nHost: x\r\n\r\n"),
     ],
 )
-def test_request_refused_by_nginx_gets_problem_details(nginx, status, sent):
-    response = exchange(nginx.address, sent)
+def test_request_refused_by_nginx_gets_problem_details(nginx, status, request_bytes):
+    response = exchange(nginx.address, request_bytes)
 
     head, _, body = response.decode().partition("\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} "), response
@@ -190,11 +194,11 @@ def test_request_refused_by_nginx_gets_problem_details(nginx, status, sent):
     assert json.loads(body)["instance"] in head
 
 
-def test_too_large_body_gets_the_same_problem_as_from_the_application(ask, api, tasks_url):
+def test_too_large_body_gets_the_same_problem_as_from_the_application(send_request, api, tasks_url):
     body = {"title": "x" * MAX_BODY}
     with Client(api.address) as client:
         direct = client.request("POST", tasks_url, body)
-    refused = ask("POST", tasks_url, body)
+    refused = send_request("POST", tasks_url, body)
 
     assert_problem(refused, 413)
     assert refused.json | {"instance": ""} == direct.json | {"instance": ""}
@@ -210,10 +214,10 @@ def test_size_of_a_chunked_body_is_limited(nginx, tasks_url):
     assert b"application/problem+json" in response
 
 
-def test_body_of_the_maximum_size_reaches_the_application(ask, tasks_url):
+def test_body_of_the_maximum_size_reaches_the_application(send_request, tasks_url):
     overhead = len(json.dumps({"title": ""}))
 
-    response = ask("POST", tasks_url, {"title": "x" * (MAX_BODY - overhead)})
+    response = send_request("POST", tasks_url, {"title": "x" * (MAX_BODY - overhead)})
 
     assert response.status == 422
     assert response.json["errors"][0]["pointer"] == "/title"
@@ -222,8 +226,8 @@ def test_body_of_the_maximum_size_reaches_the_application(ask, tasks_url):
 @pytest.mark.parametrize(
     "path", ["/metrics", "//metrics", "/metrics/", "/%6detrics", "/api/../metrics", "/metrics?x=1"]
 )
-def test_metrics_are_not_served_through_nginx(ask, api, path):
-    response = ask("GET", path)
+def test_metrics_are_not_served_through_nginx(send_request, api, path):
+    response = send_request("GET", path)
 
     assert_problem(response, 404)
     with Client(api.address) as direct_client:
@@ -231,7 +235,7 @@ def test_metrics_are_not_served_through_nginx(ask, api, path):
 
 
 def test_rate_limit_applies_to_one_client():
-    """This nginx has no upstream, so that it responds at once, even on a slow machine."""
+    """Without an upstream, nginx responds at once, even on a slow machine."""
     flood = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 400
 
     with in_front_of((HOST, free_port())) as nginx:
@@ -247,14 +251,20 @@ def test_rate_limit_applies_to_one_client():
 
 
 def test_requests_over_the_connection_limit_are_refused_at_once(database_url):
-    """gunicorn is suspended, so that the accepted requests are still open when the next arrives."""
-    with serving(database_url) as api, in_front_of(api.address) as nginx, ExitStack() as waiting:
+    """Suspend gunicorn, so that the accepted requests are still open when the next one arrives."""
+    with (
+        serving(database_url) as api,
+        in_front_of(api.address) as nginx,
+        ExitStack() as connections,
+    ):
         workers = api.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         try:
             accepted = [
-                waiting.enter_context(open_request(nginx, "/livez", address_of("limit", number)))
+                connections.enter_context(
+                    open_request(nginx, "/livez", address_of("limit", number))
+                )
                 for number in range(MAX_CONNECTIONS)
             ]
             await_that(
@@ -366,19 +376,19 @@ def test_change_is_never_sent_twice(method, received, status):
     # With one nginx process, the second request uses the connection of the first.
     one_process = ("nginx.conf", "worker_processes auto", "worker_processes 1")
     with in_front_of(upstream.address, one_process) as nginx:
-        ask = make_client(nginx.address, "127.0.0.1")
-        assert ask("GET", "/").status == 200
+        send_request = make_client(nginx.address, "127.0.0.1")
+        assert send_request("GET", "/").status == 200
 
-        response = ask(method, "/")
+        response = send_request(method, "/")
 
     assert response.status == status
     assert upstream.received == received
 
 
-def test_slow_clients_occupy_no_thread_of_gunicorn(ask, nginx, request, tasks_url):
+def test_slow_clients_occupy_no_thread_of_gunicorn(send_request, nginx, request, tasks_url):
     """240 slow clients of three kinds are far more than the threads of gunicorn."""
     for _ in range(30):
-        ask("POST", tasks_url, {"title": "Buy oat milk", "description": "x" * 10_000})
+        send_request("POST", tasks_url, {"title": "Buy oat milk", "description": "x" * 10_000})
     head = f"POST {tasks_url} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     request_kinds = [
         head.encode(),
@@ -393,7 +403,7 @@ def test_slow_clients_occupy_no_thread_of_gunicorn(ask, nginx, request, tasks_ur
             connection.connect(nginx.address)
             connection.sendall(request_kinds[number % 3])
 
-        statuses = {ask("GET", f"{tasks_url}?limit=1").status for _ in range(40)}
+        statuses = {send_request("GET", f"{tasks_url}?limit=1").status for _ in range(40)}
 
     assert statuses == {200}
 
@@ -403,9 +413,9 @@ def test_allowed_origin_can_read_error_responses(api):
     no_origin = 'map $http_origin $todo_origin {\n    default "";\n'
     one_origin = f'{no_origin}    "https://app.example" $http_origin;\n'
     with in_front_of(api.address, ("todo-api/http.conf", no_origin, one_origin)) as nginx:
-        ask = make_client(nginx.address, "127.0.0.1")
-        allowed = ask("GET", "/metrics", headers={"Origin": "https://app.example"})
-        other = ask("GET", "/metrics", headers={"Origin": "https://other.example"})
+        send_request = make_client(nginx.address, "127.0.0.1")
+        allowed = send_request("GET", "/metrics", headers={"Origin": "https://app.example"})
+        other = send_request("GET", "/metrics", headers={"Origin": "https://other.example"})
 
     assert allowed.headers["access-control-allow-origin"] == "https://app.example"
     assert set(allowed.headers["access-control-expose-headers"].split(", ")) <= readable

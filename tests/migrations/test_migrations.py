@@ -33,9 +33,9 @@ from todo_api.tasks.fields import TASK
 # The advisory lock that lets one migration run at a time.
 MIGRATION_LOCK = 8_101_977
 
-# Queries for the parts of the schema that the table metadata declares. The number of each query
-# is the number of its first columns, which together name a row. The order of a table's columns is
-# not compared, because a migration appends columns and every statement names its columns.
+# Queries for the parts of the schema that the table metadata declares. The number before a query
+# is the number of leading columns that name a row. The order of a table's columns is not compared,
+# because a migration appends columns and every statement names its columns.
 TABLES = {
     "column": (
         2,
@@ -103,7 +103,7 @@ MIGRATION_PARTS = {
     ),
 }
 ALL = TABLES | MIGRATION_PARTS
-EMPTY = {kind: {} for kind in ALL}
+EMPTY_SCHEMA = {kind: {} for kind in ALL}
 
 
 def catalog(url, queries=ALL):
@@ -220,7 +220,7 @@ def assert_serves(open_database, url):
 
 
 def assert_nothing_was_migrated(url):
-    assert_same_json(catalog(url), EMPTY, "A migration that fails must change nothing.")
+    assert_same_json(catalog(url), EMPTY_SCHEMA, "A migration that fails must change nothing.")
     assert version(url) is None
 
 
@@ -232,7 +232,7 @@ def test_upgrade_after_downgrade_restores_the_schema(owned_database, open_databa
     migrate(owned_database.url)
     upgraded_again = catalog(owned_database.url)
 
-    assert_same_json(downgraded, EMPTY, "Downgrades must leave nothing behind.")
+    assert_same_json(downgraded, EMPTY_SCHEMA, "Downgrades must leave nothing behind.")
     assert_same_json(
         upgraded_again, upgraded, "An upgrade after a downgrade must create the same schema."
     )
@@ -431,7 +431,9 @@ def test_downgrade_revokes_only_the_privileges_of_its_database(
 
     migrate(owned_database.url, "base")
 
-    assert_same_json(catalog(owned_database.url), EMPTY, "Downgrades must leave nothing behind.")
+    assert_same_json(
+        catalog(owned_database.url), EMPTY_SCHEMA, "Downgrades must leave nothing behind."
+    )
     assert_serves(open_database, other.url)
     migrate(other.url, "base")
     execute(owned_database.superuser_url, "DROP ROLE todo_app, todo_maintenance")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 GUNICORN = Path(sys.executable).parent / "gunicorn"
 TIMEOUT = 60  # seconds
 WORKERS = 2
-SLOTS = 3  # connections of each worker: one fewer than its threads
+CONNECTIONS_PER_WORKER = 3  # one fewer than its threads
 
 
 class Samples(dict):
@@ -67,7 +67,7 @@ def wait_until(condition):
     return pytest.fail("the condition did not become true")
 
 
-def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+def request(port: int, path: str, method: str = "GET") -> tuple[int, str]:
     """Send a request on a new connection, so that any worker may accept it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
@@ -85,7 +85,7 @@ class Gunicorn:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         settings = {"AUTH_MODE": "none", "METRICS": "true", "WEB_CONCURRENCY": str(WORKERS)}
         self.process = subprocess.Popen(
-            # After `-m gunicorn`, an upgrade would put gunicorn's folder before the standard library.
+            # An upgrade of `-m gunicorn` puts gunicorn's folder before the standard library.
             [GUNICORN, "--config", ROOT / "gunicorn.conf.py"],
             # This folder has no .env.
             cwd=folder,
@@ -93,17 +93,17 @@ class Gunicorn:
             stderr=subprocess.DEVNULL,
         )
 
-    def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
-        return ask(self.port, path, method)
+    def request(self, path: str, method: str = "GET") -> tuple[int, str]:
+        return request(self.port, path, method)
 
     def scrape(self) -> Samples:
-        status, text = self.ask("/metrics")
+        status, text = self.request("/metrics")
         assert status == 200
         return Samples(text)
 
     def livez(self) -> bool:
         try:
-            return self.ask("/livez")[0] == 200
+            return self.request("/livez")[0] == 200
         except OSError:
             return False
 
@@ -288,7 +288,7 @@ def test_pool_is_watched_until_it_is_closed(database_url, metrics):
             )
 
 
-def counted(app: App, name: str, **labels: str) -> float:
+def counter_value(app: App, name: str, **labels: str) -> float:
     """Return the value of a counter of the application."""
     return app.services.metrics.registry.get_sample_value(f"todo_{name}_total", labels)
 
@@ -300,7 +300,7 @@ def test_replayed_response_is_counted(make_app, tasks_url):
             tasks_url, json={"title": "Buy oats"}, headers={"Idempotency-Key": "once"}
         )
 
-    assert counted(app, "idempotency_replays") == 2
+    assert counter_value(app, "idempotency_replays") == 2
 
 
 def test_lost_connection_and_retry_are_counted(make_app, tasks_url):
@@ -314,10 +314,10 @@ def test_lost_connection_and_retry_are_counted(make_app, tasks_url):
 
     assert client.get(tasks_url).status_code == 200
 
-    assert counted(app, "database_retries", reason="connection_lost") == 1
-    assert counted(app, "database_connections_lost") == 1
-    assert counted(app, "database_connections_opened") >= 2
-    assert counted(app, "database_outcomes_unknown") == 0
+    assert counter_value(app, "database_retries", reason="connection_lost") == 1
+    assert counter_value(app, "database_connections_lost") == 1
+    assert counter_value(app, "database_connections_opened") >= 2
+    assert counter_value(app, "database_outcomes_unknown") == 0
 
 
 def test_request_refused_during_an_outage_is_counted(make_app, tasks_url):
@@ -327,11 +327,11 @@ def test_request_refused_during_an_outage_is_counted(make_app, tasks_url):
     wait_until(
         lambda: (
             client.get(tasks_url).status_code == 503
-            and counted(app, "database_sheds", reason="outage")
+            and counter_value(app, "database_sheds", reason="outage")
         )
     )
 
-    assert counted(app, "database_connect_failures") >= 1
+    assert counter_value(app, "database_connect_failures") >= 1
 
 
 def test_request_without_a_free_slot_is_counted(make_app, task, database_url):
@@ -344,19 +344,19 @@ def test_request_without_a_free_slot_is_counted(make_app, task, database_url):
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counted(app, "database_sheds", reason="admission") == 1
+    assert counter_value(app, "database_sheds", reason="admission") == 1
 
 
 def test_key_set_has_metrics_of_age_and_failures(metrics):
     key_set = KeySetMetrics(metrics)
-    began = time.time()
+    started_at = time.time()
 
     key_set.report_fetch(3)
     key_set.report_fetch(None)
 
     value = metrics.registry.get_sample_value
     assert value("todo_jwks_keys") == 3
-    assert value("todo_jwks_fetched_timestamp_seconds") >= began
+    assert value("todo_jwks_fetched_timestamp_seconds") >= started_at
     assert value("todo_jwks_fetch_failures_total") == 1
 
 
@@ -366,14 +366,14 @@ def test_applications_of_one_process_have_separate_counts(make_app):
     used.test_client().get("/livez")
 
     labels = {"route": "/livez", "method": "GET", "status": "200"}
-    assert counted(used, "http_requests", **labels) == 1
-    assert counted(other, "http_requests", **labels) is None
+    assert counter_value(used, "http_requests", **labels) == 1
+    assert counter_value(other, "http_requests", **labels) is None
 
 
 @pytest.mark.slow
 def test_counts_of_all_workers_add_up_exactly(serving):
     def send_request(_: int) -> int:
-        return server.ask("/nowhere")[0]
+        return server.request("/nowhere")[0]
 
     with serving() as server, ThreadPoolExecutor(8) as clients:
         (folder,) = metrics_folders(server.process.pid)
@@ -422,13 +422,13 @@ def issuer_settings(url: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_scrape_shows_the_key_set_of_the_workers(serving, issuer):
-    began = time.time()
+    started_at = time.time()
 
     with serving(**issuer_settings(issuer)) as server:
         wait_until(lambda: server.scrape().sum_of("todo_jwks_keys") == 2)
 
         samples = server.scrape()
-        assert began <= samples.sum_of("todo_jwks_fetched_timestamp_seconds") <= time.time()
+        assert started_at <= samples.sum_of("todo_jwks_fetched_timestamp_seconds") <= time.time()
         assert samples.sum_of("todo_jwks_fetch_failures_total") == 0
 
 
@@ -444,10 +444,10 @@ def test_scrape_shows_failed_fetches_of_the_key_set(serving):
 def test_killed_worker_leaves_its_counts_but_not_its_gauges(serving):
     with serving() as server:
         for _ in range(20):
-            server.ask("/nowhere")
+            server.request("/nowhere")
         (folder,) = metrics_folders(server.process.pid)
         files = set(folder.iterdir())
-        connections = WORKERS * SLOTS
+        connections = WORKERS * CONNECTIONS_PER_WORKER
         wait_until(
             lambda: server.scrape().sum_of("todo_database_pool_max_connections") == connections
         )
@@ -459,7 +459,7 @@ def test_killed_worker_leaves_its_counts_but_not_its_gauges(serving):
             lambda: server.scrape().sum_of("todo_database_pool_max_connections") == connections
         )
         assert server.scrape().sum_of("todo_http_requests_total", route="unmatched") == 20
-        # One worker may have served all requests. Its counts remain, and there is no third slot.
+        # One worker may have served all requests. Its files remain, and a third worker has none.
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {
             str(slot) for slot in range(WORKERS)
         }
@@ -482,7 +482,7 @@ def test_reload_keeps_the_counts(serving):
     with serving() as server:
         before = server.workers()
         for _ in range(20):
-            server.ask("/nowhere")
+            server.request("/nowhere")
 
         server.process.send_signal(signal.SIGHUP)
 
@@ -494,9 +494,9 @@ def test_reload_keeps_the_counts(serving):
 
 
 @pytest.mark.slow
-def test_upgrade_has_separate_counts_and_keeps_those_of_the_old_master(serving):
+def test_upgraded_server_has_its_own_counts_and_metrics_folder(serving):
     with serving() as old:
-        old.ask("/nowhere")
+        old.request("/nowhere")
         before = old.workers()
         old.process.send_signal(signal.SIGUSR2)
         (new,) = wait_until(lambda: [pid for pid in old.workers() - before if children(pid)])

@@ -222,10 +222,12 @@ def test_idle_connection_is_closed(database_url):
 
 def test_clients_that_do_not_close_do_not_delay_others(api):
     """The worker gthread of gunicorn accepts nothing for up to 2 s after each response."""
-    with ExitStack() as held:
+    with ExitStack() as connections:
         started_at = time.monotonic()
         for _ in range(12):
-            connection = held.enter_context(hostile.silent(api.address, get(b"Connection: close")))
+            connection = connections.enter_context(
+                hostile.silent(api.address, get(b"Connection: close"))
+            )
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
     assert time.monotonic() - started_at < 20
