@@ -963,8 +963,8 @@ def status_of(port: int, token: str) -> int | None:
     head = f"GET /api/session HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
     with (
         suppress(ConnectionError),
-        socket.create_connection(("127.0.0.1", port), TIMEOUT) as opened,
+        socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection,
     ):
-        opened.sendall(f"{head}Connection: close\r\n\r\n".encode())
-        return int(opened.makefile("rb").readline().split()[1])
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        return int(connection.makefile("rb").readline().split()[1])
     return None

@@ -451,9 +451,9 @@ def test_challenge_without_a_bearer_token_has_no_error_code(attack, algorithm, a
     ],
 )
 def test_token_is_read_only_from_the_authorization_header(attack, options):
-    filled = json.loads(json.dumps(options).replace("{token}", make_token("HS256")))
+    options_with_token = json.loads(json.dumps(options).replace("{token}", make_token("HS256")))
 
-    response = attack("HS256", None, **filled)
+    response = attack("HS256", None, **options_with_token)
 
     assert_refused(response, "Bearer")
 
@@ -469,10 +469,10 @@ def test_unsigned_token_is_refused(attack, algorithm, none, signature_part):
     with_dot = attack(
         algorithm, bearer(f"{header}.{claims}.{signed if signature_part == 'valid' else ''}")
     )
-    without = attack(algorithm, bearer(f"{header}.{claims}"))
+    without_dot = attack(algorithm, bearer(f"{header}.{claims}"))
 
     assert_refused(with_dot)
-    assert_refused(without)
+    assert_refused(without_dot)
 
 
 @pytest.mark.parametrize(
@@ -870,9 +870,9 @@ def test_claims_with_unused_bits_set_are_refused(attack, algorithm, rest):
 @pytest.fixture
 def listener():
     """A listening socket of the attacker; the application must not connect to it."""
-    with socket.create_server(("127.0.0.1", 0)) as opened:
-        opened.settimeout(0)
-        yield opened
+    with socket.create_server(("127.0.0.1", 0)) as server_socket:
+        server_socket.settimeout(0)
+        yield server_socket
 
 
 def make_certificate(key: Key) -> str:

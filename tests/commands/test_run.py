@@ -82,15 +82,15 @@ def test_output_shows_the_url_and_working_commands(checkout):
                 break
         script = "\n".join(line for line in printed if re.match(r"\s+(TASKS=|TOKEN=|curl )", line))
 
-        pasted = subprocess.run(
+        output = subprocess.run(
             ["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True
         ).stdout
 
     assert f"  The API is at   {server.url}\n" in printed
     assert f"  Its page is at  {server.url}/docs\n" in printed
-    created, end = json.JSONDecoder().raw_decode(pasted)
+    created, end = json.JSONDecoder().raw_decode(output)
     assert created["title"] == "Buy oat milk"
-    assert json.loads(pasted[end:]) == [created]
+    assert json.loads(output[end:]) == [created]
 
 
 def test_second_start_reports_the_running_server(checkout):

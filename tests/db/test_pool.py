@@ -164,8 +164,8 @@ def test_request_timeout_applies_to_a_database_that_accepts_but_never_responds(
 @pytest.fixture(scope="module")
 def proxy():
     """A TCP proxy in front of a PostgreSQL server."""
-    with postgresql() as server, Proxy(server.address) as opened:
-        yield opened
+    with postgresql() as server, Proxy(server.address) as running_proxy:
+        yield running_proxy
 
 
 def proxied_url(proxy):

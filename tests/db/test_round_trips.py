@@ -48,21 +48,21 @@ class Proxy:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self._open = [self._listener]
+        self._sockets = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        for opened in self._open:
+        for sock in self._sockets:
             with suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-            opened.close()
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
                 server = self._upstream()
-                self._open += [client, server]
+                self._sockets += [client, server]
                 threading.Thread(target=self._relay, args=(client, server), daemon=True).start()
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
@@ -98,12 +98,12 @@ def proxy(make_settings):
     def upstream() -> socket.socket:
         if not host.startswith("/"):
             return socket.create_connection((host, port))
-        opened = socket.socket(socket.AF_UNIX)
-        opened.connect(f"{host}/.s.PGSQL.{port}")
-        return opened
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{host}/.s.PGSQL.{port}")
+        return connection
 
-    with closing(Proxy(upstream)) as opened:
-        yield opened
+    with closing(Proxy(upstream)) as running_proxy:
+        yield running_proxy
 
 
 @pytest.fixture

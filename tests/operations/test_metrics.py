@@ -177,16 +177,16 @@ def test_metrics_are_closed_by_default(client):
 
 
 def test_metrics_are_closed_by_default_with_authentication(make_app):
-    closed = make_app(AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
+    client = make_app(AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
 
-    assert closed.get("/metrics").status_code == 401
+    assert client.get("/metrics").status_code == 401
 
 
 def test_open_metrics_need_no_token(make_app):
-    opened = make_app(METRICS="true", AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
+    client = make_app(METRICS="true", AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
 
-    assert opened.get("/metrics").status_code == 200
-    assert opened.get("/metrics/").status_code == 401
+    assert client.get("/metrics").status_code == 200
+    assert client.get("/metrics/").status_code == 401
 
 
 def test_metrics_are_in_the_format_of_prometheus(client_with_metrics):
