@@ -58,10 +58,13 @@ def test_repeated_request_gets_the_first_response(client, create, tasks_url, key
 
 
 def test_response_stored_by_the_previous_version_is_replayed(create, connection, key):
-    """That version stored the task's id and revision, but no status and no headers."""
+    """That version stored an ETag with a prefix; the ETag of a replay is made from the revision."""
     first = create(key)
     connection.execute(
-        "UPDATE idempotency_keys SET status = NULL, headers = NULL WHERE key = %s", (key,)
+        "UPDATE idempotency_keys SET headers ="
+        " json_build_object('Location', headers ->> 'Location', 'ETag', '\"7.1\"')"
+        " WHERE key = %s",
+        (key,),
     )
 
     assert_replayed(create(key), first)
