@@ -28,6 +28,9 @@ CREATED = 201
 # read; after so many times, the client has to.
 MOST_ROUNDS = 5
 
+# The column of `find_outcome` that tells whether this attempt made the row's latest change.
+WRITTEN_BY_THIS_ATTEMPT = 5
+
 
 class Item(NamedTuple):
     """A row: its JSON, as PostgreSQL wrote it, its revision, and whether it is in the trash."""
@@ -76,12 +79,15 @@ def insert_item(
     parameters = {"id": item_id or uuid7(), **new_values(values)}
     # A new id is known only if the first attempt has inserted it.
     first = [insertion.change] if item_id is None else [*insertion]
-    inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
-    if inserted:
-        return ChangeResult(Item(*inserted[0]), is_as_requested=True)
-    row = outcome[0][0]
-    *columns, has_values, written_by_this_attempt, _ = row
-    return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
+    for _ in range(MOST_ROUNDS):
+        inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
+        if inserted:
+            return ChangeResult(Item(*inserted[0]), is_as_requested=True)
+        if outcome[0]:
+            *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
+            return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
+        # The row was removed for good after the insertion had found it.
+    raise OutcomeUnknownError
 
 
 def insert_item_once(
@@ -110,14 +116,23 @@ def insert_item_once(
     }
     find_outcome = resource.statements.insert.find_outcome
     statements = [resource.statements.insert_once, FIND_RESPONSE, find_outcome]
-    stored, responses, existing = database.write(owner, statements, parameters, again=statements)
-    if not responses:
-        return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
-    fingerprint, status, headers, body, revision = responses[0]
-    if fingerprint != request.fingerprint:
-        return None
-    fields = orjson.loads(headers) | {"ETag": etag(revision)}
-    return StoredResponse(status, fields, body, is_replayed=not stored)
+    for _ in range(MOST_ROUNDS):
+        stored, responses, existing = database.write(
+            owner, statements, parameters, again=statements
+        )
+        if responses:
+            fingerprint, status, headers, body, revision = responses[0]
+            if fingerprint != request.fingerprint:
+                return None
+            fields = orjson.loads(headers) | {"ETag": etag(revision)}
+            # A retry that finds the response of its own first attempt is no replay.
+            is_own = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
+            return StoredResponse(status, fields, body, is_replayed=not is_own)
+        if existing:
+            *columns, _, _, _ = existing[0]
+            return ChangeResult(Item(*columns), is_as_requested=False)
+        # The row was removed for good after the insertion had found it.
+    raise OutcomeUnknownError
 
 
 def update_item(
