@@ -14,6 +14,7 @@ from todo_api.db.pool import Pool
 from todo_api.metrics import Metrics
 from todo_api.operations import health, metrics
 from todo_api.operations.docs import docs_blueprint
+from todo_api.operations.problem_pages import problem_pages_blueprint
 from todo_api.services import Services
 from todo_api.tasks import blueprint as tasks
 from todo_api.tasks.fields import TASK
@@ -104,6 +105,7 @@ def create_app(settings: Settings, pace: Pace | None = None) -> App:
     for blueprint in (tasks.blueprint, users_blueprint(RESOURCES), session, health.blueprint):
         api.register_blueprint(blueprint)
     app.register_blueprint(docs_blueprint(api))
+    app.register_blueprint(problem_pages_blueprint(RESOURCES[0].schemas.item))
     if settings.metrics:
         counted.workers.set(1)
         app.register_blueprint(metrics.blueprint)

@@ -60,8 +60,9 @@ def require_tokens(app: Flask, verifier: Verifier) -> None:
 
     @app.errorhandler(KeysUnavailableError)
     def report_unavailable_keys(_: KeysUnavailableError) -> BytesResponse:
-        detail = "The keys of the token's issuer cannot be fetched. Try again."
-        return unavailable(detail).response()
+        return unavailable(
+            "Try again after Retry-After seconds: the keys of the token's issuer cannot be fetched."
+        ).response()
 
 
 def read_bearer_token(request: Request) -> str:
@@ -70,10 +71,10 @@ def read_bearer_token(request: Request) -> str:
     if not field.lower().startswith("bearer "):
         raise unauthorized("Send a token: Authorization: Bearer TOKEN.")
     if len(field) > TOKEN_BYTES:
-        raise invalid_token("The token is too long.")
+        raise invalid_token("Send a token with at most 8 KiB.")
     match = BEARER.fullmatch(field)
     if match is None:
-        raise invalid_token("The Authorization field must be one token, of three parts.")
+        raise invalid_token("Send one token of three parts: Authorization: Bearer TOKEN.")
     return match[1]
 
 

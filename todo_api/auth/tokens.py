@@ -87,7 +87,7 @@ class Verifier:
                     del self._verified[next(iter(self._verified))]
                 self._verified[digest] = identity
         if identity.expires_at <= time.time():
-            raise invalid_token("The token has expired.")
+            raise invalid_token("Get a new token: this one has expired.")
         return identity
 
     def _verify(self, token: str) -> Identity:
@@ -95,7 +95,9 @@ class Verifier:
             header_segment, claims_segment, _ = token.split(".")
             header = decode_segment(header_segment)
             if "crit" in header or "b64" in header:
-                raise invalid_token("The token asks for an extension that is not known here.")
+                raise invalid_token(
+                    "Get another token: the server does not support an extension of this one."
+                )
             key = self._find_key(header)
             deserialize_compact(token, key.key, registry=REGISTRY)
             claims = decode_segment(claims_segment)
@@ -105,25 +107,29 @@ class Verifier:
             datetime.fromtimestamp(expires_at, UTC)  # after the year 9999: ValueError
             return Identity(self._make_user_id(subject), subject, expires_at, key)
         except ExpiredTokenError:
-            raise invalid_token("The token has expired.") from None
+            raise invalid_token("Get a new token: this one has expired.") from None
         # RecursionError: joserfc reads the header again, a few calls deeper than `decode_segment`,
         # and may fail on a nesting that was just shallow enough here.
         except (JoseError, ValueError, OverflowError, RecursionError):
-            raise invalid_token("The token is not one that is accepted here.") from None
+            raise invalid_token(
+                "Get another token: the server could not verify this one."
+            ) from None
 
     def _find_key(self, header: dict[str, Any]) -> VerificationKey:
         kid, algorithm = header.get("kid"), header.get("alg")
         if not isinstance(algorithm, str) or not isinstance(kid, str | None):
-            raise invalid_token("The header of the token is malformed.")
+            raise invalid_token("Get another token: the header of this one is malformed.")
         key = self.keys.find(kid, algorithm) if algorithm in REGISTRY.algorithms else None
         if key is None:
-            raise invalid_token("The token is signed by no key that is accepted here.")
+            raise invalid_token(
+                "Get another token: the server has no key for the signature of this one."
+            )
         return key
 
     def _read_subject(self, claims: dict[str, Any]) -> str:
         subject = claims.get(self._user_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_LENGTH:
-            raise invalid_token("The token names no user.")
+            raise invalid_token("Get another token: this one names no user.")
         subject.encode()  # a lone surrogate: ValueError
         return subject
 

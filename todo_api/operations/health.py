@@ -62,7 +62,7 @@ def health() -> Response:
     except NOT_READY:
         version = None
     if version is None or version < SCHEMA_VERSION:
-        raise unavailable("The database lacks migrations that this version needs.")
+        raise unavailable("Migrate the database: it lacks migrations that this version needs.")
     return ok_response()
 
 

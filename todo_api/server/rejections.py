@@ -18,7 +18,7 @@ from uuid_utils import uuid7
 from werkzeug.http import http_date
 
 from todo_api.web.headers import POLICY
-from todo_api.web.problems import Problem, bug, malformed
+from todo_api.web.problems import Problem, bug, malformed, problem_of_status
 
 log = structlog.get_logger(__name__)
 
@@ -44,12 +44,12 @@ def rejection(error: Exception) -> Problem:
     if not isinstance(error, ParseException) or isinstance(error, SERVER_ERRORS):
         return bug()
     if isinstance(error, LimitRequestLine):
-        return Problem(414, "The request line is longer than this server reads.")
+        return problem_of_status(414)
     if isinstance(error, LimitRequestHeaders):
-        return Problem(431, "There are more header fields, or longer ones, than this server reads.")
+        return problem_of_status(431)
     if isinstance(error, ExpectationFailed):
-        return Problem(417, "The only expectation that can be met is 100-continue.")
-    return malformed("The request is not well-formed HTTP/1.1.")
+        return problem_of_status(417)
+    return malformed("Send well-formed HTTP/1.1: the server could not parse the request.")
 
 
 def response_bytes(problem: Problem, request_id: str, method: str | None) -> bytes:

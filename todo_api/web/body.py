@@ -26,7 +26,7 @@ MAX_BODY = 128 * 1024  # bytes
 CONTENT_LENGTH = re.compile("[0-9]{1,18}")
 
 
-CUT_OFF = "The body ended before its Content-Length."
+CUT_OFF = "Send the whole body: it ended before its Content-Length."
 
 
 def read_body(request: Request) -> bytes:
@@ -43,7 +43,7 @@ def read_body(request: Request) -> bytes:
         raise length_required()
     if content_length is not None:
         if not CONTENT_LENGTH.fullmatch(content_length):
-            raise malformed("Content-Length must be a number.")
+            raise malformed("Send a Content-Length that is a number.")
         if int(content_length) > MAX_BODY:
             raise RequestEntityTooLarge
     # werkzeug ends a chunked body at this limit without an error: one byte more shows it.
@@ -53,7 +53,9 @@ def read_body(request: Request) -> bytes:
     except Exception as error:  # noqa: BLE001  each server raises exceptions of its own
         log.info("unreadable body", error=type(error).__name__)
         raise malformed(
-            "The body's chunks cannot be read." if content_length is None else CUT_OFF
+            "Send well-formed chunks: the server could not read the body."
+            if content_length is None
+            else CUT_OFF
         ) from None
     if len(data) > MAX_BODY:
         raise RequestEntityTooLarge
@@ -88,4 +90,4 @@ def read_json_body(request: Request, operation: Operation) -> Any:
     try:
         return strict_json.loads(data)
     except strict_json.NotJsonError as error:
-        raise malformed(f"The body is not JSON: {error}.") from None
+        raise malformed(f"Send the body as valid JSON: {error}.") from None

@@ -31,10 +31,12 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
     return Problem(status, detail, headers=headers)
 
 
+TRY_AGAIN = "Try again after Retry-After seconds"
+
 UNAVAILABLE_DETAILS: dict[type[psycopg.Error], str] = {
-    PoolTimeout: "The database takes no connections. Try again.",
-    TooManyRequests: "Too many requests are with the database. Try again.",
-    QueryCanceled: "The database took too long. Try again.",
+    PoolTimeout: f"{TRY_AGAIN}: the database accepts no connections.",
+    TooManyRequests: f"{TRY_AGAIN}: too many requests use the database.",
+    QueryCanceled: f"{TRY_AGAIN}: the database took too long.",
 }
 
 
@@ -73,13 +75,14 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
     if isinstance(error, OutcomeUnknownError):
         log.warning("outcome unknown", cause=type(error.__cause__).__name__)
         return unavailable(
-            "The database was lost on the way: whether the change was made cannot be told. "
-            "Read before you ask again, or ask again with the same If-Match or Idempotency-Key."
+            "Repeat the request with the same If-Match or Idempotency-Key, or read the resource "
+            "before you repeat it: the connection to the database broke, and the server cannot "
+            "tell whether the change was made."
         )
     if meaning(error).is_unavailable:
         log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
         return unavailable(
-            UNAVAILABLE_DETAILS.get(type(error), "The database is not well. Try again.")
+            UNAVAILABLE_DETAILS.get(type(error), f"{TRY_AGAIN}: the database is not available.")
         )
     return None
 

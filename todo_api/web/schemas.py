@@ -45,7 +45,7 @@ class ProblemDetails(Schema):
         required=True,
         validate=validate.Length(1, 100),
         metadata={
-            "description": "What kind of problem this is: a stable path.",
+            "description": "The kind of problem: the path of its page, which does not change.",
             "pattern": "^/problems/[a-z-]+$",
             "example": "/problems/invalid",
         },
@@ -53,7 +53,7 @@ class ProblemDetails(Schema):
     title = fields.String(
         required=True,
         validate=validate.Length(1, 100),
-        metadata={"description": "The kind in words.", "example": "A value breaks a rule"},
+        metadata={"description": "The HTTP status in words.", "example": "Unprocessable content"},
     )
     status = fields.Integer(
         required=True,
@@ -63,7 +63,7 @@ class ProblemDetails(Schema):
     detail = fields.String(
         required=True,
         validate=validate.Length(1, FAULT_LENGTH),
-        metadata={"description": "What happened, and what to do.", "example": "See errors."},
+        metadata={"description": "What to do.", "example": "Correct each fault in errors."},
     )
     instance = fields.String(
         required=True,

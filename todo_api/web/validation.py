@@ -14,7 +14,7 @@ from werkzeug.routing import UnicodeConverter
 
 from todo_api.web.body import read_json_body
 from todo_api.web.operation import Operation, operation_of
-from todo_api.web.problems import Fault, invalid, not_acceptable
+from todo_api.web.problems import invalid, not_acceptable
 from todo_api.web.requests import Request, current_request
 from todo_api.web.responses import JSON
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from marshmallow import Schema
+
+    from todo_api.web.problem_kinds import Fault
 
 
 # The one path below /api that does not begin with a user's id.

@@ -13,9 +13,8 @@ from todo_api.web.conditional import ENTITY_TAGS, REVISION, TAGS_LENGTH, etag
 from todo_api.web.fields import ITEM_ID, REQUEST_ID, USER_ID, OneOfSchemas
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
+from todo_api.web.problem_kinds import KIND_OF_NAME, KIND_OF_STATUS
 from todo_api.web.problems import (
-    DETAIL_OF_STATUS,
-    KIND_OF_STATUS,
     Problem,
     bug,
     conflict,
@@ -26,6 +25,7 @@ from todo_api.web.problems import (
     not_found,
     precondition_failed,
     precondition_required,
+    problem_of_status,
     unauthorized,
     unavailable,
     unsupported_media_type,
@@ -154,7 +154,7 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
     example = orjson.dumps(example_of(items[0]))
     return {
         error_component(problem.status): {
-            "description": KIND_OF_STATUS[problem.status][1],
+            "description": problem.title,
             "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
             "content": {
                 PROBLEM: {
@@ -168,19 +168,20 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
 
 
 def example_problems(current: bytes) -> Iterator[Problem]:
-    """Yield an example of each problem; `current` is the JSON in a 412."""
+    """Yield an example of each problem, with its headers; `current` is the JSON in a 412."""
+    not_in_trash = KIND_OF_NAME["not-in-trash"]
     yield from (
-        malformed("The body is not JSON: Expecting value at character 0."),
-        unauthorized("The token has expired.", 'Bearer error="invalid_token"'),
+        malformed(KIND_OF_STATUS[400].detail),
+        unauthorized(KIND_OF_STATUS[401].detail, 'Bearer error="invalid_token"'),
         not_found(),
         not_acceptable(JSON),
-        conflict("not-in-trash", "It is not in the trash."),
+        conflict(not_in_trash.name, not_in_trash.detail),
         gone(),
         precondition_failed(current, etag(7)),
-        Problem(413, DETAIL_OF_STATUS[413]),
+        problem_of_status(413),
         unsupported_media_type([JSON]),
-        invalid([{"pointer": "/title", "detail": "Must have 1 to 255 characters."}]),
+        invalid(KIND_OF_STATUS[422].errors),
         precondition_required(),
         bug(),
-        unavailable("The database takes no connections. Try again."),
+        unavailable(KIND_OF_STATUS[503].detail),
     )
