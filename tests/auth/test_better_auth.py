@@ -185,7 +185,7 @@ def test_a_token_ends_when_it_expires(new_client):
         eventually(lambda: client.get("/api/session", **token).status_code == 401)
 
         refused = client.get("/api/session", **token)
-        assert refused.json["detail"] == "The token has expired."
+        assert refused.json["detail"] == "Get a new token: this one has expired."
         assert client.get("/api/session", **bearer(issuer.token(cookie))).status_code == 200
 
 

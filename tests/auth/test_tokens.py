@@ -1222,7 +1222,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 
 
 def is_open(rule: str) -> bool:
-    return rule in OPEN or rule.startswith("/docs/")
+    return rule in OPEN or rule.startswith(("/docs/", "/problems/"))
 
 
 def path_of(rule, user_id: str = USER, task_id: str = OTHER) -> str:
@@ -1283,6 +1283,9 @@ def test_the_named_routes_are_open(make_door):
         "/LIVEZ",
         "/docs/",
         "/docs/unknown.js",
+        "/problems",
+        "/problems/",
+        "/problems/unknown",
         "/docs/../api/session",
         "/docs/%2e%2e/api/session",
         "/openapi.json/x",

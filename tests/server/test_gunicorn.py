@@ -63,7 +63,9 @@ def test_a_refusal_says_that_the_connection_is_closed(api):
 
     assert answer.headers["connection"] == "close"
     assert answer.json["type"] == "/problems/malformed"
-    assert answer.json["detail"] == "The request is not well-formed HTTP/1.1."
+    assert answer.json["detail"] == (
+        "Send well-formed HTTP/1.1: the server could not parse the request."
+    )
 
 
 def test_json_that_is_nested_too_deeply_is_refused(api):

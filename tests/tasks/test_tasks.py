@@ -149,7 +149,9 @@ def test_a_deleted_task_is_gone_from_every_route(client, task, tasks_url):
         client.delete(task.url),
     ):
         assert again.status_code == 404
-        assert again.json["detail"] == "It does not exist, or it is not yours."
+        assert again.json["detail"] == (
+            "Check the path: the resource does not exist, or it belongs to another user."
+        )
 
 
 def test_another_users_task_is_not_found(client, task):

@@ -242,7 +242,7 @@ def test_a_chunked_body_that_the_server_does_not_read_is_refused(client, task):
 def test_a_content_length_that_is_no_number_is_refused(client, task, given):
     answer = client.patch(f"{task.url}/complete", environ_overrides={"CONTENT_LENGTH": given})
 
-    assert refused(answer, 400, "malformed")["detail"] == "Content-Length must be a number."
+    assert refused(answer, 400, "malformed")["detail"] == "Send a Content-Length that is a number."
     assert client.get(task.url).json == task
 
 
@@ -268,7 +268,7 @@ def test_a_body_that_ends_before_its_length_is_refused(client, task, terminated)
                 environ_overrides=cut_off,
             )
             detail = refused(answer, 400, "malformed")["detail"]
-            assert detail == "The body ended before its Content-Length."
+            assert detail == "Send the whole body: it ended before its Content-Length."
 
     assert client.get(task.url).json == task
 
