@@ -178,6 +178,28 @@ def directives(policy: str) -> dict[str, list[str]]:
     return {name: values for name, *values in (part.split() for part in policy.split(";"))}
 
 
+def test_a_problem_page_loads_what_its_policy_allows_and_no_more(api):
+    client = api.test_client()
+    answer = client.get("/problems/invalid", headers={"Accept": "text/html"})
+
+    policy = directives(answer.headers["Content-Security-Policy"])
+    page = Page(answer.text)
+
+    secured(answer, answer.headers["Content-Security-Policy"])
+    assert policy == {
+        **dict.fromkeys(("default-src", "base-uri", "form-action", "frame-ancestors"), ["'none'"]),
+        **dict.fromkeys(("style-src", "img-src"), ["'self'"]),
+    }
+    assert page.inline == []
+    assert page.loads == {
+        "script-src": set(),
+        "style-src": {"../docs/problem.css"},
+        "img-src": {"../docs/favicon-32x32.png"},
+    }
+    for address in page.loads["style-src"] | page.loads["img-src"]:
+        assert client.get(address.removeprefix(".."), buffered=True).status_code == 200
+
+
 def test_the_docs_page_loads_what_its_policy_allows_and_no_more(api):
     client = api.test_client()
     answer = client.get("/docs", buffered=True)
