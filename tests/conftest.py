@@ -33,7 +33,7 @@ from todo_api.startup import load_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from todo_api.auth.jwks import Pace
+    from todo_api.auth.jwks import FetchTimes
     from todo_api.settings import Settings
 
 # A client and a user serve many examples of a test as well as one; a database has no deadline.
@@ -204,8 +204,8 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
     """Make an application with settings of its own; its connections are closed at the end."""
     with ExitStack() as stack:
 
-        def make(pace: Pace | None = None, **changes: str) -> Flask:
-            application = create_app(make_settings(**changes), pace)
+        def make(fetch_times: FetchTimes | None = None, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), fetch_times)
             stack.callback(application.services.pool.close)
             return application
 

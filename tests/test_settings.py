@@ -136,7 +136,7 @@ def test_database_url_with_an_unescaped_password_is_refused_and_not_repeated(nam
         load_settings(FIT | {name: form.format("s3cret", "pr1vate")})
 
     told = str(fault.value)
-    assert re.fullmatch(rf"The settings are not right:\n  {name}: [^\n]+", told)
+    assert re.fullmatch(rf"These settings are invalid:\n  {name}: [^\n]+", told)
     assert "Percent-encode special characters in the password: %40 for @" in told
     assert "s3cret" not in told
     assert "pr1vate" not in told
@@ -268,7 +268,10 @@ def test_one_source_of_keys_is_enough(key):
 
 def test_tokens_are_the_default_and_need_a_key():
     assert faults_of(WITH_TOKENS) == {
-        "AUTH_MODE": "Needs one of JWT_JWKS_URL, JWT_PUBLIC_KEY, JWT_SECRET to verify tokens with."
+        "AUTH_MODE": (
+            "Set one of JWT_JWKS_URL, JWT_PUBLIC_KEY, JWT_SECRET to verify tokens, or"
+            " AUTH_MODE=none."
+        )
     }
 
 
@@ -285,7 +288,7 @@ def test_tokens_are_the_default_and_need_a_key():
     ],
 )
 def test_two_sources_of_keys_are_too_many(keys, named):
-    assert faults_of(WITH_TOKENS | keys) == {"AUTH_MODE": f"Only one of these: {named}."}
+    assert faults_of(WITH_TOKENS | keys) == {"AUTH_MODE": f"Set only one of {named}."}
 
 
 def test_every_fault_of_the_keys_is_named_at_once():
@@ -315,7 +318,7 @@ def test_every_fault_of_the_keys_is_named_at_once():
 )
 def test_a_secret_has_32_bytes_at_least(secret):
     assert faults_of(WITH_TOKENS | {"JWT_SECRET": secret}) == {
-        "JWT_SECRET": "It needs 32 bytes: openssl rand -hex 32."
+        "JWT_SECRET": "The secret needs at least 32 bytes: openssl rand -hex 32."
     }
 
 
@@ -328,7 +331,7 @@ def test_a_secret_of_32_bytes_is_taken_as_it_is(secret):
 def test_what_everyone_may_have_or_is_no_text_is_no_secret(secret):
     faults = faults_of(WITH_TOKENS | {"JWT_SECRET": secret})
 
-    assert faults["JWT_SECRET"].startswith("It is no secret")
+    assert faults["JWT_SECRET"].startswith("This is not a shared secret")
 
 
 @pytest.mark.parametrize(
@@ -407,30 +410,30 @@ def test_a_public_key_is_taken_in_every_form(tmp_path, key):
 @pytest.mark.parametrize(
     ("key", "fault"),
     [
-        ("s3cret", "There is no such file, and it is no key."),
-        ("/no/such/s3cret.pem", "There is no such file, and it is no key."),
-        (".", "There is no such file, and it is no key."),
-        ("s3cret" * 1000, "There is no such file, and it is no key."),
-        ("s3cret\0", "There is no such file, and it is no key."),
-        (__file__, "It is neither a PEM nor a JSON Web Key."),
-        ("-----BEGIN PUBLIC KEY-----", "It is neither a PEM nor a JSON Web Key."),
+        ("s3cret", "This is neither a key nor the path of a readable file."),
+        ("/no/such/s3cret.pem", "This is neither a key nor the path of a readable file."),
+        (".", "This is neither a key nor the path of a readable file."),
+        ("s3cret" * 1000, "This is neither a key nor the path of a readable file."),
+        ("s3cret\0", "This is neither a key nor the path of a readable file."),
+        (__file__, "This is neither a PEM nor a JSON Web Key."),
+        ("-----BEGIN PUBLIC KEY-----", "This is neither a PEM nor a JSON Web Key."),
         (
             "-----BEGIN PUBLIC KEY-----\ns3cret\n-----END PUBLIC KEY-----",
-            "It is neither a PEM nor a JSON Web Key.",
+            "This is neither a PEM nor a JSON Web Key.",
         ),
-        ("{", "It is neither a PEM nor a JSON Web Key."),
-        ("{}", "It is neither a PEM nor a JSON Web Key."),
-        ('{"kty": ["RSA"]}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"kty": "RSA", "n": "s3cret"}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"keys": []}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"a":' * 100_000, "It is neither a PEM nor a JSON Web Key."),
+        ("{", "This is neither a PEM nor a JSON Web Key."),
+        ("{}", "This is neither a PEM nor a JSON Web Key."),
+        ('{"kty": ["RSA"]}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"kty": "RSA", "n": "s3cret"}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"keys": []}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"a":' * 100_000, "This is neither a PEM nor a JSON Web Key."),
         (
             P256.as_pem(private=True).decode(),
-            "It is a private key, which this server must not have.",
+            "This is a private key. Set the public key instead: the server needs no private one.",
         ),
         (
             json.dumps(P256.as_dict(private=True)),
-            "It is a private key, which this server must not have.",
+            "This is a private key. Set the public key instead: the server needs no private one.",
         ),
         (
             json.dumps(OctKey.import_key("s3cret-" * 5).as_dict(private=True)),
@@ -466,7 +469,7 @@ def test_an_rsa_key_has_2048_bits_at_least():
 
     faults = faults_of(WITH_TOKENS | {"JWT_PUBLIC_KEY": pem})
 
-    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs 2048 bits."}
+    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs at least 2048 bits."}
 
 
 def test_without_tokens_their_settings_are_not_asked_for():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.node import install
-from todo_api.auth.jwks import Pace
+from todo_api.auth.jwks import FetchTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "better_auth"
-BRISK = Pace(refresh=0.5, apart=0.1)
+BRISK = FetchTimes(refresh=0.5, min_interval=0.1)
 LONG = 20  # seconds
 
 
@@ -97,9 +97,9 @@ def new_client(make_app):
     """A client of an application that trusts the issuer."""
     with ExitStack() as stack:
 
-        def make(issuer: BetterAuth, pace: Pace = BRISK) -> FlaskClient:
+        def make(issuer: BetterAuth, fetch_times: FetchTimes = BRISK) -> FlaskClient:
             app = make_app(
-                pace,
+                fetch_times,
                 AUTH_MODE="jwt",
                 JWT_JWKS_URL=f"{issuer.url}/api/auth/jwks",
                 JWT_ISSUER=issuer.url,
@@ -205,7 +205,7 @@ def test_a_token_ends_when_its_key_is_gone_from_the_set(client, issuer):
 
 def test_a_token_of_a_new_key_is_good_at_once(new_client, issuer):
     """Long before the keys would be refreshed: the token itself makes them so."""
-    client = new_client(issuer, Pace(refresh=3600, apart=0.1))
+    client = new_client(issuer, FetchTimes(refresh=3600, min_interval=0.1))
     cookie = issuer.sign_up()
     assert client.get("/api/session", **bearer(issuer.token(cookie))).status_code == 200
     issuer.drop_keys()

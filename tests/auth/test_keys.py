@@ -37,7 +37,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 from tests.support import ROOT
 from todo_api.app import create_app
-from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
+from todo_api.auth.jwks import SET_BYTES, FetchTimes, IssuerKeys, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
 from todo_api.auth.tokens import Verifier
 from todo_api.startup import load_settings
@@ -54,7 +54,7 @@ NAME, AUDIENCE = "https://issuer.example", "todo"
 NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"
 
 # Time flies, but an issuer that is well has ample time to answer on a busy machine.
-BRISK = Pace(refresh=0.3, apart=0.05, stale=60, patience=10, timeout=10)
+BRISK = FetchTimes(refresh=0.3, min_interval=0.05, stale=60, request_wait=10, timeout=10)
 # How long this machine may take for what takes no time, and a test for what must come.
 AT_ONCE, LONG = 3, 15  # seconds
 
@@ -224,8 +224,8 @@ def new_keys():
     """Open the keys of an issuer, which need not answer; they are closed at the end."""
     with ExitStack() as stack:
 
-        def make(issuer: Issuer, pace: Pace = BRISK) -> IssuerKeys:
-            keys = stack.enter_context(closing(IssuerKeys(issuer.url, pace)))
+        def make(issuer: Issuer, fetch_times: FetchTimes = BRISK) -> IssuerKeys:
+            keys = stack.enter_context(closing(IssuerKeys(issuer.url, fetch_times)))
             keys.open()
             return keys
 
@@ -235,18 +235,18 @@ def new_keys():
 @pytest.fixture
 def new_verifier(new_keys):
     """Make what verifies the tokens of an issuer, its keys opened."""
-    return lambda issuer, pace=BRISK: Verifier(
-        load_settings(environment_of(issuer)), new_keys(issuer, pace)
+    return lambda issuer, fetch_times=BRISK: Verifier(
+        load_settings(environment_of(issuer)), new_keys(issuer, fetch_times)
     )
 
 
 @pytest.fixture
 def new_app():
-    """Make an application that trusts an issuer, and fetches its keys at the pace given."""
+    """Make an application that trusts an issuer, and fetches its keys at the fetch_times given."""
     with ExitStack() as stack:
 
-        def make(issuer: Issuer, pace: Pace = BRISK) -> Flask:
-            app = create_app(load_settings(environment_of(issuer)), pace)
+        def make(issuer: Issuer, fetch_times: FetchTimes = BRISK) -> Flask:
+            app = create_app(load_settings(environment_of(issuer)), fetch_times)
             stack.enter_context(closing(app.services.keys))
             stack.callback(app.services.pool.close)
             return app
@@ -620,9 +620,12 @@ def test_a_certificate_of_another_host_is_refused(new_issuer, new_certificate, m
 
 MINUTES = 10
 MINUTE = 60 / 200  # seconds: time passes two hundred times as fast
-HURRIED = Pace(
-    *(seconds * MINUTE / 60 for seconds in (Pace.refresh, Pace.apart, Pace.stale)),
-    *(seconds * MINUTE / 60 for seconds in (Pace.patience, Pace.timeout)),
+HURRIED = FetchTimes(
+    *(
+        seconds * MINUTE / 60
+        for seconds in (FetchTimes.refresh, FetchTimes.apart, FetchTimes.stale)
+    ),
+    *(seconds * MINUTE / 60 for seconds in (FetchTimes.patience, FetchTimes.timeout)),
 )
 
 
@@ -714,7 +717,9 @@ def test_nothing_that_a_request_needs_is_held_during_a_fetch(issuer, new_verifie
 def test_the_first_token_of_a_new_key_brings_it(issuer, new_verifier):
     old, new = Signer("old"), Signer("new")
     issuer.publish(old)
-    verifier = new_verifier(issuer, Pace(refresh=3600, apart=0.05, patience=LONG, timeout=LONG))
+    verifier = new_verifier(
+        issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=LONG, timeout=LONG)
+    )
     eventually(lambda: has(verifier.keys, old))
     issuer.publish(old, new)
     eventually(lambda: time.monotonic() > verifier.keys._next_at)
@@ -729,7 +734,9 @@ def test_waiting_for_a_fetch_that_is_under_way_causes_no_other(issuer, new_verif
     signer, answered = Signer("a key"), threading.Event()
     body = key_set(signer.public())
     issuer.answer = lambda asked: answered.wait(LONG) and asked.reply(body)
-    verifier = new_verifier(issuer, Pace(refresh=3600, apart=0.05, patience=LONG, timeout=LONG))
+    verifier = new_verifier(
+        issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=LONG, timeout=LONG)
+    )
     eventually(lambda: issuer.asked)
     threading.Timer(0.1, answered.set).start()
 
@@ -743,7 +750,9 @@ def test_waiting_for_a_fetch_that_is_under_way_causes_no_other(issuer, new_verif
 def test_one_request_waits_for_a_new_key_and_the_others_are_refused_at_once(issuer, new_verifier):
     old, new = Signer("old"), Signer("new")
     issuer.publish(old)
-    verifier = new_verifier(issuer, Pace(refresh=3600, apart=0.05, patience=LONG, timeout=LONG))
+    verifier = new_verifier(
+        issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=LONG, timeout=LONG)
+    )
     eventually(lambda: has(verifier.keys, old))
     eventually(lambda: time.monotonic() > verifier.keys._next_at)
     rotated = threading.Event()
@@ -770,7 +779,7 @@ def test_one_request_waits_for_a_new_key_and_the_others_are_refused_at_once(issu
 
 def test_a_request_waits_no_longer_than_its_patience(issuer, new_verifier):
     issuer.answer = hangs
-    verifier = new_verifier(issuer, Pace(patience=0.2, timeout=LONG))
+    verifier = new_verifier(issuer, FetchTimes(request_wait=0.2, timeout=LONG))
     eventually(lambda: issuer.asked)
     began = time.monotonic()
 
@@ -784,7 +793,7 @@ def test_a_request_waits_no_longer_than_its_patience(issuer, new_verifier):
 def test_between_two_fetches_nobody_waits(issuer, new_verifier):
     known, unknown = Signer("known"), Signer("unknown")
     issuer.publish(known)
-    verifier = new_verifier(issuer, Pace(apart=3600, patience=1))
+    verifier = new_verifier(issuer, FetchTimes(min_interval=3600, request_wait=1))
     eventually(lambda: has(verifier.keys, known))
     began = time.monotonic()
 
@@ -829,7 +838,9 @@ def test_keys_are_good_for_a_while_without_their_issuer_and_then_503(issuer, new
     signer = Signer("one")
     issuer.publish(signer)
     stale = 1.5
-    app = new_app(issuer, Pace(refresh=0.3, apart=0.05, stale=stale, patience=5, timeout=5))
+    app = new_app(
+        issuer, FetchTimes(refresh=0.3, min_interval=0.05, stale=stale, request_wait=5, timeout=5)
+    )
     token = signer.token()
     assert session_of(app, token).status_code == 200
     issuer.answer = fails
@@ -890,7 +901,7 @@ def test_nothing_is_fetched_before_the_first_token(issuer, new_app):
 @pytest.mark.parametrize("answer", [lambda asked: asked.reply(key_set()), fails, hangs])
 def test_closing_ends_the_thread(issuer, answer):
     issuer.answer = answer
-    keys = IssuerKeys(issuer.url, Pace(timeout=0.5))
+    keys = IssuerKeys(issuer.url, FetchTimes(timeout=0.5))
     keys.open()
     eventually(lambda: issuer.asked)
 
@@ -910,7 +921,7 @@ def test_a_failure_is_logged_without_what_the_issuer_sent_at_length(
 
     eventually(log_lines)
     (line,) = [line for line in log_lines() if line["url"] == issuer.url][:1]
-    assert line["event"] == "key set not fetched"
+    assert line["event"] == "key set fetch failed"
     assert line["level"] == "warning"
     assert len(line["error"]) <= 200
 

@@ -99,4 +99,4 @@ def test_the_command_says_how_many(database_url, request):
         check=True,
     )
 
-    assert '"event":"purged"' in ended.stderr
+    assert '"event":"purge finished"' in ended.stderr

@@ -87,7 +87,7 @@ def test_it_says_where_it_is_and_how_to_try_it(checkout):
         ).stdout
 
     assert f"  The API is at   {server.url}\n" in printed
-    assert f"  Its page is at  {server.url}/docs\n" in printed
+    assert f"  Its docs are at {server.url}/docs\n" in printed
     created, end = json.JSONDecoder().raw_decode(pasted)
     assert created["title"] == "Buy oat milk"
     assert json.loads(pasted[end:]) == [created]
@@ -100,7 +100,7 @@ def test_a_second_one_says_that_one_runs(checkout):
         output = second.process.communicate(timeout=30)[0]
 
         assert second.process.returncode == 1
-        assert f"It runs already (process {server.process.pid})" in output
+        assert f"`make run` runs already (process {server.process.pid})" in output
         assert server.get(TASKS) == (200, [])
 
 

@@ -26,7 +26,7 @@ def test_a_placeholder_is_a_number_the_same_one_each_time():
 @pytest.fixture
 def opened(database_url):
     with closing(Connection.connect(database_url, autocommit=True)) as connection:
-        connection.begin(prepares=True)
+        connection.set_up(prepares=True)
         yield connection
 
 
@@ -113,7 +113,7 @@ def test_a_statement_is_prepared_once_for_each_kind_of_its_parameters(opened, tr
 
 
 def test_the_statement_that_was_not_used_for_longest_makes_room(opened, transact):
-    opened.begin(prepares=True, most_prepared=2)
+    opened.set_up(prepares=True, most_prepared=2)
 
     for number in (1, 2, 1, 3, 1, 4, 3):
         assert transact(b"SELECT %d" % number) == [[(number,)]]
@@ -122,7 +122,7 @@ def test_the_statement_that_was_not_used_for_longest_makes_room(opened, transact
 
 
 def test_a_failed_transaction_leaves_prepared_statements_usable(opened, transact):
-    opened.begin(prepares=True, most_prepared=2)
+    opened.set_up(prepares=True, most_prepared=2)
     transact(b"SELECT 1", b"SELECT 2")
 
     for _ in range(2):
@@ -135,7 +135,7 @@ def test_a_failed_transaction_leaves_prepared_statements_usable(opened, transact
 
 
 def test_nothing_is_prepared_for_a_pooler(opened, transact):
-    opened.begin(prepares=False)
+    opened.set_up(prepares=False)
 
     for _ in range(3):
         assert transact(b"SELECT %(a)s::int", a=1) == [[(1,)]]

@@ -166,7 +166,7 @@ def test_a_repetition_never_overwrites_what_came_after(
 
 
 def test_a_change_whose_repetition_is_lost_too_is_unknown(app, client, task, lose, connection):
-    unknown = "todo_database_outcomes_unknown_total"
+    unknown = "todo_database_unknown_outcomes_total"
     settle(connection, task)
     lose("answer", lambda: lose("answer"))
 

@@ -317,7 +317,7 @@ def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, ta
     assert counted(app, "database_retries", reason="connection_lost") == 1
     assert counted(app, "database_connections_lost") == 1
     assert counted(app, "database_connections_opened") >= 2
-    assert counted(app, "database_outcomes_unknown") == 0
+    assert counted(app, "database_unknown_outcomes") == 0
 
 
 def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url):
@@ -327,7 +327,7 @@ def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url):
     eventually(
         lambda: (
             client.get(tasks_url).status_code == 503
-            and counted(app, "database_sheds", reason="outage")
+            and counted(app, "database_refused_requests", reason="outage")
         )
     )
 
@@ -344,7 +344,7 @@ def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counted(app, "database_sheds", reason="admission") == 1
+    assert counted(app, "database_refused_requests", reason="admission") == 1
 
 
 def test_a_key_set_tells_its_age_and_its_failures(metrics):

@@ -111,7 +111,7 @@ def test_a_parameter_that_is_unknown_or_repeated_is_refused(client, tasks_url):
     assert answer.status_code == 422
     assert answer.json["errors"] == [
         {"parameter": "limit", "detail": "Must be given once."},
-        {"parameter": "offset", "detail": "There is no such parameter."},
+        {"parameter": "offset", "detail": "Unknown parameter."},
     ]
 
 

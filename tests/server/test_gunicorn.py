@@ -346,7 +346,7 @@ def test_a_setting_that_would_have_no_effect_is_refused_at_start(arguments, name
     )
 
     assert process.returncode == 1
-    assert f"does not support gunicorn's settings {name}." in process.stderr
+    assert f"Remove these settings, which this worker ignores: {name}." in process.stderr
 
 
 def may_unshare() -> bool:

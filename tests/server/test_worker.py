@@ -87,4 +87,4 @@ def test_a_worker_whose_loop_ends_is_replaced(server):
             return False
 
     await_that(is_replaced, "another worker answers")
-    assert "a serve loop ended, so the worker stops" in log.read_text()
+    assert "the worker stops: a serve loop ended with an exception" in log.read_text()

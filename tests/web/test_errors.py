@@ -86,7 +86,7 @@ def test_a_bug_is_logged_whole_and_answered_with_its_id(app, client, user_id, lo
         app.view_functions["tasks.get_task"] = view
 
     assert problem(answer, 500, "internal-error")["detail"] == (
-        "Report the id in instance to the operator: the server's log has the error."
+        "Report the id in `instance` to the operator: the server's log has the error."
     )
     logged = [line for line in log_lines() if line["level"] == "error"]
     assert [line["event"] for line in logged] == ["unhandled exception"]

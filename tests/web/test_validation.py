@@ -347,7 +347,7 @@ def test_refusals_come_in_the_contracts_order(client, tasks_url):
 def test_no_operation_ignores_a_parameter(client, user_id, url):
     problem = refused(client.get(url.format(user_id)), 422, "invalid")
 
-    assert problem["errors"] == [{"parameter": "x", "detail": "There is no such parameter."}]
+    assert problem["errors"] == [{"parameter": "x", "detail": "Unknown parameter."}]
 
 
 def test_a_flood_of_faults_is_answered_in_part(client, tasks_url):

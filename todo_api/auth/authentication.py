@@ -1,4 +1,4 @@
-"""Require a token for every route, and the token's user for every path."""
+"""Require a token for every route, and that its user is the one of the path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from todo_api.auth.jwks import IssuerKeys, Pace
+from todo_api.auth.jwks import FetchTimes, IssuerKeys
 from todo_api.auth.keys import (
     FixedKey,
     Keys,
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 BEARER = re.compile(r"Bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 
 
-def make_keys(settings: Settings, metrics: Metrics, pace: Pace | None = None) -> Keys:
-    """Return the one source of keys that the settings name. `pace` has the times of its fetches."""
+def make_keys(settings: Settings, metrics: Metrics, fetch_times: FetchTimes | None = None) -> Keys:
+    """Return the keys that the settings name. `fetch_times` is for those of JWT_JWKS_URL."""
     if settings.jwt_jwks_url:
         report = KeySetMetrics(metrics).report_fetch
-        return IssuerKeys(settings.jwt_jwks_url, pace, report=report)
+        return IssuerKeys(settings.jwt_jwks_url, fetch_times, report=report)
     if settings.jwt_public_key:
         return FixedKey(parse_public_key(settings.jwt_public_key))
     return FixedKey(parse_secret(settings.jwt_secret or ""))
@@ -42,8 +42,8 @@ def make_keys(settings: Settings, metrics: Metrics, pace: Pace | None = None) ->
 def require_tokens(app: Flask, verifier: Verifier) -> None:
     """Refuse requests without a valid token, and paths of another user than the token's.
 
-    Every route needs a token, and so does a path without a route, except those of blueprints that
-    say `requires_token=False`.
+    Every route requires a token, except those of blueprints with `requires_token=False`. A path
+    without a route requires one, too.
     """
 
     @app.before_request
@@ -79,6 +79,6 @@ def read_bearer_token(request: Request) -> str:
 
 
 def read_owner(path: str) -> str | None:
-    """Return the user that a path of the API names, whether or not it has a route."""
+    """Return the user id in a path below /api as text, also if the path has no route."""
     _, api, *rest = path.split("/", 3)
     return rest[0] if api == "api" and rest and path != SESSION else None

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from todo_api.settings import Settings
 
 TOKEN_BYTES = 8 * 1024
-LEEWAY = 30  # seconds that "not before" and "issued at" may be ahead of this server's clock
+LEEWAY = 30  # seconds by which `nbf` and `iat` may be later than this server's clock
 SUBJECT_LENGTH = 255
-VERIFIED_TOKENS = 10_000  # that a worker remembers, at most
+VERIFIED_TOKENS = 10_000  # the most that a worker caches
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Identity:
 
 
 class AnyAlgorithm(JWSRegistry):
-    """joserfc's algorithms, without its warning about EdDSA, which issuers use.
+    """The algorithms of joserfc, without its warning about EdDSA, which many issuers use.
 
-    The key decides which of them is used: see keys.py. TOKEN_BYTES alone limits the length of a
-    part: a header may hold a chain of certificates, and a signature may be of a long RSA key.
+    The key decides which algorithm is used: see keys.py. Only TOKEN_BYTES limits the length of a
+    part: a header can contain a chain of certificates, and a signature can be that of a long key.
     """
 
     max_header_length = max_signature_length = TOKEN_BYTES
@@ -108,8 +108,8 @@ class Verifier:
             return Identity(self._make_user_id(subject), subject, expires_at, key)
         except ExpiredTokenError:
             raise invalid_token("Get a new token: this one has expired.") from None
-        # RecursionError: joserfc reads the header again, a few calls deeper than `decode_segment`,
-        # and may fail on a nesting that was just shallow enough here.
+        # RecursionError: joserfc parses the header again, a few calls deeper than `decode_segment`,
+        # and can fail on a nesting that `decode_segment` has just accepted.
         except (JoseError, ValueError, OverflowError, RecursionError):
             raise invalid_token(
                 "Get another token: the server could not verify this one."
@@ -144,7 +144,7 @@ def decode_segment(segment: str) -> dict[str, Any]:
     """Return the JSON object of a token's segment (RFC 7515, section 3). Raises ValueError."""
     value = strict_json.loads(urlsafe_b64decode(segment.encode()))
     if not isinstance(value, dict):
-        raise strict_json.NotJsonError("no object")
+        raise strict_json.NotJsonError("not an object")
     return value
 
 

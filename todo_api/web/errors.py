@@ -61,7 +61,7 @@ def log_bug(error: BaseException) -> None:
     """Log an unhandled exception, once. The 500 response tells nothing of it."""
     if isinstance(error, DatabaseBugError):
         stack = "".join(traceback.format_tb(error.__traceback__))
-        log.error("database error", stack=stack, **error.fields)
+        log.error("unexpected database error", stack=stack, **error.fields)
     else:
         log.error("unhandled exception", exc_info=error)
 
@@ -73,7 +73,7 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
         pointer, detail = fault
         return invalid([{"pointer": pointer, "detail": detail}])
     if isinstance(error, OutcomeUnknownError):
-        log.warning("outcome unknown", cause=type(error.__cause__).__name__)
+        log.warning("write outcome unknown", error=type(error.__cause__).__name__)
         return unavailable(
             "Repeat the request with the same If-Match or Idempotency-Key, or read the resource "
             "before you repeat it: the connection to the database broke, and the server cannot "

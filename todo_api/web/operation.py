@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Operation:
     """An operation (OpenAPI), as the decorators of its view declare it.
 
-    `media_types` are those of the body, if it takes one. `responses` has the schema of each status,
-    or None without a body; an error status needs none.
+    `media_types` are those of the body, if it has one. `responses` has the schema of each status:
+    None if the response has no body, or if the status is an error.
     """
 
     body: Schema | None = None

@@ -256,8 +256,8 @@ KINDS = (
             "If both changes concern the same member, ask the user which one to keep."
         ),
         detail=(
-            "Apply the change to current and send it with the new ETag: the resource does not meet "
-            "If-Match or If-None-Match."
+            "Apply the change to the member `current`, and send it with the new ETag: the resource "
+            "does not meet If-Match or If-None-Match."
         ),
         has_current=True,
         request="""
@@ -337,7 +337,7 @@ KINDS = (
             "Correct each value that `errors` names, and send the request again. A client with a "
             "form can show each `detail` beside the field that `pointer` names."
         ),
-        detail="Correct each fault in errors.",
+        detail="Correct each fault that the member `errors` lists.",
         errors=({"pointer": "/title", "detail": "Must have 1 to 255 characters."},),
         request="""
             POST /api/USER_ID/tasks HTTP/1.1
@@ -363,7 +363,7 @@ KINDS = (
             "Make a new key, such as a UUID, for each new request. Use a key again only to repeat "
             "the same request with the same body."
         ),
-        detail="Correct each fault in errors.",
+        detail="Correct each fault that the member `errors` lists.",
         errors=(
             {
                 "header": "Idempotency-Key",
@@ -439,7 +439,7 @@ KINDS = (
             "again. Before a change is sent again, read the resource: the change may have been "
             "made."
         ),
-        detail="Report the id in instance to the operator: the server's log has the error.",
+        detail="Report the id in `instance` to the operator: the server's log has the error.",
     ),
     ProblemKind(
         name="bad-gateway",

@@ -27,8 +27,8 @@ RETRY_AFTER = 1  # seconds
 class Problem(Exception):  # noqa: N818  RFC 9457's name
     """A response of 400 or above.
 
-    `kind` is the name of its kind, if that is not the one of its status. `current` is the JSON of
-    the resource as it is now.
+    `kind` is the name of a kind that replaces the one of the status. `current` is the JSON of the
+    resource as it is now.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ def malformed(detail: str) -> Problem:
 def malformed_header(name: str, detail: str) -> Problem:
     return Problem(
         400,
-        "Correct the header field that errors names.",
+        "Correct the header field that the member `errors` names.",
         errors=[{"header": name, "detail": detail}],
     )
 

@@ -48,20 +48,20 @@ REQUEST_HEADERS = {
     for name, description, example in (
         (
             "If-Match",
-            "Only if the task is one of these versions, or with `*` any (RFC 9110, 13.1.1).",
+            "The task must have one of these ETags; with `*`, exist (RFC 9110, 13.1.1).",
             etag(7),
         ),
         (
             "If-None-Match",
-            "Only if it is none of these versions, or with `*` not there (RFC 9110, 13.1.2).",
+            "The task must have none of these ETags; with `*`, not exist (RFC 9110, 13.1.2).",
             etag(8),
         ),
     )
 } | {
     "Idempotency-Key": {
         "description": (
-            "What marks requests as one and the same, sent again: of one's own making, and new for "
-            "each task, such as a UUID."
+            "A unique key that the client makes for each new task, such as a UUID. A repeated "
+            "request has the same key."
         ),
         "schema": string_schema(KEY, 2 * KEY_LENGTH + 2, REQUEST_ID),
     },
@@ -70,19 +70,19 @@ REQUEST_HEADERS = {
 # Of responses.
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     "Cache-Control": {
-        "description": "Whether the answer may be kept. What may be, must be revalidated.",
+        "description": "Whether the response may be stored. A stored response must be revalidated.",
         "schema": {"type": "string", "enum": ["private, no-cache", "no-store"]},
     },
     "ETag": {
-        "description": "The version of what is answered, for If-Match and If-None-Match.",
+        "description": "The entity tag of the response, for If-Match and If-None-Match.",
         "schema": string_schema(re.compile(f'"{REVISION.pattern}"'), 64, etag(7)),
     },
     "Idempotent-Replayed": {
-        "description": "That this is the answer to an earlier request of the same Idempotency-Key.",
+        "description": "This is the response to an earlier request with the same Idempotency-Key.",
         "schema": {"type": "string", "enum": ["true"]},
     },
     "Link": {
-        "description": "Where the next page is, if there is one (RFC 8288): a relative reference.",
+        "description": "The path and query of the next page, if there is one (RFC 8288).",
         "schema": string_schema(
             re.compile(r'</api/[^<>\s]+>; rel="next"'),
             8000,
@@ -90,7 +90,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "Location": {
-        "description": "Where the new task is: a relative reference.",
+        "description": "The path of the new task.",
         "schema": {
             "type": "string",
             "format": "uri-reference",
@@ -99,7 +99,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         },
     },
     "Retry-After": {
-        "description": "In how many seconds to try again.",
+        "description": "The seconds to wait before the request is sent again.",
         "schema": {
             "type": "integer",
             "format": "int32",
@@ -109,13 +109,13 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         },
     },
     "WWW-Authenticate": {
-        "description": "How to say who you are, and why this would not do (RFC 6750, section 3).",
+        "description": "How to authenticate, and why a token was refused (RFC 6750, section 3).",
         "schema": string_schema(
             re.compile('Bearer(?: error="[a-z_]+")?'), 64, 'Bearer error="invalid_token"'
         ),
     },
     "X-Request-Id": {
-        "description": "The id of the request, under which the server's log has it.",
+        "description": "The id of the request, which the server's log has, too.",
         "schema": string_schema(WELL_FORMED, 128, REQUEST_ID),
     },
 }
@@ -145,7 +145,9 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
     """Return the response objects of the statuses of 400 and above, by component."""
     options: dict[str, Any] = {
         "required": True,
-        "metadata": {"description": "What to go on from: its ETag is sent, too."},
+        "metadata": {
+            "description": "The resource as it is now. The header ETag has its entity tag."
+        },
     }
     current: fields.Field[Any] = (
         fields.Nested(items[0], **options) if len(items) == 1 else OneOfSchemas(*items, **options)
