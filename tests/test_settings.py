@@ -372,7 +372,7 @@ def test_a_key_set_comes_over_https_or_from_this_machine(url):
 )
 def test_a_key_set_that_anyone_may_change_on_its_way_is_refused(url):
     assert faults_of(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url}) == {
-        "JWT_JWKS_URL": "Must be an https:// URL; http:// is for loopback only."
+        "JWT_JWKS_URL": "Must be an https:// URL, or an http:// URL of this machine (localhost)."
     }
 
 
@@ -437,23 +437,23 @@ def test_a_public_key_is_taken_in_every_form(tmp_path, key):
         ),
         (
             json.dumps(OctKey.import_key("s3cret-" * 5).as_dict(private=True)),
-            "It is a secret: that is what JWT_SECRET is for.",
+            "This is a shared secret. Set it in JWT_SECRET.",
         ),
         (
             json.dumps({"kty": "oct", "k": "AAAA"}),
-            "It is a secret: that is what JWT_SECRET is for.",
+            "This is a shared secret. Set it in JWT_SECRET.",
         ),
         (
             OKPKey.generate_key("X25519").as_pem(private=False).decode(),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
         (
             json.dumps(P256.as_dict(private=False, use="enc")),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
         (
             json.dumps(P256.as_dict(private=False, alg="RS256")),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
     ],
 )
@@ -510,7 +510,7 @@ def test_origins_have_commas_between():
 )
 def test_what_is_no_origin_is_refused(origins):
     assert faults_of(FIT | {"CORS_ORIGINS": origins}) == {
-        "CORS_ORIGINS": "Each must be an origin: https://app.example, without a path."
+        "CORS_ORIGINS": "Each part must be an origin without a path: https://app.example."
     }
 
 

@@ -326,6 +326,7 @@ def schema_field(
     kind = (get_args(hint) or (hint,))[0]
     return Schema.TYPE_MAPPING[kind](
         required=declared.default is MISSING and declared.metadata["default_from"] is None,
+        error_messages={"required": "Must be set."},
         validate=declared.metadata["check"],
         post_load=parser or declared.metadata["parse"],
     )

@@ -623,9 +623,9 @@ MINUTE = 60 / 200  # seconds: time passes two hundred times as fast
 HURRIED = FetchTimes(
     *(
         seconds * MINUTE / 60
-        for seconds in (FetchTimes.refresh, FetchTimes.apart, FetchTimes.stale)
+        for seconds in (FetchTimes.refresh, FetchTimes.min_interval, FetchTimes.stale)
     ),
-    *(seconds * MINUTE / 60 for seconds in (FetchTimes.patience, FetchTimes.timeout)),
+    *(seconds * MINUTE / 60 for seconds in (FetchTimes.request_wait, FetchTimes.timeout)),
 )
 
 
@@ -692,7 +692,7 @@ def test_an_outage_of_ten_minutes_is_not_noticed(new_issuer, new_verifier, outag
 
     # A machine that is busy delays both alike, by more than a request may wait for a fetch.
     beside, during = (
-        statistics.mean(wait > HURRIED.patience for wait in itertools.chain(*waited))
+        statistics.mean(wait > HURRIED.request_wait for wait in itertools.chain(*waited))
         for waited in zip(*waits, strict=True)
     )
     assert during < 2 * beside + 0.02
@@ -777,7 +777,7 @@ def test_one_request_waits_for_a_new_key_and_the_others_are_refused_at_once(issu
     assert answers == [True]
 
 
-def test_a_request_waits_no_longer_than_its_patience(issuer, new_verifier):
+def test_a_request_waits_no_longer_than_request_wait(issuer, new_verifier):
     issuer.answer = hangs
     verifier = new_verifier(issuer, FetchTimes(request_wait=0.2, timeout=LONG))
     eventually(lambda: issuer.asked)

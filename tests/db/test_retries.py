@@ -159,7 +159,7 @@ def test_a_repetition_never_overwrites_what_came_after(
     )
 
     assert answer.status_code == 503
-    assert "cannot be told" in answer.json["detail"]
+    assert "cannot tell whether the change was made" in answer.json["detail"]
     assert revision(connection, task) == task["revision"] + 2
     (title,) = connection.execute("SELECT title FROM tasks WHERE id = %s", (task["id"],)).fetchone()
     assert title == "Mine, and later"
@@ -173,7 +173,7 @@ def test_a_change_whose_repetition_is_lost_too_is_unknown(app, client, task, los
     answer = client.patch(task.url, json={"title": "Buy oats"})
 
     assert answer.status_code == 503
-    assert "cannot be told" in answer.json["detail"]
+    assert "cannot tell whether the change was made" in answer.json["detail"]
     assert app.services.metrics.registry.get_sample_value(unknown) == 1
 
 
