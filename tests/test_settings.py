@@ -229,7 +229,7 @@ def test_a_command_says_what_is_wrong_and_starts_nothing(module, request):
     )
 
     assert ended.returncode != 0
-    assert "DATABASE_URL: Missing" in ended.stderr
+    assert "DATABASE_URL: Must be set." in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
