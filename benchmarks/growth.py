@@ -303,7 +303,8 @@ def main() -> None:
         for part in given.parts or PARTS:
             section = PARTS[part](bench)
             lines = [
-                f"- {'target met' if held else '**target missed**'}: {text}" for text, held in section.verdicts
+                f"- {'target met' if held else '**target missed**'}: {text}"
+                for text, held in section.verdicts
             ]
             parts = [section.table, "\n".join(lines)] if lines else [section.table]
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)

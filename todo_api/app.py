@@ -18,7 +18,8 @@ from todo_api.operations.problem_pages import problem_pages_blueprint
 from todo_api.services import Services
 from todo_api.tasks import blueprint as tasks
 from todo_api.tasks.fields import TASK
-from todo_api.users.blueprint import session, users_blueprint
+from todo_api.users.blueprint import session as session_blueprint
+from todo_api.users.blueprint import users_blueprint
 from todo_api.web.access_log import log_requests
 from todo_api.web.blueprints import Api
 from todo_api.web.errors import log_bug, register_error_handlers
@@ -102,7 +103,12 @@ def create_app(settings: Settings, fetch_times: FetchTimes | None = None) -> App
     }
     api = Api(app, [resource.schemas.item for resource in RESOURCES])
     register_error_handlers(app, constraints)
-    for blueprint in (tasks.blueprint, users_blueprint(RESOURCES), session, health.blueprint):
+    for blueprint in (
+        tasks.blueprint,
+        users_blueprint(RESOURCES),
+        session_blueprint,
+        health.blueprint,
+    ):
         api.register_blueprint(blueprint)
     app.register_blueprint(docs_blueprint(api))
     app.register_blueprint(problem_pages_blueprint(RESOURCES[0].schemas.item))

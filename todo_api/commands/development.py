@@ -21,7 +21,7 @@ EXAMPLE_USER = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 
 
 def load_development_settings(environ: dict[str, str]) -> Settings:
-    """Return the settings; neither a database nor a key has to be set.
+    """Return the settings. The URL of a database and a key may be missing.
 
     Raises SettingsError with every fault.
     """

@@ -18,12 +18,13 @@ Fault = dict[str, str]
 
 @dataclass(frozen=True)
 class ProblemKind:
-    """A kind of problem: what its responses have in common, and what its page says.
+    """A kind of problem: the common parts of its responses, and the texts of its page.
 
-    `name` is the last part of the type. `detail`, `errors` and `has_current` are those of the
-    example; a response has the same members, but its own detail and errors. `request` is a request
-    that succeeds. A problem that names no kind has the kind of its status, unless `is_of_status`
-    is False. In the page's texts, names that a request or response contains are in backticks.
+    `name` is the last part of the type. `detail`, `errors` and `has_current` describe the example;
+    a response has the same members, with its own detail and errors. `request` is an example of a
+    request that succeeds. `is_of_status` is False if another kind has the same status: then a
+    problem has this kind only if it names it. In the texts of the page, names of members, headers
+    and routes are in backticks.
     """
 
     name: str
