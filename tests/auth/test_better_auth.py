@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.node import install
-from todo_api.auth.jwks import Pace
+from todo_api.auth.jwks import FetchTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "better_auth"
-FAST_PACE = Pace(refresh=0.5, apart=0.1)
+FAST_PACE = FetchTimes(refresh=0.5, min_interval=0.1)
 TIMEOUT = 20  # seconds
 
 
@@ -97,9 +97,9 @@ def new_client(make_app):
     """Create a test client of an application that trusts the issuer."""
     with ExitStack() as stack:
 
-        def make(issuer: BetterAuth, pace: Pace = FAST_PACE) -> FlaskClient:
+        def make(issuer: BetterAuth, fetch_times: FetchTimes = FAST_PACE) -> FlaskClient:
             app = make_app(
-                pace,
+                fetch_times,
                 AUTH_MODE="jwt",
                 JWT_JWKS_URL=f"{issuer.url}/api/auth/jwks",
                 JWT_ISSUER=issuer.url,
@@ -207,7 +207,7 @@ def test_token_is_refused_after_its_key_is_deleted(client, issuer):
 
 def test_token_of_a_new_key_is_accepted_at_once(new_client, issuer):
     """The next refresh is an hour away: the unknown key id triggers a fetch."""
-    client = new_client(issuer, Pace(refresh=3600, apart=0.1))
+    client = new_client(issuer, FetchTimes(refresh=3600, min_interval=0.1))
     cookie = issuer.sign_up()
     assert client.get("/api/session", **bearer(issuer.get_token(cookie))).status_code == 200
     issuer.delete_keys()

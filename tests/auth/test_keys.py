@@ -37,7 +37,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 from tests.support import ROOT
 from todo_api.app import create_app
-from todo_api.auth.jwks import SET_BYTES, IssuerKeys, Pace, fetch, parse_set
+from todo_api.auth.jwks import SET_BYTES, FetchTimes, IssuerKeys, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
 from todo_api.auth.tokens import Verifier
 from todo_api.startup import load_settings
@@ -54,7 +54,7 @@ ISSUER_NAME, AUDIENCE = "https://issuer.example", "todo"
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 # Short intervals between fetches, but timeouts that a working issuer meets on a busy machine.
-FAST_PACE = Pace(refresh=0.3, apart=0.05, stale=60, patience=10, timeout=10)
+FAST_PACE = FetchTimes(refresh=0.3, min_interval=0.05, stale=60, request_wait=10, timeout=10)
 # TOLERANCE is added to durations, because the machine may be busy. TIMEOUT limits each wait.
 TOLERANCE, TIMEOUT = 3, 15  # seconds
 
@@ -229,8 +229,8 @@ def new_keys():
     """Start to fetch the keys of an issuer, and close them after the test."""
     with ExitStack() as stack:
 
-        def make(issuer: Issuer, pace: Pace = FAST_PACE) -> IssuerKeys:
-            keys = stack.enter_context(closing(IssuerKeys(issuer.url, pace)))
+        def make(issuer: Issuer, fetch_times: FetchTimes = FAST_PACE) -> IssuerKeys:
+            keys = stack.enter_context(closing(IssuerKeys(issuer.url, fetch_times)))
             keys.open()
             return keys
 
@@ -240,18 +240,18 @@ def new_keys():
 @pytest.fixture
 def new_verifier(new_keys):
     """Create a verifier of the issuer's tokens that fetches its keys."""
-    return lambda issuer, pace=FAST_PACE: Verifier(
-        load_settings(issuer_settings(issuer)), new_keys(issuer, pace)
+    return lambda issuer, fetch_times=FAST_PACE: Verifier(
+        load_settings(issuer_settings(issuer)), new_keys(issuer, fetch_times)
     )
 
 
 @pytest.fixture
 def new_app():
-    """Create an application that trusts an issuer and fetches its keys at this pace."""
+    """Create an application that trusts an issuer and fetches its keys at this fetch_times."""
     with ExitStack() as stack:
 
-        def make(issuer: Issuer, pace: Pace = FAST_PACE) -> Flask:
-            app = create_app(load_settings(issuer_settings(issuer)), pace)
+        def make(issuer: Issuer, fetch_times: FetchTimes = FAST_PACE) -> Flask:
+            app = create_app(load_settings(issuer_settings(issuer)), fetch_times)
             stack.enter_context(closing(app.services.keys))
             stack.callback(app.services.pool.close)
             return app
@@ -625,9 +625,12 @@ def test_certificate_of_another_host_is_refused(new_issuer, new_certificate, mon
 
 MINUTES = 10
 MINUTE = 60 / 200  # seconds: the test runs 200 times faster than real time
-SCALED_PACE = Pace(
-    *(seconds * MINUTE / 60 for seconds in (Pace.refresh, Pace.apart, Pace.stale)),
-    *(seconds * MINUTE / 60 for seconds in (Pace.patience, Pace.timeout)),
+SCALED_PACE = FetchTimes(
+    *(
+        seconds * MINUTE / 60
+        for seconds in (FetchTimes.refresh, FetchTimes.min_interval, FetchTimes.stale)
+    ),
+    *(seconds * MINUTE / 60 for seconds in (FetchTimes.request_wait, FetchTimes.timeout)),
 )
 
 
@@ -722,7 +725,7 @@ def test_first_token_of_a_new_key_triggers_a_fetch(issuer, new_verifier):
     old, new = Signer("old"), Signer("new")
     issuer.publish(old)
     verifier = new_verifier(
-        issuer, Pace(refresh=3600, apart=0.05, patience=TIMEOUT, timeout=TIMEOUT)
+        issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=TIMEOUT, timeout=TIMEOUT)
     )
     wait_until(lambda: has_key(verifier.keys, old))
     issuer.publish(old, new)
@@ -739,7 +742,7 @@ def test_request_during_a_fetch_starts_no_second_fetch(issuer, new_verifier):
     body = key_set(signer.public_jwk())
     issuer.respond = lambda request: released.wait(TIMEOUT) and request.reply(body)
     verifier = new_verifier(
-        issuer, Pace(refresh=3600, apart=0.05, patience=TIMEOUT, timeout=TIMEOUT)
+        issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=TIMEOUT, timeout=TIMEOUT)
     )
     wait_until(lambda: issuer.requests)
     threading.Timer(0.1, released.set).start()
@@ -755,7 +758,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
     old, new = Signer("old"), Signer("new")
     issuer.publish(old)
     verifier = new_verifier(
-        issuer, Pace(refresh=3600, apart=0.05, patience=TIMEOUT, timeout=TIMEOUT)
+        issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=TIMEOUT, timeout=TIMEOUT)
     )
     wait_until(lambda: has_key(verifier.keys, old))
     wait_until(lambda: time.monotonic() > verifier.keys._next_at)
@@ -783,7 +786,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
 
 def test_request_waits_no_longer_than_the_patience(issuer, new_verifier):
     issuer.respond = never_respond
-    verifier = new_verifier(issuer, Pace(patience=0.2, timeout=TIMEOUT))
+    verifier = new_verifier(issuer, FetchTimes(request_wait=0.2, timeout=TIMEOUT))
     wait_until(lambda: issuer.requests)
     started_at = time.monotonic()
 
@@ -797,7 +800,7 @@ def test_request_waits_no_longer_than_the_patience(issuer, new_verifier):
 def test_requests_do_not_wait_between_two_fetches(issuer, new_verifier):
     known, unknown = Signer("known"), Signer("unknown")
     issuer.publish(known)
-    verifier = new_verifier(issuer, Pace(apart=3600, patience=1))
+    verifier = new_verifier(issuer, FetchTimes(min_interval=3600, request_wait=1))
     wait_until(lambda: has_key(verifier.keys, known))
     started_at = time.monotonic()
 
@@ -842,7 +845,9 @@ def test_keys_remain_valid_during_an_outage_until_they_are_stale(issuer, new_app
     signer = Signer("one")
     issuer.publish(signer)
     stale = 1.5
-    app = new_app(issuer, Pace(refresh=0.3, apart=0.05, stale=stale, patience=5, timeout=5))
+    app = new_app(
+        issuer, FetchTimes(refresh=0.3, min_interval=0.05, stale=stale, request_wait=5, timeout=5)
+    )
     token = signer.token()
     assert get_session(app, token).status_code == 200
     issuer.respond = respond_with_500
@@ -907,7 +912,7 @@ def test_no_key_is_fetched_before_the_first_token(issuer, new_app):
 )
 def test_close_ends_the_thread(issuer, respond):
     issuer.respond = respond
-    keys = IssuerKeys(issuer.url, Pace(timeout=0.5))
+    keys = IssuerKeys(issuer.url, FetchTimes(timeout=0.5))
     keys.open()
     wait_until(lambda: issuer.requests)
 
@@ -925,7 +930,7 @@ def test_logged_fetch_error_has_at_most_200_characters(issuer, new_keys, log_str
 
     wait_until(log_lines)
     (line,) = [line for line in log_lines() if line["url"] == issuer.url][:1]
-    assert line["event"] == "key set not fetched"
+    assert line["event"] == "key set fetch failed"
     assert line["level"] == "warning"
     assert len(line["error"]) <= 200
 

@@ -100,7 +100,7 @@ def test_second_start_reports_the_running_server(checkout):
         output = second.process.communicate(timeout=30)[0]
 
         assert second.process.returncode == 1
-        assert f"It runs already (process {server.process.pid})" in output
+        assert f"`make run` runs already (process {server.process.pid})" in output
         assert server.get(TASKS) == (200, [])
 
 

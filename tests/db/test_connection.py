@@ -26,7 +26,7 @@ def test_placeholder_has_the_same_number_each_time():
 @pytest.fixture
 def db_connection(database_url):
     with closing(Connection.connect(database_url, autocommit=True)) as connection:
-        connection.begin(prepares=True)
+        connection.set_up(prepares=True)
         yield connection
 
 

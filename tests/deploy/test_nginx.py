@@ -27,7 +27,8 @@ from faults.servers import HOST, await_that, free_port, serving
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
-from todo_api.web.problems import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
+from todo_api.web.problem_kinds import KIND_OF_NAME
+from todo_api.web.problems import Problem
 from todo_api.web.requests import WELL_FORMED
 
 pytestmark = [
@@ -543,12 +544,11 @@ def test_nginx_and_the_application_send_the_same_problems():
 
     assert {400, 404, 413, 414, 429, 431, 502, 503, 504} <= set(problems)
     for status, problem in problems.items():
-        if status in KIND_OF_STATUS:
-            kind, title = KIND_OF_STATUS[status]
-            assert (problem["type"], problem["title"]) == (f"/problems/{kind}", title)
+        kind = KIND_OF_NAME[problem["type"].removeprefix("/problems/")]
+        assert (status, problem["title"]) == (kind.status, kind.title)
+        if status not in (400, 405, 503):
+            assert problem["detail"] == kind.detail, status
         assert list(problem) == list(json.loads(Problem(status, "").body("")))[:-1]
-    for status in (404, 413):
-        assert problems[status]["detail"] == DETAIL_OF_STATUS[status]
 
 
 def test_nginx_and_gunicorn_have_matching_limits():

@@ -346,7 +346,7 @@ def test_setting_without_effect_is_refused_at_start(arguments, name):
     )
 
     assert process.returncode == 1
-    assert f"does not support gunicorn's settings {name}." in process.stderr
+    assert f"Remove these settings, which this worker ignores: {name}." in process.stderr
 
 
 def can_unshare() -> bool:

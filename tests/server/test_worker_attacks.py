@@ -78,7 +78,7 @@ def test_exception_after_the_response_sends_no_second_response(server, path):
 
     assert statuses(received) == [200]
     assert received.endswith(b"\r\n\r\nwhole")
-    assert "a response was broken off" in server.log.read_text()
+    assert "connection closed: sending a response failed" in server.log.read_text()
 
 
 def test_body_shorter_than_its_content_length_closes_the_connection(server):

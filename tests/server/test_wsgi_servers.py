@@ -118,7 +118,10 @@ def test_request_with_a_truncated_body_changes_nothing(
     if received:
         head, _, problem = received.partition(b"\r\n\r\n")
         assert head.split(b" ")[1] == b"400"
-        assert json.loads(problem)["detail"] == "The body ended before its Content-Length."
+        assert (
+            json.loads(problem)["detail"]
+            == "Send the whole body: it ended before its Content-Length."
+        )
     assert bool(received) or type(api) is Waitress
     assert http.request("GET", tasks_url).json == [task]
     assert http.request("GET", url).json == task
