@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import migrate
+from todo_api.resources.changes import changes_statement
 from todo_api.resources.pages import Position, list_statement
 from todo_api.tasks.fields import TASK
 
@@ -81,6 +82,8 @@ class User(NamedTuple):
             "owner": self.id,
             "id": position.id,
             "new_title": "Changed",
+            "new_description": None,
+            "new_completed": False,
             "match": None,
             "none_match": [],
             "rows": limit + 1,
@@ -199,10 +202,13 @@ def test_page_that_holds_all_tasks_of_the_owner_reads_no_others(explain, users, 
     ("statement", "above"),
     [
         (TASK.statements.find, ["Result"]),
-        (TASK.statements.delete(conditional=True), ["ModifyTable", "Result"]),
-        (TASK.statements.update(("title",), conditional=True), ["ModifyTable", "Result"]),
+        (TASK.statements.delete.change, ["ModifyTable", "Result"]),
+        (TASK.statements.delete.find_outcome, ["Result"]),
+        (TASK.statements.update(("title",)).change, ["ModifyTable", "Result"]),
+        (TASK.statements.update(("title",)).find_outcome, ["Result"]),
+        (TASK.statements.insert.find_outcome, ["Result"]),
     ],
-    ids=["find", "delete", "update"],
+    ids=["find", "delete", "delete-outcome", "update", "update-outcome", "insert-outcome"],
 )
 @pytest.mark.parametrize("user", ["light", "heavy"])
 def test_task_is_read_by_its_primary_key(explain, users, user, statement, above):
@@ -214,3 +220,25 @@ def test_task_is_read_by_its_primary_key(explain, users, user, statement, above)
     assert scan["Actual Rows"] == 1
     assert scan["Rows Removed by Filter"] == 0
     assert buffers(scan) < 10
+
+
+@pytest.mark.parametrize("user", ["light", "heavy"])
+@pytest.mark.parametrize("place", [0, 0.5, 0.9])
+def test_page_of_changes_is_read_from_an_index(explain, users, user, place):
+    """The heavy user has 1,000 tasks of each revision, so most pages end within a revision."""
+    revision = round(place * 100)
+    parameters = users[user].parameters(place, limit=5) | {
+        "revision": revision,
+        "after_id": uuid.UUID(int=2**127),
+        "started": 0,
+    }
+
+    plan = explain(changes_statement((TASK,)), parameters)
+
+    scan = scan_of_tasks(plan)
+    assert scan["Index Name"] == "ix_tasks_user_id_revision_id"
+    assert "revision" in scan["Index Cond"]
+    assert scan["Actual Rows"] == 6
+    assert plan["Actual Rows"] == 1 + 6
+    assert "Sort" not in node_types(plan)
+    assert buffers(scan) < 30

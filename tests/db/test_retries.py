@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from sqlalchemy import func, literal_column, select
 
 from tests.support.api import etag
 from todo_api.app import create_app
 from todo_api.db.pool import Pool
+from todo_api.db.statement import compiled
 
 # The counter of a user whose revisions are ahead of the clock: each change adds 1 to it.
 AHEAD = 2**52
@@ -196,7 +198,7 @@ def test_retry_never_overwrites_a_later_change(
 
     if "title" in (body or {}):
         assert response.status_code == 503
-        assert "cannot be told" in response.json["detail"]
+        assert "cannot tell whether the change was made" in response.json["detail"]
     else:
         assert response.status_code == (204 if method == "DELETE" else 200)
     assert read_revision(connection, task) == AHEAD + 2
@@ -212,7 +214,7 @@ def test_outcome_is_unknown_when_the_retry_is_lost_too(app, client, task, lose, 
     response = client.patch(task.url, json={"title": "Buy oats"})
 
     assert response.status_code == 503
-    assert "cannot be told" in response.json["detail"]
+    assert "cannot tell whether the change was made" in response.json["detail"]
     assert app.services.metrics.registry.get_sample_value(unknown) == 1
 
 
@@ -241,6 +243,66 @@ def test_user_is_erased_once(client, task, user_id, tasks_url, lose, moment):
     assert client.delete(f"/api/{user_id}").status_code == 204
     assert client.get(tasks_url).json == []
     assert client.get(task.url).status_code == 404
+
+
+WAIT = compiled(select(func.pg_advisory_xact_lock(literal_column("1"))))
+
+
+class PausedPool(Pool):
+    """A pool whose transactions wait for a lock of the test behind their first statement."""
+
+    @contextmanager
+    def connection(self, deadline):
+        with super().connection(deadline) as connection:
+            transact = connection.transact
+
+            def wait_between(statements, values, deadline):
+                settings, first, *others = statements
+                rows = transact([settings, first, WAIT, *others], values, deadline)
+                return [*rows[:2], *rows[3:]]
+
+            connection.transact = wait_between
+            yield connection
+            connection.transact = transact
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
+def test_creation_is_repeated_if_the_trash_is_emptied_before_its_outcome_is_read(
+    app, make_settings, task, tasks_url, user_id, connection, headers
+):
+    """The insertion finds the id in the trash, and the statement after it finds nothing."""
+    client = app.test_client()
+    client.delete(task.url)
+    pool = PausedPool(make_settings(), app.services.metrics)
+    paused = replace(app.services, pool=pool)
+    running, app.services = app.services, paused
+    body = {"id": task["id"], "title": "Buy oats"}
+
+    connection.execute("SELECT pg_advisory_lock(1)")
+    with ThreadPoolExecutor(1) as threads:
+        pending = threads.submit(client.post, tasks_url, json=body, headers=headers)
+        wait_until_blocked_by(connection)
+        app.services = running
+        emptied = app.test_client().delete(f"/api/{user_id}/trash")
+        connection.execute("SELECT pg_advisory_unlock(1)")
+        response = pending.result(timeout=30)
+    pool.close()
+
+    assert emptied.status_code == 204
+    assert (response.status_code, response.json["title"]) == (201, "Buy oats")
+    assert client.get(tasks_url).json == [response.json]
+
+
+def wait_until_blocked_by(holder: psycopg.Connection) -> None:
+    """Return when another connection waits for a lock that this connection has."""
+    for _ in range(2000):
+        waiting = holder.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        ).fetchone()
+        if waiting:
+            return
+        time.sleep(0.005)
+    pytest.fail("No connection waits for the lock.")
 
 
 def test_requests_succeed_after_connections_are_terminated(
