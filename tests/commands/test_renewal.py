@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.api import Device, Task
-from tests.support.postgresql import as_login, execute, migrate
+from tests.support.postgresql import as_login, at_database, execute, migrate
 from todo_api.commands.renewal import renew_revisions
 
 TABLES = ["tasks"]
@@ -35,8 +36,8 @@ def url(new_database, new_login, server, database_url):
 @pytest.fixture
 def superuser(server, url):
     """A superuser's connection to the database, which has no users yet."""
-    name = url.rpartition("/")[2].partition("?")[0]
-    with psycopg.connect(server, dbname=name, autocommit=True) as connection:
+    name = conninfo_to_dict(url)["dbname"]
+    with psycopg.connect(at_database(server, name), autocommit=True) as connection:
         connection.execute("TRUNCATE users CASCADE")
         connection.execute("UPDATE database_state SET renewal_position = NULL")
         yield connection

@@ -207,7 +207,7 @@ def test_retry_never_overwrites_a_later_change(
 
 
 def test_outcome_is_unknown_when_the_retry_is_lost_too(app, client, task, lose, connection):
-    unknown = "todo_database_outcomes_unknown_total"
+    unknown = "todo_database_unknown_outcomes_total"
     wait_after_change(connection, task)
     lose("response", lambda: lose("response"))
 
