@@ -6,7 +6,7 @@ PYTHON ?= python3
 # A relative path, and never the scripts beside it: neither minds a checkout whose path has spaces.
 PY := .venv/bin/python
 INSTALLED := .venv/installed
-JUDGES := .venv-judge/installed
+CONFORMANCE_TOOLS := .venv-conformance/installed
 
 .PHONY: help
 help: ## Say what there is
@@ -61,7 +61,7 @@ bench: $(INSTALLED) ## Compare with peers and with the limits, in turns (needs w
 
 .PHONY: bench-revision
 bench-revision: $(INSTALLED) ## Compare with another revision, in turns: make bench-revision REV=main~5 (needs wrk)
-	$(PY) benchmarks/revisions.py $(REV) $(ARGS)
+	$(PY) benchmarks/compare_revisions.py $(REV) $(ARGS)
 
 .PHONY: bench-growth
 bench-growth: $(INSTALLED) ## Measure with more tasks, more clients, more distance, more time (needs wrk)
@@ -69,7 +69,7 @@ bench-growth: $(INSTALLED) ## Measure with more tasks, more clients, more distan
 
 .PHONY: bench-profile
 bench-profile: $(INSTALLED) ## Measure where the time of each operation goes (needs wrk)
-	$(PY) benchmarks/parts.py $(ARGS)
+	$(PY) benchmarks/profile_operations.py $(ARGS)
 
 .PHONY: bench-startup
 bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
@@ -81,33 +81,39 @@ bench-tokens: $(INSTALLED) ## Measure what verifying tokens costs (needs wrk)
 
 .PHONY: bench-spread
 bench-spread: $(INSTALLED) ## Measure how connections spread over the workers (needs wrk and nginx)
-	$(PY) -m benchmarks.spread $(ARGS)
+	$(PY) -m benchmarks.connection_spread $(ARGS)
 
+.PHONY: fault-injection
+fault-injection: $(INSTALLED) ## Kill, cut, stall and overload real servers under load, and check the results
+	$(PY) -m fault_injection $(ARGS)
+
+# One scenario: make fault-injection-postgres
+fault-injection-%: $(INSTALLED)
+	$(PY) -m fault_injection $(ARGS) $*
+
+# The previous names of these commands.
 .PHONY: faults
-faults: $(INSTALLED) ## Kill, cut, hold and flood real servers, and see that every promise is kept
-	$(PY) -m faults $(ARGS)
-
-# One part: make faults-postgres
-faults-%: $(INSTALLED)
-	$(PY) -m faults $(ARGS) $*
+faults: fault-injection
+faults-%: fault-injection-%
+	@:
 
 .PHONY: soak
 soak: $(INSTALLED) ## Serve a steady load for 10 minutes, and see that nothing grows: DURATION=7200 for 2 h
-	$(PY) -m faults soak
+	$(PY) -m fault_injection soak
 
-$(JUDGES): judge/requirements.lock
-	$(PYTHON) -m venv --clear .venv-judge
-	.venv-judge/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r judge/requirements.lock
+$(CONFORMANCE_TOOLS): conformance/requirements.lock
+	$(PYTHON) -m venv --clear .venv-conformance
+	.venv-conformance/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r conformance/requirements.lock
 	@touch $@
 
 # No script of a package runs: none of these needs one.
-judge/node_modules/installed: judge/package-lock.json
-	npm ci --prefix judge --ignore-scripts --loglevel error
+conformance/node_modules/installed: conformance/package-lock.json
+	npm ci --prefix conformance --ignore-scripts --loglevel error
 	@touch $@
 
-.PHONY: judge
-judge: $(INSTALLED) $(JUDGES) judge/node_modules/installed ## Let Spectral, Redocly, httplint and schemathesis judge the API (needs nodejs and npm)
-	$(PY) judge/run.py
+.PHONY: conformance
+conformance: $(INSTALLED) $(CONFORMANCE_TOOLS) conformance/node_modules/installed ## Let Spectral, Redocly, httplint and schemathesis judge the API (needs nodejs and npm)
+	$(PY) conformance/run.py
 
 # Coverage is that of both runs together: the second one adds its own, reports and judges. Each is a
 # make of its own, which says nothing after pytest's last line.
@@ -158,7 +164,7 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 		--custom-compile-command 'make lock' setup.cfg --extra dev --constraint requirements.lock \
 		--output-file requirements-dev.lock
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
-		--custom-compile-command 'make lock' judge/requirements.in --output-file judge/requirements.lock
+		--custom-compile-command 'make lock' conformance/requirements.in --output-file conformance/requirements.lock
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' benchmarks/peers/requirements.in --constraint requirements.lock \
 		--output-file benchmarks/peers/requirements.lock
@@ -166,6 +172,6 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 .PHONY: clean
 clean: ## Remove what make made, but not the data in .dev
 	rm -rf .venv-bench benchmarks/peers/fastify/node_modules
-	rm -rf .venv-judge .schemathesis judge/node_modules tests/*/*/node_modules
+	rm -rf .venv-conformance .schemathesis conformance/node_modules tests/*/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING
 
 import chart
 import pgbench
-from contenders import (
+from data import ROOT, WRITES, Size, migrated, write_tokens
+from load import CONNECTIONS, VoidError, measure, require_wrk
+from performance_page import replace_section, table
+from systems import (
     ALL,
     ASYNCPG,
     BARE_FLASK,
@@ -37,15 +40,12 @@ from contenders import (
     install_peers,
     serving,
 )
-from data import ROOT, WRITES, Size, migrated, write_tokens
-from document import replace_section, table
-from load import CONNECTIONS, VoidError, measure, require_wrk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from contenders import Contender, Server
     from data import Data
+    from systems import Contender, Server
 
 SIZE = Size(users=1000, tasks_per_user=60)
 

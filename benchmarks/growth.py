@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 
 import chart
 from compare import TITLES, machine
-from contenders import OURS, THREADS, WORKERS, serving
 from data import ROOT, WRITES, Size, migrated, write_tokens
-from delay import delayed, round_trip
-from document import replace_section, table
+from delay_proxy import delayed, round_trip
 from load import CONNECTIONS, VoidError, measure, require_wrk
+from performance_page import replace_section, table
+from systems import OURS, THREADS, WORKERS, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from contenders import Server
     from data import Data
     from load import Measured
+    from systems import Server
 
 USERS = 10_000
 OPERATIONS = ("get", "list", "create", "patch")

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
-from faults.pgbouncer import PGBOUNCER, Pooler, pgbouncer
+from fault_injection.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from tests.support.api import Task
 from tests.support.make_run import data_of, link_source
 from tests.support.postgresql import DIVIDE, VOLATILE, at_database, execute, migrate

@@ -1,4 +1,4 @@
-"""Each part of `make faults`, for a few seconds, in a process of its own as `make` runs it."""
+"""Each part of `make fault-injection`, for a few seconds, in a process of its own as `make` runs it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from faults import PARTS
-from faults.__main__ import SKIPPED
-from faults.writing import Journal, Task, compare
+from fault_injection import SCENARIOS
+from fault_injection.__main__ import SKIPPED
+from fault_injection.journal import Journal, Task, compare
 from tests.support.postgresql import migrate
 
 pytestmark = pytest.mark.slow
@@ -26,9 +26,9 @@ ENVIRON = {name: value for name, value in os.environ.items() if "COVERAGE" not i
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """The exit status and the output of `python -m faults`."""
+    """The exit status and the output of `python -m fault_injection`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "faults", *arguments],
+        [sys.executable, "-m", "fault_injection", *arguments],
         cwd=ROOT,
         env=ENVIRON,
         stdout=subprocess.PIPE,
@@ -43,7 +43,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return process.returncode, output
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", SCENARIOS)
 def test_what_is_promised_holds_through_a_fault(part: str):
     status, output = run("--short", part)
 
@@ -56,7 +56,7 @@ def test_a_part_that_does_not_exist_is_named():
     status, output = run("lightning")
 
     assert status == 2
-    assert "no such part: lightning" in output
+    assert "no such scenario: lightning" in output
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from faults.proxy import Proxy
-from faults.servers import postgresql
+from fault_injection.proxy import Proxy
+from fault_injection.servers import postgresql
 from todo_api.db.admission import AdmissionLimiter
 from todo_api.db.circuit_breaker import CircuitBreaker
 from todo_api.db.pool import Pool

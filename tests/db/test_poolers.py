@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import func, literal_column, select
 
-from faults.pgbouncer import PGBOUNCER, pgbouncer
+from fault_injection.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.postgresql import execute, migrate
 from todo_api.commands.purge import purge
 from todo_api.db.database import Database

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from faults.clients import Client
-from faults.servers import Api, environment, free_port, serving
+from fault_injection.clients import Client
+from fault_injection.servers import Api, environment, free_port, serving
 from tests.support import ROOT
 from tests.support.postgresql import VOLATILE
 from todo_api.commands.embedded import Cluster

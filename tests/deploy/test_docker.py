@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from faults.clients import Client
-from faults.servers import HOST, ROOT, await_that, free_port, postgresql
+from fault_injection.clients import Client
+from fault_injection.servers import HOST, ROOT, await_that, free_port, postgresql
 
 pytestmark = pytest.mark.slow
 

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from faults.clients import Client
-from faults.nginx import NGINX, SHIPPED, has_ipv6, in_front_of
-from faults.servers import HOST, await_that, free_port, serving
+from fault_injection.clients import Client
+from fault_injection.nginx import NGINX, SHIPPED, has_ipv6, in_front_of
+from fault_injection.servers import HOST, await_that, free_port, serving
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED

@@ -20,10 +20,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from faults import hostile
-from faults.clients import Client
-from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
-from faults.servers import ROOT, await_that, children, environment, free_port, serving
+from fault_injection import invalid_requests
+from fault_injection.clients import Client
+from fault_injection.invalid_requests import (
+    FORMS,
+    SMUGGLED,
+    assert_refused,
+    chunked,
+    exchange,
+    get,
+    one_answer,
+    post,
+)
+from fault_injection.servers import ROOT, await_that, children, environment, free_port, serving
 from todo_api.server import slots
 
 pytestmark = pytest.mark.slow
@@ -67,7 +76,7 @@ def test_a_refusal_says_that_the_connection_is_closed(api):
 
 
 def test_json_that_is_nested_too_deeply_is_refused(api):
-    assert_refused(exchange(api.address, hostile.deep(10_000)), 400)
+    assert_refused(exchange(api.address, invalid_requests.deep(10_000)), 400)
 
 
 def test_a_refusal_of_a_head_has_no_body(api):
@@ -161,8 +170,8 @@ UNREAD = SMUGGLED * 400  # about 32 KiB
         (404, get(b"Content-Length: %d" % len(UNREAD), line=b"POST /nothing HTTP/1.1") + UNREAD),
         (415, post(b"Content-Type: text/plain", b"Content-Length: 5", body=b"12345")),
         (415, get(b"Content-Length: %d" % len(UNREAD), line=post().split(b"\r\n")[0]) + UNREAD),
-        (201, chunked(b"19\r\n" + hostile.TITLE + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
-        (201, post(b"Expect: 100-continue", hostile.LENGTH, body=hostile.TITLE)),
+        (201, chunked(b"19\r\n" + invalid_requests.TITLE + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
+        (201, post(b"Expect: 100-continue", invalid_requests.LENGTH, body=invalid_requests.TITLE)),
     ],
 )
 def test_a_body_is_never_taken_for_the_next_request(api, status, sent):
@@ -179,7 +188,7 @@ def test_clients_that_send_nothing_hold_nobody_up(api):
     """The worker of gunicorn itself gives each of them its thread for 5 s."""
     with ExitStack() as idle:
         for _ in range(6):
-            idle.enter_context(hostile.silent(api.address, b""))
+            idle.enter_context(invalid_requests.silent(api.address, b""))
         begun = time.monotonic()
 
         with Client(api.address) as client:
@@ -190,7 +199,11 @@ def test_clients_that_send_nothing_hold_nobody_up(api):
 
 def test_requests_that_are_sent_at_once_are_answered_in_turn(api):
     """A body that is read may bring the next request along, and nothing more will arrive for it."""
-    sent = get() + post(hostile.LENGTH, body=hostile.TITLE) + get(b"Connection: close")
+    sent = (
+        get()
+        + post(invalid_requests.LENGTH, body=invalid_requests.TITLE)
+        + get(b"Connection: close")
+    )
 
     received = exchange(api.address, sent)
 
@@ -199,7 +212,7 @@ def test_requests_that_are_sent_at_once_are_answered_in_turn(api):
 
 
 def test_an_answer_is_sent_at_once(api):
-    with hostile.silent(api.address, get()) as connection:
+    with invalid_requests.silent(api.address, get()) as connection:
         received = connection.recv(65536)
 
     head, _, body = received.partition(b"\r\n\r\n")
@@ -211,8 +224,8 @@ def test_a_connection_that_asks_no_more_is_closed(database_url):
     settings = {"WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--keep-alive 1"}
     with (
         serving(database_url, **settings) as server,
-        hostile.silent(server.address, get()) as asked,
-        hostile.silent(server.address, b"") as silent,
+        invalid_requests.silent(server.address, get()) as asked,
+        invalid_requests.silent(server.address, b"") as silent,
     ):
         assert asked.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
@@ -225,14 +238,16 @@ def test_clients_that_do_not_close_hold_nobody_up(api):
     with ExitStack() as held:
         begun = time.monotonic()
         for _ in range(12):
-            connection = held.enter_context(hostile.silent(api.address, get(b"Connection: close")))
+            connection = held.enter_context(
+                invalid_requests.silent(api.address, get(b"Connection: close"))
+            )
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
     assert time.monotonic() - begun < 20
 
 
 def test_the_connection_of_a_client_that_does_not_close_is_closed_in_the_end(api):
-    with hostile.silent(api.address, get(b"Connection: close")) as connection:
+    with invalid_requests.silent(api.address, get(b"Connection: close")) as connection:
         while connection.recv(65536):
             pass
         # The other direction, too: what is sent now comes to nobody.
@@ -275,7 +290,7 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
         socket.create_connection(api.address, timeout=60) as connection,
     ):
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        connection.sendall(post(hostile.LENGTH, body=hostile.TITLE))
+        connection.sendall(post(invalid_requests.LENGTH, body=invalid_requests.TITLE))
         await_that(lambda: waiting(holder), "the request waits for the lock")
         api.process.terminate()
         await_that(lambda: not listening(api.address), "the server refuses connections")
@@ -308,8 +323,8 @@ def test_a_request_that_is_never_sent_whole_does_not_keep_a_worker_from_ending(d
     """The worker of gunicorn itself waits for it until it is killed, half a minute later."""
     with (
         serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="0.1") as api,
-        hostile.silent(api.address, get()[:-2]),
-        hostile.silent(api.address, post(b"Content-Length: 9", body=b"{")),
+        invalid_requests.silent(api.address, get()[:-2]),
+        invalid_requests.silent(api.address, post(b"Content-Length: 9", body=b"{")),
     ):
         (before,) = api.workers()
         # Answered by the one worker, which has therefore begun to read the two before it.
@@ -401,7 +416,10 @@ def test_without_a_database_a_worker_starts_all_the_same(make_app):
 def test_a_request_that_comes_too_slowly_is_cut_off(api, request):
     if not request.config.option.full:
         pytest.skip("it takes half a minute: --full runs it")
-    with hostile.silent(api.address, get()[:-2]) as slow, Client(api.address, timeout=60) as client:
+    with (
+        invalid_requests.silent(api.address, get()[:-2]) as slow,
+        Client(api.address, timeout=60) as client,
+    ):
         # There is one thread.
         assert client.request("GET", "/livez").status == 200
         slow.settimeout(30)

@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPException
 
 import pytest
 
-from faults.servers import ROOT, await_that, free_port
+from fault_injection.servers import ROOT, await_that, free_port
 
 APPS = ROOT / "tests" / "apps"
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}

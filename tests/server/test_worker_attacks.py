@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from faults.servers import ROOT, await_that, children, free_port
+from fault_injection.servers import ROOT, await_that, children, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.clients import Client
-from faults.servers import await_that, serving
+from fault_injection.clients import Client
+from fault_injection.servers import await_that, serving
 
 LISTENING, TIME_WAIT = "0A", "06"  # of a connection in /proc/net/tcp
 

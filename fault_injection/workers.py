@@ -1,0 +1,28 @@
+"""gunicorn's workers are killed, in turns one and all of them at once, while clients write."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+from contextlib import suppress
+
+from fault_injection.journal import write_through
+from fault_injection.servers import await_that, postgresql, serving
+
+
+def run(*, short: bool) -> None:
+    turns = itertools.count()
+
+    def kill() -> None:
+        workers = api.workers()
+        killed = random.sample(workers, 1) if next(turns) % 2 == 0 else workers
+        for worker in killed:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        await_that(lambda: not set(killed) & set(api.workers()), "gunicorn has seen it")
+
+    with postgresql() as server, serving(server.url()) as api:
+        times, writes = (3, 600) if short else (50, 26_000)
+        write_through(kill, times=times, writes=writes, api=api, server=server)
