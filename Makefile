@@ -94,8 +94,8 @@ fault-injection-%: $(INSTALLED)
 # The previous names of these commands.
 .PHONY: faults
 faults: fault-injection
-faults-%: fault-injection-%
-	@:
+faults-%: $(INSTALLED)
+	$(PY) -m fault_injection $(ARGS) $*
 
 .PHONY: soak
 soak: $(INSTALLED) ## Serve a steady load for 10 minutes, and see that nothing grows: DURATION=7200 for 2 h

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from fault_injection.clients import Client
-from fault_injection.nginx import in_front_of
+from fault_injection.nginx import nginx_proxy
 from fault_injection.servers import postgresql, serving
 from fault_injection.worker_state import await_no_connections, cpu_seconds, map_connections
 
@@ -75,7 +75,7 @@ def main() -> None:
             direct, behind = [], []
             for _ in range(told.rounds):  # in turns: the machine's ups and downs are longer
                 direct.append(run_wrk(api, api.address, path, clients))
-                with in_front_of(api.address, UNLIMITED) as nginx:
+                with nginx_proxy(api.address, UNLIMITED) as nginx:
                     behind.append(run_wrk(api, nginx.address, path, clients))
             show("direct", clients, direct)
             show("nginx", clients, behind)

@@ -1,4 +1,4 @@
-"""A worker that tells where its time goes: `gunicorn -k sampling_worker.SampledWorker`, for profile_operations.py."""
+"""A gunicorn worker that samples its own stack, for profile_operations.py."""
 
 from __future__ import annotations
 

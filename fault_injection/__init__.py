@@ -1,14 +1,15 @@
-"""What goes wrong in production, done on purpose to real servers; `make fault-injection` runs it.
+"""Faults of production, injected into real servers under load: `make fault-injection`.
 
-A part is a module here with `run(*, short: bool) -> None`, which raises AssertionError if a promise
-was broken, and Absent if a program that it needs is not on this machine. docs/fault-injection.md tells what
-each of them does. Everything is on loopback, bounded, and ends by itself.
+Each scenario is a module of this package with a function `run(*, short: bool) -> None`. It raises
+AssertionError if the API breaks a promise, and MissingProgramError if a program is not installed.
+docs/fault-injection.md describes the scenarios. All connections stay on the loopback interface, and
+each scenario has limits in count and time.
 """
 
 from __future__ import annotations
 
-# In the order in which they are run. Each has about the minutes of docs/fault-injection.md in full, and a
-# few seconds with `short`.
+# In the order of a run. docs/fault-injection.md has the counts of a full run; with `short`, a
+# scenario takes a few seconds.
 SCENARIOS = (
     "postgres",
     "pooler",
@@ -29,12 +30,12 @@ SCENARIOS = (
 )
 
 
-class Absent(Exception):  # noqa: N818  nothing is wrong
-    """A program that this part needs is not installed; the message names its package."""
+class MissingProgramError(Exception):
+    """A program that this scenario needs is not installed; the message names its package."""
 
 
-def table(**figures: object) -> None:
-    """Print a part's figures, one a line."""
+def print_figures(**figures: object) -> None:
+    """Print the figures of a scenario, one in each line."""
     for name, figure in figures.items():
-        shown = f"{figure:,}" if isinstance(figure, int) else figure
-        print(f"  {name.replace('_', ' '):40} {shown!s:>12}", flush=True)
+        text = f"{figure:,}" if isinstance(figure, int) else figure
+        print(f"  {name.replace('_', ' '):40} {text!s:>12}", flush=True)

@@ -1,4 +1,4 @@
-"""`python -m fault_injection [--short] [part ...]`: run these parts, or all of them, one after another."""
+"""Run the named scenarios, or all of them: `python -m fault_injection [--short] [scenario ...]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import traceback
 from importlib import import_module
 
-from fault_injection import SCENARIOS, Absent
+from fault_injection import SCENARIOS, MissingProgramError
 
 SKIPPED = 77  # the exit status of a test that was skipped, as automake has it
 
@@ -38,8 +38,8 @@ def run(name: str, *, short: bool) -> str:
     result, told = "held", ""
     try:
         import_module(f"fault_injection.{name}").run(short=short)
-    except Absent as absent:
-        result, told = "skipped", f": {absent}"
+    except MissingProgramError as error:
+        result, told = "skipped", f": {error}"
     except Exception:  # noqa: BLE001  the other parts are run all the same
         traceback.print_exc(file=sys.stdout)
         result = "failed"

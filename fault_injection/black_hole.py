@@ -12,11 +12,11 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Client
 from fault_injection.journal import write_through
 from fault_injection.proxy import Proxy
-from fault_injection.servers import await_that, postgresql, serving, through
+from fault_injection.servers import postgresql, serving, url_through_proxy, wait_until
 
 if TYPE_CHECKING:
     from fault_injection.servers import Api
@@ -31,7 +31,7 @@ def run(*, short: bool) -> None:
     with (
         postgresql() as server,
         Proxy(server.address) as proxy,
-        serving(through(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
+        serving(url_through_proxy(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
     ):
         begin = itertools.cycle([proxy.drop, proxy.hold])
 
@@ -42,7 +42,7 @@ def run(*, short: bool) -> None:
 
         journal = write_through(fall_in, times=times, writes=writes, api=api, server=server)
         back_in_the_middle = lose_in_the_middle(proxy, api)
-    table(
+    print_figures(
         each_for=f"{seconds} s",
         deadline=f"{DEADLINE:.2f} s",
         back_after_packets_were_dropped=f"{max(journal.pauses[0::2]):.2f} s",
@@ -70,7 +70,7 @@ def lose_in_the_middle(proxy: Proxy, api: Api) -> float:
         # By then the API's kernel, too, has given the connection up: nothing more comes of it.
         time.sleep(3 * DEADLINE)
         proxy.forward()
-        seconds = await_that(
+        seconds = wait_until(
             lambda: client.request("PATCH", path, {"title": "Rye"}).status == 200,
             "the owner can write again",
             RECOVERY,

@@ -13,10 +13,10 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Client
 from fault_injection.proxy import Proxy
-from fault_injection.servers import postgresql, serving, through
+from fault_injection.servers import postgresql, serving, url_through_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def run(*, short: bool) -> None:
     with (
         postgresql() as server,
         Proxy(server.address) as proxy,
-        serving(through(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
+        serving(url_through_proxy(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
     ):
         ways = {"held": proxy.hold, "refused": proxy.refuse, "turned away": proxy.turn_away}
         for name, sleep in ways.items():
@@ -60,8 +60,8 @@ def wake(name: str, sleep: Callable[[], None], proxy: Proxy, api: Api, asleep: f
             time.sleep(SETTLED)
         tried = connects(api) - before
         again = client.request("GET", tasks)
-    table(connects_are=name)
-    table(
+    print_figures(connects_are=name)
+    print_figures(
         **{"the first request is answered with": first.status},
         **{"  after": f"{seconds:.2f} s"},
         connects_meanwhile=tried,

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from fault_injection import Absent, table
+from fault_injection import MissingProgramError, print_figures
 from fault_injection.client_traffic import KEEP_ALIVE, Traffic
 from fault_injection.invalid_requests import memory
-from fault_injection.servers import await_that, postgresql, serving
+from fault_injection.servers import postgresql, serving, wait_until
 from fault_injection.worker_state import (
     assert_all_answered_at_once,
     assert_every_thread_serves,
@@ -55,7 +55,7 @@ def allow_descriptors() -> None:
     """Let this process have as many connections as the system allows."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < NEEDED:
-        raise Absent(f"The hard limit on open files is {most}; {NEEDED} are needed.")
+        raise MissingProgramError(f"The hard limit on open files is {most}; {NEEDED} are needed.")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
@@ -93,7 +93,7 @@ class Endurance:
         """Assert that the workers are those of before, with all threads, and serve."""
         assert self.api.workers() == self.workers, "A worker was lost."
         for worker, state in self.states.items():
-            await_that(
+            wait_until(
                 lambda worker=worker, state=state: count_threads(worker) == state.threads,
                 f"worker {worker} has {state.threads} threads",
                 10,
@@ -136,7 +136,7 @@ def endure(api: Api, server: Postgres, *, rounds: int, idle: int = IDLE) -> None
         if number == 1 + rounds // 10:  # a worker keeps something of its first rounds
             grown_from = {worker: memory(worker) for worker in endurance.workers}
     grown = max(memory(worker) - before for worker, before in grown_from.items())
-    table(
+    print_figures(
         rounds=rounds,
         **{name: counts[name] for name in ("connections", "half sent", "resets")},
         **{name: counts[name] for name in ("whole requests", "answered", "repeated")},

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Client
-from fault_injection.servers import await_that, children, ended, postgresql, serving
+from fault_injection.servers import children, ended, postgresql, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ class Load:
     def await_more(self, requests: int = CLIENTS) -> None:
         """Wait until so many more have been answered."""
         enough = self.answered + requests
-        await_that(lambda: self.answered >= enough, f"{requests} more answers", SECONDS)
+        wait_until(lambda: self.answered >= enough, f"{requests} more answers", SECONDS)
 
     def end(self) -> None:
         for caller in self.callers:
@@ -104,7 +104,7 @@ class Load:
         assert not any(caller.is_alive() for caller in self.callers), "A client waits for ever."
 
     def show(self, **figures: object) -> None:
-        table(
+        print_figures(
             **figures,
             requests=self.answered,
             failed=len(self.failed),
@@ -135,7 +135,7 @@ def reload(api: Api, clients: Load) -> None:
     assert api.process
     before = set(api.workers())
     api.process.send_signal(signal.SIGHUP)
-    await_that(
+    wait_until(
         lambda: len(api.workers()) == len(before) and not before & set(api.workers()),
         "all workers are others",
         SECONDS,
@@ -154,7 +154,7 @@ def upgrade(api: Api, clients: Load) -> int:
             each for each in set(api.workers()) - workers if len(children(each)) >= len(workers)
         ]
 
-    await_that(lambda: bool(masters()), "the new master has its workers", SECONDS)
+    wait_until(lambda: bool(masters()), "the new master has its workers", SECONDS)
     (new,) = masters()
     clients.await_more()
     api.process.terminate()
@@ -166,7 +166,7 @@ def upgrade(api: Api, clients: Load) -> int:
 def terminate(master: int) -> None:
     """Stop a master that is no child of ours."""
     os.kill(master, signal.SIGTERM)
-    await_that(lambda: ended(master), "the server has stopped", SECONDS)
+    wait_until(lambda: ended(master), "the server has stopped", SECONDS)
 
 
 def stop(api: Api, clients: Load) -> None:
@@ -192,7 +192,7 @@ def lose_a_worker(api: Api, clients: Load) -> None:
     """KILL: another takes its place, and only what it had in its hands is lost."""
     killed = api.workers()[0]
     os.kill(killed, signal.SIGKILL)
-    await_that(
+    wait_until(
         lambda: len(api.workers()) == 2 and killed not in api.workers(),
         "another worker is there",
         SECONDS,
@@ -210,7 +210,7 @@ def recycle(api: Api, clients: Load, times: int) -> int:
         seen.update(api.workers())
         return len(seen) >= first + times
 
-    await_that(enough, f"{times} workers have been replaced", 20 * SECONDS)
+    wait_until(enough, f"{times} workers have been replaced", 20 * SECONDS)
     clients.await_more()
     return len(seen) - first
 

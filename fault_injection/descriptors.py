@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.connections import SETTINGS, WORKERS, Endurance, allow_descriptors, endure
 from fault_injection.servers import postgresql, serving
 from fault_injection.worker_state import ANSWER_TIMEOUT, UNKNOWN_PATH, cpu_seconds, read_status
@@ -85,7 +85,7 @@ def exhaust(api: Api, server: Postgres, seconds: float) -> list[str]:
     endurance.assert_unharmed()
     endurance.assert_descriptors_returned()
     lines = read_lines(api)[logged:]
-    table(
+    print_figures(
         connections=ESTABLISHED + SILENT + WAITING,
         answers_on_accepted_connections=established.answered,
         of_which_said_that_the_connection_ends=established.ended,

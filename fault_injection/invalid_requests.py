@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Answer, Client
 from fault_injection.servers import postgresql, serving
 
@@ -32,7 +32,7 @@ MAX_GROWTH = 20  # MB, of one worker
 SECONDS = 10  # in which a refusal comes and the connection is closed
 
 # Sent after each of the requests below, it must never be answered.
-SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\nX-Request-Id: smuggled\r\n\r\n"
+SMUGGLED_REQUEST = b"GET /smuggled HTTP/1.1\r\nHost: a\r\nX-Request-Id: smuggled\r\n\r\n"
 
 
 def get(*fields: bytes, line: bytes = b"GET /livez HTTP/1.1", host: bytes = b"Host: a") -> bytes:
@@ -58,12 +58,12 @@ def client_hello() -> bytes:
     return sent.read()
 
 
-TITLE = b'{"title": "Buy oat milk"}'
-SIZE = b"%d" % len(TITLE)
-LENGTH = b"Content-Length: " + SIZE
+BODY = b'{"title": "Buy oat milk"}'
+BODY_SIZE = b"%d" % len(BODY)
+CONTENT_LENGTH = b"Content-Length: " + BODY_SIZE
 
 # By name: the status of the refusal, and what is sent.
-FORMS: dict[str, tuple[int, bytes]] = {
+INVALID_REQUESTS: dict[str, tuple[int, bytes]] = {
     "a body one byte too long": (
         413,
         post(b"Content-Length: %d" % (MAX_BODY + 1), body=b" " * (MAX_BODY + 1)),
@@ -107,21 +107,24 @@ FORMS: dict[str, tuple[int, bytes]] = {
     "a path with a NUL": (400, get(line=b"GET /liv\0ez HTTP/1.1")),
     "TLS": (400, client_hello()),
     "a PROXY line": (400, b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n" + get()),
-    "another expectation": (417, post(b"Expect: a miracle", LENGTH, body=TITLE)),
-    "a length and a coding": (400, chunked(b"0\r\n\r\n", LENGTH)),
-    "a coding and a length": (400, post(LENGTH, b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
-    "the same length twice": (400, post(LENGTH, LENGTH, body=TITLE)),
-    "two lengths": (400, post(LENGTH, b"Content-Length: 0", body=TITLE)),
-    "a list of lengths": (400, post(LENGTH + b", " + SIZE, body=TITLE)),
-    "a negative length": (400, post(b"Content-Length: -1", body=TITLE)),
-    "a length with a sign": (400, post(b"Content-Length: +" + SIZE, body=TITLE)),
-    "a length in hexadecimal": (400, post(b"Content-Length: 0x19", body=TITLE)),
-    "a length that is none": (400, post(b"Content-Length: ", body=TITLE)),
-    "a length of another script": (400, post("Content-Length: ²".encode("latin-1"), body=TITLE)),
+    "another expectation": (417, post(b"Expect: a miracle", CONTENT_LENGTH, body=BODY)),
+    "a length and a coding": (400, chunked(b"0\r\n\r\n", CONTENT_LENGTH)),
+    "a coding and a length": (
+        400,
+        post(CONTENT_LENGTH, b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    ),
+    "the same length twice": (400, post(CONTENT_LENGTH, CONTENT_LENGTH, body=BODY)),
+    "two lengths": (400, post(CONTENT_LENGTH, b"Content-Length: 0", body=BODY)),
+    "a list of lengths": (400, post(CONTENT_LENGTH + b", " + BODY_SIZE, body=BODY)),
+    "a negative length": (400, post(b"Content-Length: -1", body=BODY)),
+    "a length with a sign": (400, post(b"Content-Length: +" + BODY_SIZE, body=BODY)),
+    "a length in hexadecimal": (400, post(b"Content-Length: 0x19", body=BODY)),
+    "a length that is none": (400, post(b"Content-Length: ", body=BODY)),
+    "a length of another script": (400, post("Content-Length: ²".encode("latin-1"), body=BODY)),
     "a coding that nobody knows": (400, post(b"Transfer-Encoding: xchunked", body=b"0\r\n\r\n")),
     "chunked twice": (400, post(b"Transfer-Encoding: chunked, chunked", body=b"0\r\n\r\n")),
     "a coding after chunked": (400, post(b"Transfer-Encoding: chunked, gzip", body=b"0\r\n\r\n")),
-    "a coding without chunked": (400, post(b"Transfer-Encoding: gzip", LENGTH, body=TITLE)),
+    "a coding without chunked": (400, post(b"Transfer-Encoding: gzip", CONTENT_LENGTH, body=BODY)),
     "identity before chunked": (
         400,
         chunked(b"0\r\n\r\n").replace(b"g: chunked", b"g: identity, chunked"),
@@ -143,28 +146,28 @@ FORMS: dict[str, tuple[int, bytes]] = {
     "one line that ends in LF": (400, get(b"X-One: 1\nX-Two: 2")),
     "a CR within a line": (400, get(b"X-One: 1\rX-Two: 2")),
     "a folded line": (400, get(b"X-One: 1", b" 2")),
-    "a folded length": (400, post(LENGTH, b" 0", body=TITLE)),
+    "a folded length": (400, post(CONTENT_LENGTH, b" 0", body=BODY)),
     "a folded first line": (400, get(b" X-One: 1", host=b"")),
-    "a space before the colon": (400, post(b"Content-Length : " + SIZE, body=TITLE)),
+    "a space before the colon": (400, post(b"Content-Length : " + BODY_SIZE, body=BODY)),
     "a tab before the colon": (400, post(b"Transfer-Encoding\t: chunked", body=b"0\r\n\r\n")),
     "a NUL in a field": (400, get(b"X-One: 1\x002")),
     "a NUL in a name": (400, get(b"X-\0One: 1")),
     "a field without a colon": (400, get(b"X-One")),
     "a field without a name": (400, get(b": 1")),
-    "a chunk of no size": (400, chunked(b"\r\n" + TITLE + b"\r\n0\r\n\r\n")),
-    "a chunk size that is none": (400, chunked(b"xyz\r\n" + TITLE + b"\r\n0\r\n\r\n")),
-    "a chunk size with a prefix": (400, chunked(b"0x19\r\n" + TITLE + b"\r\n0\r\n\r\n")),
-    "a negative chunk size": (400, chunked(b"-1\r\n" + TITLE + b"\r\n0\r\n\r\n")),
-    "a chunk size after a space": (400, chunked(b" 19\r\n" + TITLE + b"\r\n0\r\n\r\n")),
+    "a chunk of no size": (400, chunked(b"\r\n" + BODY + b"\r\n0\r\n\r\n")),
+    "a chunk size that is none": (400, chunked(b"xyz\r\n" + BODY + b"\r\n0\r\n\r\n")),
+    "a chunk size with a prefix": (400, chunked(b"0x19\r\n" + BODY + b"\r\n0\r\n\r\n")),
+    "a negative chunk size": (400, chunked(b"-1\r\n" + BODY + b"\r\n0\r\n\r\n")),
+    "a chunk size after a space": (400, chunked(b" 19\r\n" + BODY + b"\r\n0\r\n\r\n")),
     "a chunk size that does not end": (400, chunked(b"0" * 20_000)),
-    "a chunk longer than its size": (400, chunked(b"5\r\n" + TITLE + b"\r\n0\r\n\r\n")),
-    "a chunk that ends in LF": (400, chunked(b"19\n" + TITLE + b"\n0\n\n\r\n")),
-    "a chunk with a CR in its extension": (400, chunked(b"19;a\rb\r\n" + TITLE + b"\r\n0\r\n\r\n")),
+    "a chunk longer than its size": (400, chunked(b"5\r\n" + BODY + b"\r\n0\r\n\r\n")),
+    "a chunk that ends in LF": (400, chunked(b"19\n" + BODY + b"\n0\n\n\r\n")),
+    "a chunk with a CR in its extension": (400, chunked(b"19;a\rb\r\n" + BODY + b"\r\n0\r\n\r\n")),
     "a trailer that gives a length": (
         400,
-        chunked(b"19\r\n" + TITLE + b"\r\n0\r\nContent-Length: 5\r\n\r\n"),
+        chunked(b"19\r\n" + BODY + b"\r\n0\r\nContent-Length: 5\r\n\r\n"),
     ),
-    "a trailer that is no field": (400, chunked(b"19\r\n" + TITLE + b"\r\n0\r\nX\r\n\r\n")),
+    "a trailer that is no field": (400, chunked(b"19\r\n" + BODY + b"\r\n0\r\nX\r\n\r\n")),
 }
 
 
@@ -185,7 +188,7 @@ def exchange(address: tuple[str, int], sent: bytes) -> bytes:
         return received
 
 
-def one_answer(received: bytes) -> Answer:
+def parse_response(received: bytes) -> Answer:
     """The one answer that was received; AssertionError if there was none, or more."""
     head, end, body = received.partition(b"\r\n\r\n")
     assert end, f"No answer: {received[:300]!r}"
@@ -197,7 +200,7 @@ def one_answer(received: bytes) -> Answer:
 
 def assert_refused(received: bytes, status: int) -> dict[str, Any]:
     """Assert that this is a problem of that status, and no more; the problem."""
-    answer = one_answer(received)
+    answer = parse_response(received)
     assert answer.status == status, str(answer)
     assert answer.headers["content-type"] == "application/problem+json", answer.headers
     assert answer.headers["cache-control"] == "no-store", answer.headers
@@ -243,7 +246,7 @@ class Worker(threading.Thread):
                 time.sleep(0.02)
 
 
-def silent(address: tuple[str, int], sent: bytes) -> socket.socket:
+def connect_and_send(address: tuple[str, int], sent: bytes) -> socket.socket:
     """A connection on which this was sent, and nothing will follow."""
     connection = socket.create_connection(address, timeout=SECONDS)
     connection.sendall(sent)
@@ -252,7 +255,7 @@ def silent(address: tuple[str, int], sent: bytes) -> socket.socket:
 
 def rounds(count: int) -> Iterator[tuple[str, int, bytes]]:
     for _ in range(count):
-        for name, (status, sent) in FORMS.items():
+        for name, (status, sent) in INVALID_REQUESTS.items():
             yield name, status, sent
 
 
@@ -261,7 +264,7 @@ def refuse_all(address: tuple[str, int], forms: Iterable[tuple[str, int, bytes]]
     count = 0
     for name, status, sent in forms:
         try:
-            assert_refused(exchange(address, sent + SMUGGLED), status)
+            assert_refused(exchange(address, sent + SMUGGLED_REQUEST), status)
         except AssertionError as error:
             error.add_note(name)
             raise
@@ -269,7 +272,7 @@ def refuse_all(address: tuple[str, int], forms: Iterable[tuple[str, int, bytes]]
     return count
 
 
-def deep(levels: int) -> bytes:
+def nested_json_request(levels: int) -> bytes:
     body = b'{"title":' * levels + b"1" + b"}" * levels
     return post(b"Content-Length: %d" % len(body), b"Connection: close", body=body)
 
@@ -284,7 +287,7 @@ def run(*, short: bool) -> None:
     ):
         # More than the worker has threads, and none of them holds one.
         for _ in range(32):
-            idle.enter_context(silent(api.address, b""))
+            idle.enter_context(connect_and_send(api.address, b""))
         # Once before, for what a worker keeps of a first time.
         refused = refuse_all(api.address, rounds(1))
         (process,) = api.workers()
@@ -296,7 +299,7 @@ def run(*, short: bool) -> None:
         try:
             refused += refuse_all(api.address, rounds(2 if short else 50))
             for _ in range(2 if short else 50):
-                assert_refused(exchange(api.address, deep(10_000)), 400)
+                assert_refused(exchange(api.address, nested_json_request(10_000)), 400)
         finally:
             stop.set()
             for client in clients:
@@ -311,8 +314,8 @@ def run(*, short: bool) -> None:
         assert "smuggled" not in log, "What followed a refused request was served."
         levels = {json.loads(line)["level"] for line in log.splitlines()}
         assert levels <= {"info", "warning"}, levels
-        table(
-            forms=len(FORMS),
+        print_figures(
+            forms=len(INVALID_REQUESTS),
             refused=refused,
             requests_of_others=sum(client.answered for client in clients),
             failed=len(failed),

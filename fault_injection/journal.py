@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Answer, Client
 from todo_api.web.conditional import etag
 
@@ -317,7 +317,7 @@ def write_through(
     with server.connect() as connection:
         compare(journal, connection)
     counts = api.metrics()
-    table(
+    print_figures(
         faults=times,
         clients=clients,
         acknowledged=journal.acknowledged,

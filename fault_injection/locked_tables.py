@@ -13,10 +13,10 @@ import time
 import uuid
 from typing import NamedTuple
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Answer, Client
 from fault_injection.livez_probe import probing
-from fault_injection.servers import await_that, postgresql, serving
+from fault_injection.servers import postgresql, serving, wait_until
 from todo_api.db.admission import STALL_TIMEOUT
 
 REQUESTS = 200
@@ -77,7 +77,7 @@ def run(*, short: bool) -> None:
     assert statuses == {503}, f"Answered with {statuses} though all was held."
     assert all("retry-after" in timed.answer.headers for timed in answers)
     assert refused, "No request was refused before its deadline."
-    table(
+    print_figures(
         requests_while_all_was_held=len(answers),
         **{"of which refused": len(refused), "of which at the deadline": len(waited)},
         refused_after=f"p50 {statistics.median(refused) * 1000:.1f} ms, "
@@ -134,5 +134,5 @@ def recover(address: tuple[str, int], path: str) -> float:
         with Client(address) as client:
             return all(client.request("GET", path).status == 200 for _ in range(CLIENTS))
 
-    await_that(well, "requests are answered again")
+    wait_until(well, "requests are answered again")
     return time.monotonic() - begun

@@ -12,10 +12,10 @@ from http.client import HTTPException, parse_headers
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Answer, Client
 from fault_injection.proxy import Proxy, http_answered, postgresql_answered
-from fault_injection.servers import postgresql, serving, through
+from fault_injection.servers import postgresql, serving, url_through_proxy
 from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
@@ -69,14 +69,14 @@ def lose_the_databases(server: Postgres, times: int) -> None:
     done = dict.fromkeys(WRITES, 0)
     with (
         Proxy(server.address, postgresql_answered) as proxy,
-        serving(through(server.url(), proxy)) as api,
+        serving(url_through_proxy(server.url(), proxy)) as api,
         Client(api.address) as client,
     ):
         for _, name in zip(range(times), itertools.cycle(WRITES), strict=False):
             lose_one(server, proxy, client, name)
             done[name] += 1
         assert len(proxy.lost) == times
-    table(answers_lost_between_database_and_API=times, **done, done_twice_or_told_wrong=0)
+    print_figures(answers_lost_between_database_and_API=times, **done, done_twice_or_told_wrong=0)
 
 
 def lose_one(server: Postgres, proxy: Proxy, client: Client, name: str) -> None:
@@ -144,7 +144,7 @@ def lose_the_servers(server: Postgres, times: int) -> None:
                     "SELECT id::text FROM tasks WHERE user_id = %s", [user]
                 ).fetchall()
             assert rows == [(answer.json["id"],)], rows
-    table(answers_lost_to_the_client=times, done_twice=0, replayed_otherwise=0)
+    print_figures(answers_lost_to_the_client=times, done_twice=0, replayed_otherwise=0)
 
 
 def parsed(answer: bytes) -> Answer:

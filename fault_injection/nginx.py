@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fault_injection import Absent
-from fault_injection.servers import HOST, ROOT, await_that, free_port
+from fault_injection import MissingProgramError
+from fault_injection.servers import HOST, ROOT, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHIPPED = ROOT / "deploy" / "nginx"
+NGINX_FOLDER = ROOT / "deploy" / "nginx"
 
 # An ordinary user's PATH is without the folder into which Debian installs it.
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
@@ -30,11 +30,11 @@ class Nginx:
 
     def __init__(self, upstream: tuple[str, int], folder: Path) -> None:
         if NGINX is None:
-            raise Absent("The program nginx is missing: the package nginx-light.")
+            raise MissingProgramError("The program nginx is missing: the package nginx-light.")
         self.folder = folder
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
+        shutil.copytree(NGINX_FOLDER, folder, dirs_exist_ok=True)
         temporary = "".join(f"    {name}_temp_path {folder}/{name};\n" for name in TEMPORARY)
         host, port = upstream
         self.substitute("todo-api/upstream.conf", "server 127.0.0.1:8000", f"server {host}:{port}")
@@ -86,7 +86,7 @@ class Nginx:
                 stderr=stderr,
                 start_new_session=True,
             )
-        await_that(self._answers, "nginx listens")
+        wait_until(self._answers, "nginx listens")
 
     def _answers(self) -> bool:
         assert self._process
@@ -110,7 +110,7 @@ def has_ipv6() -> bool:
 
 
 @contextmanager
-def in_front_of(upstream: tuple[str, int], *changes: tuple[str, str, str]) -> Iterator[Nginx]:
+def nginx_proxy(upstream: tuple[str, int], *changes: tuple[str, str, str]) -> Iterator[Nginx]:
     """A running nginx that passes requests to `upstream`; for `changes` see Nginx.substitute."""
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # started by root, its workers run as nobody

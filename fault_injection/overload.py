@@ -11,15 +11,15 @@ import time
 import uuid
 from typing import NamedTuple
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Client
 from fault_injection.load import load, percentile
-from fault_injection.nginx import SHIPPED, in_front_of
+from fault_injection.nginx import NGINX_FOLDER, nginx_proxy
 from fault_injection.proxy import Proxy
-from fault_injection.servers import DATABASE, await_that, postgresql, serving
+from fault_injection.servers import DATABASE, postgresql, serving, wait_until
 
 # How many requests nginx lets in at a time.
-GATE = int(re.findall(r"max_conns=(\d+)", (SHIPPED / "todo-api/upstream.conf").read_text())[0])
+GATE = int(re.findall(r"max_conns=(\d+)", (NGINX_FOLDER / "todo-api/upstream.conf").read_text())[0])
 DELAY = 0.02  # seconds, of each request to the database
 CLIENTS = 50  # fewer than the gate lets in: they find out what can be answered
 FACTOR = 3
@@ -49,7 +49,7 @@ def run(*, short: bool) -> None:
     path = f"/api/{uuid.uuid4()}/tasks"
     with postgresql() as server, Proxy(server.address) as proxy:
         url = f"postgresql://postgres@{proxy.address[0]}:{proxy.address[1]}/{DATABASE}"
-        with serving(url, AUTH_MODE="none") as api, in_front_of(api.address) as nginx:
+        with serving(url, AUTH_MODE="none") as api, nginx_proxy(api.address) as nginx:
             with Client(nginx.address) as client:
                 created = client.request("POST", path, {"title": "Oats"})
             assert created.status == 201, created
@@ -62,7 +62,7 @@ def run(*, short: bool) -> None:
     refused, late = flood.of(503, own=True), flood.of(503)
     # What was let in waits in gunicorn's queue first, even if the application refuses it then.
     queue = GATE / peak.goodput
-    table(
+    print_figures(
         peak_per_s=f"{peak.goodput:.0f}",
         offered_per_s=f"{len(flood.answers) / flood.duration:.0f}",
         answered_per_s=f"{flood.goodput:.0f}",
@@ -100,4 +100,4 @@ def recovered(address: tuple[str, int], task: str, usual: float) -> float:
         return row == IN_A_ROW
 
     with Client(address) as client:
-        return await_that(well, "requests are answered as before", 30)
+        return wait_until(well, "requests are answered as before", 30)

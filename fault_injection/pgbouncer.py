@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from fault_injection import Absent
+from fault_injection import MissingProgramError
 from todo_api.commands.embedded import find_account
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class Pooler:
         self._configuration = folder / "pgbouncer.ini"
         self._process: subprocess.Popen[bytes] | None = None
         self._configure(database_url, pool_size)
-        self.url = self.through(database_url)
+        self.url = self.pooled_url(database_url)
 
-    def through(self, database_url: str) -> str:
+    def pooled_url(self, database_url: str) -> str:
         """The database and the login of the URL, by way of the pooler.
 
         A URL of any other server stays as it is.
@@ -84,7 +84,7 @@ class Pooler:
     def start(self) -> None:
         """Start it, or start it again on the same URL; it accepts connections on return."""
         if PGBOUNCER is None:
-            raise Absent("PgBouncer is not installed (Debian's package pgbouncer).")
+            raise MissingProgramError("PgBouncer is not installed (Debian's package pgbouncer).")
         as_whom: dict[str, Any] = (
             {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
             if self._account

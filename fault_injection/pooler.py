@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fault_injection import Absent
+from fault_injection import MissingProgramError
 from fault_injection.journal import write_through
 from fault_injection.pgbouncer import PGBOUNCER, pgbouncer
 from fault_injection.servers import postgresql, serving
@@ -10,7 +10,7 @@ from fault_injection.servers import postgresql, serving
 
 def run(*, short: bool) -> None:
     if PGBOUNCER is None:
-        raise Absent("PgBouncer is not installed (Debian: apt install pgbouncer)")
+        raise MissingProgramError("PgBouncer is not installed (Debian: apt install pgbouncer)")
 
     def crash() -> None:
         pooler.kill()

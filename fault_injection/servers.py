@@ -52,7 +52,7 @@ def free_port() -> int:
             return port
 
 
-def await_that(holds: Callable[[], bool], what: str, seconds: float = 30) -> float:
+def wait_until(holds: Callable[[], bool], what: str, seconds: float = 30) -> float:
     """Seconds until it holds; AssertionError, which says what was awaited, if it never does."""
     begun = time.monotonic()
     while not holds():
@@ -143,7 +143,7 @@ class Postgres(Cluster):
                 os.kill(process, signal.SIGKILL)
         self._process.wait()
         # PostgreSQL does not start on memory that one of them still holds.
-        await_that(lambda: all(map(ended, processes)), "the killed server has ended")
+        wait_until(lambda: all(map(ended, processes)), "the killed server has ended")
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def migrate(database_url: str) -> None:
     assert ended.returncode == 0, ended.stdout[-2000:]
 
 
-def through(database_url: str, proxy: Proxy) -> str:
+def url_through_proxy(database_url: str, proxy: Proxy) -> str:
     """The URL of a Postgres, by way of the proxy in front of it."""
     scheme, _, rest = database_url.partition("@")
     host, port = proxy.address
@@ -240,7 +240,7 @@ class Api:
                 return client.request("GET", path).status == 200
             return False
 
-        return await_that(answers, f"{path} is 200", seconds)
+        return wait_until(answers, f"{path} is 200", seconds)
 
     def workers(self) -> list[int]:
         assert self.process

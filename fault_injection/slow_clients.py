@@ -13,11 +13,11 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Client
 from fault_injection.load import load, percentile
-from fault_injection.nginx import in_front_of
-from fault_injection.servers import await_that, postgresql, serving
+from fault_injection.nginx import nginx_proxy
+from fault_injection.servers import postgresql, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def run(*, short: bool) -> None:
     with (
         postgresql() as server,
         serving(server.url(), AUTH_MODE="none") as api,
-        in_front_of(api.address) as nginx,
+        nginx_proxy(api.address) as nginx,
     ):
         with Client(api.address) as client:
             for _ in range(TASKS):
@@ -65,7 +65,7 @@ def run(*, short: bool) -> None:
         for _ in range(limits.rounds):
             quiet.append(load(nginx.address, healthy, limits.seconds, rate=RATE))
             with crawling(nginx.address, path) as crawlers:
-                await_that(
+                wait_until(
                     lambda each=crawlers: each.connected == SLOW, "every slow client is there"
                 )
                 # The readers' pages, which are ordinary work, have been taken off gunicorn.
@@ -79,7 +79,7 @@ def run(*, short: bool) -> None:
         statistics.median(percentile(99, each.of(200)) for each in loads)
         for loads in (quiet, beside)
     )
-    table(
+    print_figures(
         slow_clients=SLOW,
         **{f"hung_up_on_{kind}": count for kind, count in sorted(hung_up.items())},
         requests_beside_them=statuses.total(),

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.journal import Journal, compare, writers
 from fault_injection.servers import postgresql, serving
 
@@ -53,7 +53,7 @@ def run(*, short: bool) -> None:
         )
         for name in Sample._fields
     }
-    table(
+    print_figures(
         seconds=round(seconds),
         requests=journal.requests,
         requests_per_second=round(journal.requests / seconds),

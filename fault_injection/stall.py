@@ -12,12 +12,12 @@ import time
 import uuid
 from typing import TYPE_CHECKING, NamedTuple
 
-from fault_injection import table
+from fault_injection import print_figures
 from fault_injection.clients import Client
 from fault_injection.journal import write_through
 from fault_injection.livez_probe import Probes, probing
 from fault_injection.load import Load, load, percentile
-from fault_injection.servers import await_that, postgresql, serving
+from fault_injection.servers import postgresql, serving, wait_until
 from todo_api.db.admission import STALL_TIMEOUT
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def pass_through_stalls(server: Postgres, *, short: bool) -> None:
         journal = write_through(
             stall, times=times, writes=writes, api=api, server=server, clients=CLIENTS
         )
-    table(longest_stall=f"{longest:.2f} s")
+    print_figures(longest_stall=f"{longest:.2f} s")
     # On a machine that is busy with other things, half a second can become an outage.
     assert longest > LONGEST_STALL or not journal.outcomes, (
         f"{journal.outcomes} in stalls of {longest:.2f} s"
@@ -97,7 +97,7 @@ def refuse_during_outage(
     refused = [each for each in unavailable if each < DEADLINE / 2]
     slowest = max(each.seconds for each in outage.load.answers)
     livez = max(outage.probes.seconds)
-    table(
+    print_figures(
         threads=threads,
         clients=clients,
         outage=f"{seconds} s",
@@ -139,7 +139,7 @@ def break_down(server: Postgres, api: Api, clients: int, seconds: float) -> Outa
         time.sleep(AROUND)
         with probing(api.address) as probes, server.stalled(seconds):
             pass
-        recovery = await_that(lambda: client.request("GET", task).status == 200, "a read is 200")
+        recovery = wait_until(lambda: client.request("GET", task).status == 200, "a read is 200")
         reading.join()
     assert loads, "The load has failed."
     return Outage(loads[0], probes, recovery)

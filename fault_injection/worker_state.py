@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fault_injection.servers import HOST, await_that
+from fault_injection.servers import HOST, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ def map_connections(api: Api) -> dict[tuple[str, int], int]:
 
 def await_no_connections(api: Api) -> None:
     """Wait until the workers have closed every connection of a client."""
-    await_that(lambda: not map_connections(api), "no worker has a connection", CLOSE_TIMEOUT)
+    wait_until(lambda: not map_connections(api), "no worker has a connection", CLOSE_TIMEOUT)
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def assert_every_thread_serves(api: Api, server: Postgres, threads: int) -> None
             holding = stack.enter_context(connections_to_each(api, held))
             for connection in (each for worker in workers for each in holding[worker]):
                 connection.request("GET", path)
-            await_that(
+            wait_until(
                 lambda: observer.execute(waiting).fetchone() == (held * len(workers),),
                 f"{held} requests of each of {len(workers)} workers wait for the database",
                 4,

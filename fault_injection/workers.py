@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 
 from fault_injection.journal import write_through
-from fault_injection.servers import await_that, postgresql, serving
+from fault_injection.servers import postgresql, serving, wait_until
 
 
 def run(*, short: bool) -> None:
@@ -21,7 +21,7 @@ def run(*, short: bool) -> None:
         for worker in killed:
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
-        await_that(lambda: not set(killed) & set(api.workers()), "gunicorn has seen it")
+        wait_until(lambda: not set(killed) & set(api.workers()), "gunicorn has seen it")
 
     with postgresql() as server, serving(server.url()) as api:
         times, writes = (3, 600) if short else (50, 26_000)

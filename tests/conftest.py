@@ -184,7 +184,7 @@ def make_settings(database_url: str, pooler: Pooler | None):
     def make(**changes: str) -> Settings:
         environ = {"DATABASE_URL": database_url, "AUTH_MODE": "none"} | changes
         if pooler:
-            environ["DATABASE_URL"] = pooler.through(environ["DATABASE_URL"])
+            environ["DATABASE_URL"] = pooler.pooled_url(environ["DATABASE_URL"])
             environ.setdefault("DATABASE_PREPARE", "false")
         return load_settings(environ)
 

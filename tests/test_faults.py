@@ -1,4 +1,4 @@
-"""Each part of `make fault-injection`, for a few seconds, in a process of its own as `make` runs it."""
+"""Each scenario of `make fault-injection`, for a few seconds, in a process of its own."""
 
 from __future__ import annotations
 

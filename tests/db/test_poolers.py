@@ -144,7 +144,7 @@ def test_migrations_and_purges_get_through_a_pooler(new_database, server, user_i
     """The direct URL is the better one, but whoever has set no other has not broken anything."""
     direct = new_database("pooled")
     with pgbouncer(server, pool_size=1) as bouncer:
-        url = bouncer.through(direct)
+        url = bouncer.pooled_url(direct)
         for revision in ("head", "base", "head"):
             migrate(url, revision)
         for _ in range(2):

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from fault_injection.clients import Client
-from fault_injection.servers import HOST, ROOT, await_that, free_port, postgresql
+from fault_injection.servers import HOST, ROOT, free_port, postgresql, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -326,7 +326,7 @@ def started(command, environ):
     with subprocess.Popen(command, env=environ, start_new_session=True) as process:
         try:
             with Client(address) as client:
-                await_that(
+                wait_until(
                     lambda: process.poll() is not None or answers(client), "/livez is answered"
                 )
             assert process.poll() is None, "It has ended; what it says is above."

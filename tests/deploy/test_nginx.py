@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fault_injection.clients import Client
-from fault_injection.nginx import NGINX, SHIPPED, has_ipv6, in_front_of
-from fault_injection.servers import HOST, await_that, free_port, serving
+from fault_injection.nginx import NGINX, NGINX_FOLDER, has_ipv6, nginx_proxy
+from fault_injection.servers import HOST, free_port, serving, wait_until
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
@@ -37,8 +37,10 @@ pytestmark = [
     ),
 ]
 
-HTTP, SERVER = ((SHIPPED / "todo-api" / name).read_text() for name in ("http.conf", "server.conf"))
-GATE = int(re.search(r"max_conns=(\d+)", (SHIPPED / "todo-api/upstream.conf").read_text())[1])
+HTTP, SERVER = (
+    (NGINX_FOLDER / "todo-api" / name).read_text() for name in ("http.conf", "server.conf")
+)
+GATE = int(re.search(r"max_conns=(\d+)", (NGINX_FOLDER / "todo-api/upstream.conf").read_text())[1])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def api(database_url: str):
 
 @pytest.fixture(scope="module")
 def nginx(api):
-    with in_front_of(api.address) as running:
+    with nginx_proxy(api.address) as running:
         yield running
 
 
@@ -153,7 +155,7 @@ def test_the_access_log_is_json_and_holds_no_address_of_a_request(ask, nginx, ta
 
 
 def await_line(log: Path, text: str) -> str:
-    await_that(lambda: text in log.read_text(), f"{log} tells of {text}")
+    wait_until(lambda: text in log.read_text(), f"{log} tells of {text}")
     return next(line for line in log.read_text().splitlines() if text in line)
 
 
@@ -227,7 +229,7 @@ def test_a_client_that_floods_is_refused_and_no_other():
     """Nothing is behind this nginx, so that it answers at once, on a slow machine too."""
     flood = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 400
 
-    with in_front_of((HOST, free_port())) as nginx:
+    with nginx_proxy((HOST, free_port())) as nginx:
         answers = exchange(nginx.address, flood, "127.0.0.2").decode()
         other = asker(nginx.address, "127.0.0.3")("GET", "/livez")
 
@@ -241,7 +243,7 @@ def test_a_client_that_floods_is_refused_and_no_other():
 
 def test_past_the_gate_a_request_is_refused_at_once_and_all_before_it_are_answered(database_url):
     """A stopped gunicorn, so that all that is let in is still there when the next one comes."""
-    with serving(database_url) as api, in_front_of(api.address) as nginx, ExitStack() as waiting:
+    with serving(database_url) as api, nginx_proxy(api.address) as nginx, ExitStack() as waiting:
         workers = api.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
@@ -250,7 +252,7 @@ def test_past_the_gate_a_request_is_refused_at_once_and_all_before_it_are_answer
                 waiting.enter_context(begun(nginx, "/livez", address_of("gate", number)))
                 for number in range(GATE)
             ]
-            await_that(lambda: connections_to(api.port) >= GATE, "all have been passed on")
+            wait_until(lambda: connections_to(api.port) >= GATE, "all have been passed on")
             refused = asker(nginx.address, "127.0.0.2")("GET", "/livez")
             changed = asker(nginx.address, "127.0.0.2")("POST", "/api/x/tasks", {"title": "x"})
         finally:
@@ -284,7 +286,7 @@ def connections_to(port: int) -> int:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_without_gunicorn_the_answer_is_502(method):
-    with in_front_of((HOST, free_port())) as nginx:
+    with nginx_proxy((HOST, free_port())) as nginx:
         answer = asker(nginx.address, "127.0.0.1")(method, "/api/x/tasks")
 
     assert_problem(answer, 502)
@@ -294,7 +296,7 @@ def test_without_gunicorn_the_answer_is_502(method):
 def test_when_gunicorn_does_not_answer_in_time_it_is_504(database_url, request):
     if not request.config.option.full:
         pytest.skip("it takes 15 s: --full runs it")
-    with serving(database_url) as api, in_front_of(api.address) as nginx:
+    with serving(database_url) as api, nginx_proxy(api.address) as nginx:
         workers = api.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
@@ -353,7 +355,7 @@ def test_a_change_is_never_sent_twice(method, sent, status):
     upstream.start()
     # One process, so that the second request finds the connection of the first.
     one = ("nginx.conf", "worker_processes auto", "worker_processes 1")
-    with in_front_of(upstream.address, one) as nginx:
+    with nginx_proxy(upstream.address, one) as nginx:
         ask = asker(nginx.address, "127.0.0.1")
         assert ask("GET", "/").status == 200
 
@@ -390,7 +392,7 @@ def test_a_page_of_an_origin_that_is_named_can_read_a_refusal(api):
     readable = set(EXPOSED.split(", "))
     empty = 'map $http_origin $todo_origin {\n    default "";\n'
     with_one = f'{empty}    "https://app.example" $http_origin;\n'
-    with in_front_of(api.address, ("todo-api/http.conf", empty, with_one)) as nginx:
+    with nginx_proxy(api.address, ("todo-api/http.conf", empty, with_one)) as nginx:
         ask = asker(nginx.address, "127.0.0.1")
         named = ask("GET", "/metrics", headers={"Origin": "https://app.example"})
         other = ask("GET", "/metrics", headers={"Origin": "https://other.example"})
@@ -426,7 +428,7 @@ def with_tls(api, tmp_path):
             f"listen [::1]:{port} ssl http2;" if has_ipv6() else "",
         ),
     ]
-    with in_front_of(api.address, *changes) as nginx:
+    with nginx_proxy(api.address, *changes) as nginx:
         nginx.secure_port, nginx.certificate = port, certificate
         yield nginx
 

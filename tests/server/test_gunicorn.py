@@ -23,16 +23,16 @@ import pytest
 from fault_injection import invalid_requests
 from fault_injection.clients import Client
 from fault_injection.invalid_requests import (
-    FORMS,
-    SMUGGLED,
+    INVALID_REQUESTS,
+    SMUGGLED_REQUEST,
     assert_refused,
     chunked,
     exchange,
     get,
-    one_answer,
+    parse_response,
     post,
 )
-from fault_injection.servers import ROOT, await_that, children, environment, free_port, serving
+from fault_injection.servers import ROOT, children, environment, free_port, serving, wait_until
 from todo_api.server import slots
 
 pytestmark = pytest.mark.slow
@@ -60,15 +60,15 @@ def api(request, database_url):
         assert {json.loads(line)["level"] for line in log.splitlines()} <= {"info", "warning"}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INVALID_REQUESTS)
 def test_what_is_not_http_is_refused_once_and_the_connection_closed(api, form):
-    status, sent = FORMS[form]
+    status, sent = INVALID_REQUESTS[form]
 
-    assert_refused(exchange(api.address, sent + SMUGGLED), status)
+    assert_refused(exchange(api.address, sent + SMUGGLED_REQUEST), status)
 
 
 def test_a_refusal_says_that_the_connection_is_closed(api):
-    answer = one_answer(exchange(api.address, get(host=b"")))
+    answer = parse_response(exchange(api.address, get(host=b"")))
 
     assert answer.headers["connection"] == "close"
     assert answer.json["type"] == "/problems/malformed"
@@ -76,7 +76,7 @@ def test_a_refusal_says_that_the_connection_is_closed(api):
 
 
 def test_json_that_is_nested_too_deeply_is_refused(api):
-    assert_refused(exchange(api.address, invalid_requests.deep(10_000)), 400)
+    assert_refused(exchange(api.address, invalid_requests.nested_json_request(10_000)), 400)
 
 
 def test_a_refusal_of_a_head_has_no_body(api):
@@ -88,7 +88,7 @@ def test_a_refusal_of_a_head_has_no_body(api):
 
 
 def test_http_1_0_needs_no_host(api):
-    answer = one_answer(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
+    answer = parse_response(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
 
     assert answer.status == 200
 
@@ -97,7 +97,7 @@ def test_http_1_0_needs_no_host(api):
     "line", [b"GET http://a/livez HTTP/1.1", b"GET http://a:80/livez HTTP/1.0"]
 )
 def test_a_target_in_absolute_form_is_served(api, line):
-    answer = one_answer(exchange(api.address, get(b"Connection: close", line=line)))
+    answer = parse_response(exchange(api.address, get(b"Connection: close", line=line)))
 
     assert answer.status == 200
 
@@ -105,7 +105,7 @@ def test_a_target_in_absolute_form_is_served(api, line):
 def test_fields_with_an_underscore_are_dropped(api):
     sent = get(b"X_Request_Id: other", b"X-Request-Id: own", b"Connection: close")
 
-    assert one_answer(exchange(api.address, sent)).headers["x-request-id"] == "own"
+    assert parse_response(exchange(api.address, sent)).headers["x-request-id"] == "own"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_fields_with_an_underscore_are_dropped(api):
     ],
 )
 def test_close_among_the_connection_options_closes(api, fields):
-    answer = one_answer(exchange(api.address, get(*fields)))
+    answer = parse_response(exchange(api.address, get(*fields)))
 
     assert answer.headers["connection"] == "close"
 
@@ -142,9 +142,9 @@ def test_http_1_0_stays_open_if_it_asks_for_it(api):
 
 
 def test_chunks_that_nobody_reads_are_not_answered_a_second_time(api):
-    sent = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED
+    sent = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED_REQUEST
 
-    assert one_answer(exchange(api.address, sent)).status == 200
+    assert parse_response(exchange(api.address, sent)).status == 200
 
 
 def answers(address, *requests: bytes) -> list[tuple[int, str]]:
@@ -161,7 +161,7 @@ def answers(address, *requests: bytes) -> list[tuple[int, str]]:
 
 
 NEXT = get(b"X-Request-Id: next")
-UNREAD = SMUGGLED * 400  # about 32 KiB
+UNREAD = SMUGGLED_REQUEST * 400  # about 32 KiB
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,13 @@ UNREAD = SMUGGLED * 400  # about 32 KiB
         (404, get(b"Content-Length: %d" % len(UNREAD), line=b"POST /nothing HTTP/1.1") + UNREAD),
         (415, post(b"Content-Type: text/plain", b"Content-Length: 5", body=b"12345")),
         (415, get(b"Content-Length: %d" % len(UNREAD), line=post().split(b"\r\n")[0]) + UNREAD),
-        (201, chunked(b"19\r\n" + invalid_requests.TITLE + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
-        (201, post(b"Expect: 100-continue", invalid_requests.LENGTH, body=invalid_requests.TITLE)),
+        (201, chunked(b"19\r\n" + invalid_requests.BODY + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
+        (
+            201,
+            post(
+                b"Expect: 100-continue", invalid_requests.CONTENT_LENGTH, body=invalid_requests.BODY
+            ),
+        ),
     ],
 )
 def test_a_body_is_never_taken_for_the_next_request(api, status, sent):
@@ -188,7 +193,7 @@ def test_clients_that_send_nothing_hold_nobody_up(api):
     """The worker of gunicorn itself gives each of them its thread for 5 s."""
     with ExitStack() as idle:
         for _ in range(6):
-            idle.enter_context(invalid_requests.silent(api.address, b""))
+            idle.enter_context(invalid_requests.connect_and_send(api.address, b""))
         begun = time.monotonic()
 
         with Client(api.address) as client:
@@ -201,7 +206,7 @@ def test_requests_that_are_sent_at_once_are_answered_in_turn(api):
     """A body that is read may bring the next request along, and nothing more will arrive for it."""
     sent = (
         get()
-        + post(invalid_requests.LENGTH, body=invalid_requests.TITLE)
+        + post(invalid_requests.CONTENT_LENGTH, body=invalid_requests.BODY)
         + get(b"Connection: close")
     )
 
@@ -212,7 +217,7 @@ def test_requests_that_are_sent_at_once_are_answered_in_turn(api):
 
 
 def test_an_answer_is_sent_at_once(api):
-    with invalid_requests.silent(api.address, get()) as connection:
+    with invalid_requests.connect_and_send(api.address, get()) as connection:
         received = connection.recv(65536)
 
     head, _, body = received.partition(b"\r\n\r\n")
@@ -224,8 +229,8 @@ def test_a_connection_that_asks_no_more_is_closed(database_url):
     settings = {"WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--keep-alive 1"}
     with (
         serving(database_url, **settings) as server,
-        invalid_requests.silent(server.address, get()) as asked,
-        invalid_requests.silent(server.address, b"") as silent,
+        invalid_requests.connect_and_send(server.address, get()) as asked,
+        invalid_requests.connect_and_send(server.address, b"") as silent,
     ):
         assert asked.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
@@ -239,7 +244,7 @@ def test_clients_that_do_not_close_hold_nobody_up(api):
         begun = time.monotonic()
         for _ in range(12):
             connection = held.enter_context(
-                invalid_requests.silent(api.address, get(b"Connection: close"))
+                invalid_requests.connect_and_send(api.address, get(b"Connection: close"))
             )
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
@@ -247,11 +252,11 @@ def test_clients_that_do_not_close_hold_nobody_up(api):
 
 
 def test_the_connection_of_a_client_that_does_not_close_is_closed_in_the_end(api):
-    with invalid_requests.silent(api.address, get(b"Connection: close")) as connection:
+    with invalid_requests.connect_and_send(api.address, get(b"Connection: close")) as connection:
         while connection.recv(65536):
             pass
         # The other direction, too: what is sent now comes to nobody.
-        await_that(lambda: refused(connection), "the connection is reset")
+        wait_until(lambda: refused(connection), "the connection is reset")
 
 
 def refused(connection: socket.socket) -> bool:
@@ -268,7 +273,7 @@ def test_the_master_makes_no_metrics_files_of_its_own(database_url):
     with serving(database_url, WEB_CONCURRENCY="2", METRICS="true") as api:
         (folder,) = parent.glob(f"{slots.PREFIX}{api.process.pid}-*")
 
-        await_that(lambda: len(list(folder.glob("counter_*"))) >= 2, "both workers have files")
+        wait_until(lambda: len(list(folder.glob("counter_*"))) >= 2, "both workers have files")
 
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {"0", "1"}
 
@@ -278,7 +283,7 @@ def test_a_killed_worker_is_replaced(database_url):
         (killed,) = api.workers()
         os.kill(killed, signal.SIGKILL)
 
-        await_that(lambda: api.workers() not in ([], [killed]), "another worker is there")
+        wait_until(lambda: api.workers() not in ([], [killed]), "another worker is there")
         with Client(api.address) as client:
             assert client.request("GET", "/health").status == 200
 
@@ -290,10 +295,10 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
         socket.create_connection(api.address, timeout=60) as connection,
     ):
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        connection.sendall(post(invalid_requests.LENGTH, body=invalid_requests.TITLE))
-        await_that(lambda: waiting(holder), "the request waits for the lock")
+        connection.sendall(post(invalid_requests.CONTENT_LENGTH, body=invalid_requests.BODY))
+        wait_until(lambda: waiting(holder), "the request waits for the lock")
         api.process.terminate()
-        await_that(lambda: not listening(api.address), "the server refuses connections")
+        wait_until(lambda: not listening(api.address), "the server refuses connections")
         holder.commit()
         response = HTTPResponse(connection)
         response.begin()
@@ -323,16 +328,16 @@ def test_a_request_that_is_never_sent_whole_does_not_keep_a_worker_from_ending(d
     """The worker of gunicorn itself waits for it until it is killed, half a minute later."""
     with (
         serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="0.1") as api,
-        invalid_requests.silent(api.address, get()[:-2]),
-        invalid_requests.silent(api.address, post(b"Content-Length: 9", body=b"{")),
+        invalid_requests.connect_and_send(api.address, get()[:-2]),
+        invalid_requests.connect_and_send(api.address, post(b"Content-Length: 9", body=b"{")),
     ):
         (before,) = api.workers()
         # Answered by the one worker, which has therefore begun to read the two before it.
         with Client(api.address) as client:
             assert client.request("GET", "/livez").status == 200
         api.process.send_signal(signal.SIGHUP)
-        await_that(lambda: api.workers() not in ([], [before]), "another worker is there")
-        await_that(lambda: before not in api.workers(), "the worker has ended", 60)
+        wait_until(lambda: api.workers() not in ([], [before]), "another worker is there")
+        wait_until(lambda: before not in api.workers(), "the worker has ended", 60)
 
         assert "WORKER TIMEOUT" not in api.log.read_text()
 
@@ -382,7 +387,7 @@ def test_as_the_first_process_of_a_container_it_ends_at_a_term(database_url):
         stderr=subprocess.DEVNULL,
     )
     try:
-        await_that(lambda: listening(("127.0.0.1", port)), "it listens")
+        wait_until(lambda: listening(("127.0.0.1", port)), "it listens")
         with Client(("127.0.0.1", port)) as client:
             assert client.request("GET", "/health").status == 200
         (first,) = children(container.pid)
@@ -417,7 +422,7 @@ def test_a_request_that_comes_too_slowly_is_cut_off(api, request):
     if not request.config.option.full:
         pytest.skip("it takes half a minute: --full runs it")
     with (
-        invalid_requests.silent(api.address, get()[:-2]) as slow,
+        invalid_requests.connect_and_send(api.address, get()[:-2]) as slow,
         Client(api.address, timeout=60) as client,
     ):
         # There is one thread.

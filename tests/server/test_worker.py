@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPException
 
 import pytest
 
-from fault_injection.servers import ROOT, await_that, free_port
+from fault_injection.servers import ROOT, free_port, wait_until
 
 APPS = ROOT / "tests" / "apps"
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
@@ -51,7 +51,7 @@ def server(tmp_path):
             return False
 
     try:
-        await_that(answers, "the server answers")
+        wait_until(answers, "the server answers")
         yield ask, log
     finally:
         process.terminate()
@@ -86,5 +86,5 @@ def test_a_worker_whose_loop_ends_is_replaced(server):
         except (HTTPException, OSError):
             return False
 
-    await_that(is_replaced, "another worker answers")
+    wait_until(is_replaced, "another worker answers")
     assert "a serve loop ended, so the worker stops" in log.read_text()

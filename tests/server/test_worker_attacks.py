@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fault_injection.servers import ROOT, await_that, children, free_port
+from fault_injection.servers import ROOT, children, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def server(request, tmp_path):
         return False
 
     try:
-        await_that(is_up, "the server answers")
+        wait_until(is_up, "the server answers")
         (worker,) = children(process.pid)
         yield SimpleNamespace(address=address, log=log, worker=worker)
     finally:

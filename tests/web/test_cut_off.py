@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fault_injection.clients import Client
-from fault_injection.servers import await_that, serving
+from fault_injection.servers import serving, wait_until
 
 LISTENING, TIME_WAIT = "0A", "06"  # of a connection in /proc/net/tcp
 
@@ -85,7 +85,7 @@ def test_a_request_that_is_cut_off_changes_nothing(api, connection, user_id, nam
         send(api.address, whole[:length], ending)
         if ending == "shut down":
             assert state(connection, user_id) == before, whole[:length]
-    await_that(lambda: not connected(api.port), "the server has closed every connection")
+    wait_until(lambda: not connected(api.port), "the server has closed every connection")
 
     assert state(connection, user_id) == before
     with socket.create_connection(api.address, timeout=30) as client:
