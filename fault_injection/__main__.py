@@ -11,39 +11,41 @@ from importlib import import_module
 
 from fault_injection import SCENARIOS, MissingProgramError
 
-SKIPPED = 77  # the exit status of a test that was skipped, as automake has it
+SKIPPED = 77  # automake's exit status for a skipped test
 
 
 def main() -> int:
-    """0 if every promise was held, 1 if one was not, SKIPPED if no part could be run."""
+    """Return 1 if a scenario failed, SKIPPED if all were skipped, and otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m fault_injection", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="a few seconds each")
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--short", action="store_true", help="run each for a few seconds only")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="scenario", help=f"one of {', '.join(SCENARIOS)}"
+    )
     arguments = parser.parse_args()
-    unknown = set(arguments.parts) - set(SCENARIOS)
+    unknown = set(arguments.scenarios) - set(SCENARIOS)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
-    # So that the servers of a part that is ended end with it.
+    # On SIGTERM, exit by an exception, so that the scenario stops its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = [run(name, short=arguments.short) for name in arguments.parts or SCENARIOS]
+    results = [run(name, short=arguments.short) for name in arguments.scenarios or SCENARIOS]
     if "failed" in results:
         return 1
-    return 0 if "held" in results else SKIPPED
+    return 0 if "passed" in results else SKIPPED
 
 
 def run(name: str, *, short: bool) -> str:
-    """What became of the part: held, failed or skipped."""
+    """Run the scenario. Return its result: passed, failed or skipped."""
     print(name, flush=True)
-    begun = time.monotonic()
-    result, told = "held", ""
+    started = time.monotonic()
+    result, reason = "passed", ""
     try:
         import_module(f"fault_injection.{name}").run(short=short)
     except MissingProgramError as error:
-        result, told = "skipped", f": {error}"
-    except Exception:  # noqa: BLE001  the other parts are run all the same
+        result, reason = "skipped", f": {error}"
+    except Exception:  # noqa: BLE001  the other scenarios still run
         traceback.print_exc(file=sys.stdout)
         result = "failed"
-    print(f"  {result} after {time.monotonic() - begun:.0f} s{told}", flush=True)
+    print(f"  {result} after {time.monotonic() - started:.0f} s{reason}", flush=True)
     return result
 
 

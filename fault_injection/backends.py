@@ -1,8 +1,8 @@
-"""Every backend of the API is terminated, as an administrator would, while clients write."""
+"""All backends of the API are terminated by pg_terminate_backend() while clients write."""
 
 from __future__ import annotations
 
-from fault_injection.journal import write_through
+from fault_injection.journal import write_during
 from fault_injection.servers import postgresql, serving
 
 
@@ -19,5 +19,5 @@ def run(*, short: bool) -> None:
 
     with postgresql() as server, serving(server.url()) as api:
         times, writes = (3, 600) if short else (50, 26_000)
-        write_through(terminate, times=times, writes=writes, api=api, server=server)
-        assert terminated >= times, f"{terminated} backends were there to be terminated."
+        write_during(terminate, times=times, writes=writes, api=api, server=server)
+        assert terminated >= times, f"Only {terminated} backends were terminated."

@@ -1,8 +1,8 @@
-"""The database becomes a black hole: packets are dropped, or taken without a word ever after.
+"""The database is unreachable: packets to it are dropped, or it accepts them and sends nothing.
 
-Every request is answered by its deadline, everything is well again when the network is, and what a
-connection still held when it was given up is done at most once, however late it comes. What the
-database has begun, and hears no more of, it ends by itself: its locks bar nobody.
+Every request gets a response by its deadline, and requests succeed again when the network is back.
+A packet of an abandoned connection can arrive later: its statement is applied at most once. The
+database ends a transaction whose client is unreachable, so the locks of that transaction are freed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fault_injection import print_figures
 from fault_injection.clients import Client
-from fault_injection.journal import write_through
+from fault_injection.journal import write_during
 from fault_injection.proxy import Proxy
 from fault_injection.servers import postgresql, serving, url_through_proxy, wait_until
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fault_injection.servers import Api
 
 DEADLINE = 1.0  # seconds, REQUEST_TIMEOUT
-TOLERANCE, SHORT_TOLERANCE = 0.5, 2.0  # seconds; a short run is on machines that do much else
-RECOVERY = 10.0  # seconds: a peer that has backed off sends anew after up to twice the hole
+TOLERANCE, SHORT_TOLERANCE = 0.5, 2.0  # seconds; a short run shares its machine with other work
+RECOVERY = 10.0  # seconds: TCP retransmits after up to twice the duration of the outage
 
 
 def run(*, short: bool) -> None:
@@ -33,31 +33,31 @@ def run(*, short: bool) -> None:
         Proxy(server.address) as proxy,
         serving(url_through_proxy(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
     ):
-        begin = itertools.cycle([proxy.drop, proxy.hold])
+        outages = itertools.cycle([proxy.drop_packets, proxy.hold])
 
-        def fall_in() -> None:
-            next(begin)()
+        def interrupt() -> None:
+            next(outages)()
             time.sleep(seconds)
             proxy.forward()
 
-        journal = write_through(fall_in, times=times, writes=writes, api=api, server=server)
-        back_in_the_middle = lose_in_the_middle(proxy, api)
+        journal = write_during(interrupt, times=times, writes=writes, api=api, server=server)
+        recovery = lose_network_before_commit(proxy, api)
     print_figures(
-        each_for=f"{seconds} s",
+        duration_of_an_outage=f"{seconds} s",
         deadline=f"{DEADLINE:.2f} s",
-        back_after_packets_were_dropped=f"{max(journal.pauses[0::2]):.2f} s",
-        back_after_silence=f"{max(journal.pauses[1::2]):.2f} s",
-        back_after_a_loss_before_the_commit=f"{back_in_the_middle:.2f} s",
+        recovery_after_dropped_packets=f"{max(journal.pauses[0::2]):.2f} s",
+        recovery_after_silence=f"{max(journal.pauses[1::2]):.2f} s",
+        recovery_after_a_loss_before_the_commit=f"{recovery:.2f} s",
     )
     limit = DEADLINE + (SHORT_TOLERANCE if short else TOLERANCE)
-    assert journal.slowest < limit, f"An answer took {journal.slowest:.2f} s"
+    assert journal.slowest < limit, f"A response took {journal.slowest:.2f} s"
     assert max(journal.pauses) < RECOVERY, journal.pauses
 
 
-def lose_in_the_middle(proxy: Proxy, api: Api) -> float:
-    """Lose the network when a change is made, and not committed, until its locks are gone.
+def lose_network_before_commit(proxy: Proxy, api: Api) -> float:
+    """Lose the network between a change and its commit, until the API has given up.
 
-    How many seconds later than the network they are.
+    Return the seconds from the return of the network until the owner can write again.
     """
     user = uuid.uuid4()
     with Client(api.address) as client:
@@ -65,9 +65,9 @@ def lose_in_the_middle(proxy: Proxy, api: Api) -> float:
         path = f"/api/{user}/tasks/{task['id']}"
         title = uuid.uuid4().hex
         proxy.lose_network(title.encode())
-        answer = client.request("PATCH", path, {"title": title})
-        assert answer.status == 503, answer
-        # By then the API's kernel, too, has given the connection up: nothing more comes of it.
+        response = client.request("PATCH", path, {"title": title})
+        assert response.status == 503, response
+        # After this time, the API's kernel has given up the connection, too, and sends no packet.
         time.sleep(3 * DEADLINE)
         proxy.forward()
         seconds = wait_until(
@@ -75,6 +75,6 @@ def lose_in_the_middle(proxy: Proxy, api: Api) -> float:
             "the owner can write again",
             RECOVERY,
         )
-        history = client.request("GET", path).json["revision"]
-    assert history == 2, f"Changed {history} times, not twice"
+        revision = client.request("GET", path).json["revision"]
+    assert revision == 2, f"The revision is {revision}, not 2."
     return seconds

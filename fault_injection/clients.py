@@ -1,4 +1,4 @@
-"""One keep-alive connection of an HTTP client, and what it is answered."""
+"""An HTTP client with one keep-alive connection."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back; the names of `headers` are in lower case."""
+class Response:
+    """The response to a request; the names of `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -28,7 +28,7 @@ class Answer:
 
 
 class Client:
-    """A client that keeps its connection, and opens another after a fault."""
+    """A client that keeps its connection open, and opens another one after an error."""
 
     def __init__(self, address: tuple[str, int], timeout: float = 30) -> None:
         self._connection = HTTPConnection(*address, timeout=timeout)
@@ -48,8 +48,8 @@ class Client:
         path: str,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """The answer to a request, sent once. OSError or HTTPException if there is none."""
+    ) -> Response:
+        """Send a request once. Raises OSError or HTTPException if no response comes."""
         fields = dict(headers or {})
         if body is not None:
             fields["Content-Type"] = "application/json"
@@ -63,4 +63,4 @@ class Client:
             self._connection.close()
             raise
         lowered = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, lowered, content)
+        return Response(response.status, lowered, content)

@@ -1,8 +1,8 @@
-"""The database sleeps when a request comes, and takes two seconds to wake up.
+"""The database is suspended, as hosted databases are when idle, and needs two seconds to start.
 
-As hosted databases do that are suspended: connects are held meanwhile, or refused. The request
-waits for it, within its deadline, and the API does not storm the database with connects, however
-many others ask at the same time.
+Meanwhile connection attempts wait, are refused, or are reset. The first request waits for the
+database and succeeds within its deadline. The number of connection attempts stays small, even if
+other clients send requests at the same time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from fault_injection.servers import Api
 
-ASLEEP, SHORT = 2.0, 1.0  # seconds
+START_SECONDS, SHORT_START_SECONDS = 2.0, 1.0  # that the database needs to start
 DEADLINE = 5.0  # seconds, REQUEST_TIMEOUT
-OTHERS = 20  # clients that ask again and again
-CONNECTS = 40  # of two workers with three connections each, until all is well
-SETTLED = 1.0  # seconds after which what was opened is open
+READERS = 20  # other clients, which read without an end
+MAX_CONNECTS = 40  # of two workers with three connections each, until requests succeed again
+SETTLE_SECONDS = 1.0  # in which the API opens all connections that it wants
 
 
 def run(*, short: bool) -> None:
@@ -36,44 +36,48 @@ def run(*, short: bool) -> None:
         Proxy(server.address) as proxy,
         serving(url_through_proxy(server.url(), proxy), REQUEST_TIMEOUT=str(DEADLINE)) as api,
     ):
-        ways = {"held": proxy.hold, "refused": proxy.refuse, "turned away": proxy.turn_away}
-        for name, sleep in ways.items():
+        modes = {"delayed": proxy.hold, "refused": proxy.refuse, "reset": proxy.accept_and_reset}
+        seconds = SHORT_START_SECONDS if short else START_SECONDS
+        for name, suspend in modes.items():
             for _ in range(1 if short else 5):
-                wake(name, sleep, proxy, api, SHORT if short else ASLEEP)
+                start_database(name, suspend, proxy, api, seconds)
 
 
-def wake(name: str, sleep: Callable[[], None], proxy: Proxy, api: Api, asleep: float) -> None:
+def start_database(
+    name: str, suspend: Callable[[], None], proxy: Proxy, api: Api, start_seconds: float
+) -> None:
+    """Suspend the database, send a request, and check it and the number of connects."""
     tasks = f"/api/{uuid.uuid4()}/tasks"
     with Client(api.address) as client:
         assert client.request("GET", tasks).status == 200
-        time.sleep(SETTLED)
-        before = connects(api)
-        sleep()
-        proxy.cut()
-        alarm = threading.Timer(asleep, proxy.forward)
-        alarm.start()
-        begun = time.monotonic()
-        with asking(api, tasks):
+        time.sleep(SETTLE_SECONDS)
+        connects_before = count_connects(api)
+        suspend()
+        proxy.reset_connections()
+        timer = threading.Timer(start_seconds, proxy.forward)
+        timer.start()
+        started = time.monotonic()
+        with readers(api, tasks):
             first = client.request("POST", tasks, {"title": "Oats"})
-            seconds = time.monotonic() - begun
-            alarm.join()
-            time.sleep(SETTLED)
-        tried = connects(api) - before
-        again = client.request("GET", tasks)
+            seconds = time.monotonic() - started
+            timer.join()
+            time.sleep(SETTLE_SECONDS)
+        connects = count_connects(api) - connects_before
+        listed = client.request("GET", tasks)
     print_figures(connects_are=name)
     print_figures(
-        **{"the first request is answered with": first.status},
+        **{"status of the first response": first.status},
         **{"  after": f"{seconds:.2f} s"},
-        connects_meanwhile=tried,
+        connection_attempts=connects,
     )
     assert first.status == 201, first
     assert seconds < DEADLINE, f"{seconds:.2f} s"
-    assert [task["id"] for task in again.json] == [first.json["id"]], again
-    assert tried <= CONNECTS, f"{tried} connects"
+    assert [task["id"] for task in listed.json] == [first.json["id"]], listed
+    assert connects <= MAX_CONNECTS, f"{connects} connects"
 
 
-def connects(api: Api) -> int:
-    """How often the API has connected to its database, or tried to."""
+def count_connects(api: Api) -> int:
+    """Return the number of the API's connection attempts to its database."""
     counts = api.metrics()
     return int(
         counts["todo_database_connections_opened_total"]
@@ -82,16 +86,16 @@ def connects(api: Api) -> int:
 
 
 @contextmanager
-def asking(api: Api, path: str) -> Iterator[None]:
-    """Clients that read all the while, beginning a little later."""
+def readers(api: Api, path: str) -> Iterator[None]:
+    """Run READERS clients that read; the first reads begin 0.1 s later."""
     stop = threading.Event()
 
-    def ask_on() -> None:
+    def read_until_stopped() -> None:
         with Client(api.address) as client:
             while not stop.wait(0.1):
                 client.request("GET", path)
 
-    threads = [threading.Thread(target=ask_on, daemon=True) for _ in range(OTHERS)]
+    threads = [threading.Thread(target=read_until_stopped, daemon=True) for _ in range(READERS)]
     for thread in threads:
         thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Clients that write, repeat what was not answered, and remember all that was acknowledged."""
+"""Clients that write, retry requests without a response, and record acknowledged writes in a journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from fault_injection import print_figures
-from fault_injection.clients import Answer, Client
+from fault_injection.clients import Client, Response
 from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 CLIENTS = 8
 USERS = 4  # fewer than clients, so that they wait for each other's locks
-PATIENCE = 60  # seconds in which a request has to be answered at last, however often it is repeated
-LIVE = 20  # tasks that a client goes on with; the others rest as they are
+RETRY_TIMEOUT = 60  # seconds for a request and all its retries
+MAX_LIVE = 20  # tasks that a client changes; it never changes the others again
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as a client knows it from what was acknowledged."""
+    """A task with the values of its last acknowledged write."""
 
     user: str
     id: str
@@ -39,7 +39,7 @@ class Task:
     description: str | None
     completed: bool
     deleted: bool
-    # That of the latest answer. A DELETE's has none: the task's is then above it.
+    # From the latest response. A DELETE's response has no revision: the row has a higher one.
     revision: int
 
     @property
@@ -57,18 +57,18 @@ class Task:
 
 @dataclass
 class Journal:
-    """What was acknowledged, by all clients together, and what went wrong."""
+    """The acknowledged writes of all clients, and the errors."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
     acknowledged: int = 0
     operations: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)  # by user
     outcomes: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    latest: float = 0
+    errors: list[str] = field(default_factory=list)
+    last_write_at: float = 0
     requests: int = 0
     pauses: list[float] = field(default_factory=list)  # from the end of a fault to the next write
-    slowest: float = 0  # the seconds that one attempt waited for its answer
+    slowest: float = 0  # seconds from one attempt to its response
     revisions: set[tuple[str, int]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -78,13 +78,13 @@ class Journal:
             self.acknowledged += 1
             self.operations[operation] += 1
             self.changes[task.user] += 1
-            self.latest = time.monotonic()
+            self.last_write_at = time.monotonic()
             if not task.deleted:
                 if (task.user, task.revision) in self.revisions:
-                    self.wrong.append(f"Revision {task.revision} twice: {task}")
+                    self.errors.append(f"Revision {task.revision} twice: {task}")
                 self.revisions.add((task.user, task.revision))
 
-    def took(self, seconds: float) -> None:
+    def record_response_time(self, seconds: float) -> None:
         with self.lock:
             self.requests += 1
             self.slowest = max(self.slowest, seconds)
@@ -93,13 +93,13 @@ class Journal:
         with self.lock:
             self.outcomes[outcome] += 1
 
-    def complain(self, what: str) -> None:
+    def record_error(self, error: str) -> None:
         with self.lock:
-            self.wrong.append(what)
+            self.errors.append(error)
 
 
 class Writer(threading.Thread):
-    """A client that goes on writing until it is told to stop, and then ends what it has begun."""
+    """A client that writes until it is stopped; then it waits for its last response."""
 
     def __init__(
         self,
@@ -121,18 +121,18 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         operations = [self.create, self.change, self.complete, self.delete]
-        operations += [self.restore, self.create_named, self.read]
+        operations += [self.restore, self.create_by_put, self.read]
         weights = [30, 30, 15, 10, 8, 7, 10]
         try:
             while not self._stop_asked.wait(self._pause):
                 (operation,) = self._random.choices(operations, weights)
                 operation()
-        except Exception as error:  # noqa: BLE001  told by the thread that waits for this one
-            self._journal.complain(f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001  the main thread reports it
+            self._journal.record_error(f"{type(error).__name__}: {error}")
         finally:
             self._client.close()
 
-    def values(self) -> dict[str, Any]:
+    def make_values(self) -> dict[str, Any]:
         name = uuid.uuid4().hex
         return {
             "title": f"Buy {name}",
@@ -141,140 +141,141 @@ class Writer(threading.Thread):
         }
 
     def create(self) -> None:
-        user, values = self._random.choice(self._users), self.values()
+        user, values = self._random.choice(self._users), self.make_values()
         key = str(uuid.uuid4())
-        answer, _ = self.ask("POST", f"/api/{user}/tasks", values, {"Idempotency-Key": key})
-        if self.told("POST", answer, 201):
-            self.took("POST", user, values, answer.json)
+        response, _ = self.send("POST", f"/api/{user}/tasks", values, {"Idempotency-Key": key})
+        if self.has_status("POST", response, 201):
+            self.record_task("POST", user, values, response.json)
 
-    def create_named(self) -> None:
-        user, values = self._random.choice(self._users), self.values()
+    def create_by_put(self) -> None:
+        user, values = self._random.choice(self._users), self.make_values()
         path = f"/api/{user}/tasks/{uuid.uuid4()}"
-        answer, doubtful = self.ask("PUT", path, values, {"If-None-Match": "*"})
-        if doubtful and answer.status == 412:
-            self.took("PUT", user, values, answer.json["current"])
-        elif self.told("PUT", answer, 201):
-            self.took("PUT", user, values, answer.json)
+        response, is_retry = self.send("PUT", path, values, {"If-None-Match": "*"})
+        if is_retry and response.status == 412:
+            self.record_task("PUT", user, values, response.json["current"])
+        elif self.has_status("PUT", response, 201):
+            self.record_task("PUT", user, values, response.json)
 
     def change(self) -> None:
-        if task := self.pick(self._live):
-            self.patch("PATCH", task, "", self.values())
+        if task := self.pop_random(self._live):
+            self.patch("PATCH", task, "", self.make_values())
 
     def complete(self) -> None:
-        if task := self.pick(self._live):
+        if task := self.pop_random(self._live):
             self.patch("complete", task, "/complete", {"completed": not task.completed})
 
     def patch(self, operation: str, task: Task, suffix: str, changes: dict[str, Any]) -> None:
         condition = {"If-Match": etag(task.revision)}
-        answer, doubtful = self.ask("PATCH", task.path + suffix, changes, condition)
-        wanted = task.values | changes
-        if doubtful and answer.status == 412:
-            self.took(operation, task.user, wanted, answer.json["current"])
-        elif self.told(operation, answer, 200):
-            self.took(operation, task.user, wanted, answer.json)
+        response, is_retry = self.send("PATCH", task.path + suffix, changes, condition)
+        values = task.values | changes
+        if is_retry and response.status == 412:
+            self.record_task(operation, task.user, values, response.json["current"])
+        elif self.has_status(operation, response, 200):
+            self.record_task(operation, task.user, values, response.json)
 
     def delete(self) -> None:
-        task = self.pick(self._live)
+        task = self.pop_random(self._live)
         if task is None:
             return
         condition = {"If-Match": etag(task.revision)}
-        answer, doubtful = self.ask("DELETE", task.path, None, condition)
-        if (doubtful and answer.status == 404) or self.told("DELETE", answer, 204):
-            gone = replace(task, deleted=True)
-            self._journal.acknowledge("DELETE", gone)
-            self._trash.append(gone)
+        response, is_retry = self.send("DELETE", task.path, None, condition)
+        if (is_retry and response.status == 404) or self.has_status("DELETE", response, 204):
+            deleted = replace(task, deleted=True)
+            self._journal.acknowledge("DELETE", deleted)
+            self._trash.append(deleted)
 
     def restore(self) -> None:
-        task = self.pick(self._trash)
+        task = self.pop_random(self._trash)
         if task is None:
             return
-        # On the condition that it is this deletion: an attempt that is held up on its way must not
-        # undo a later one. The trash tells its revision.
+        # If-Match names this deletion, whose revision the trash lists. So an attempt that arrives
+        # late does not undo a later deletion.
         query = f"deleted=true&q={task.title.removeprefix('Buy ')}"
-        answer, _ = self.ask("GET", f"/api/{task.user}/tasks?{query}")
-        if not self.told("trash", answer, 200):
+        response, _ = self.send("GET", f"/api/{task.user}/tasks?{query}")
+        if not self.has_status("trash", response, 200):
             return
-        ((there, revision),) = ((each["id"], each["revision"]) for each in answer.json)
-        assert there == task.id, f"Another task is in the trash: {there}"
-        condition = {"If-Match": etag(revision)}
-        answer, doubtful = self.ask("POST", f"{task.path}/restore", None, condition)
-        if doubtful and answer.status in (409, 412):
-            answer, _ = self.ask("GET", task.path)
-        if self.told("restore", answer, 200):
-            self.took("restore", task.user, task.values, answer.json)
+        (deleted,) = response.json
+        assert deleted["id"] == task.id, f"Another task is in the trash: {deleted}"
+        condition = {"If-Match": etag(deleted["revision"])}
+        response, is_retry = self.send("POST", f"{task.path}/restore", None, condition)
+        if is_retry and response.status in (409, 412):
+            response, _ = self.send("GET", task.path)
+        if self.has_status("restore", response, 200):
+            self.record_task("restore", task.user, task.values, response.json)
 
     def read(self) -> None:
         if self._live:
             task = self._random.choice(self._live)
-            answer, _ = self.ask("GET", task.path)
-            shown = {"revision": task.revision, **task.values}
-            if self.told("GET", answer, 200) and answer.json != answer.json | shown:
-                self._journal.complain(f"Acknowledged {task}, but read {answer}")
+            response, _ = self.send("GET", task.path)
+            expected = {"revision": task.revision, **task.values}
+            if self.has_status("GET", response, 200) and response.json != response.json | expected:
+                self._journal.record_error(f"Acknowledged {task}, but read {response}")
 
-    def pick(self, tasks: list[Task]) -> Task | None:
+    def pop_random(self, tasks: list[Task]) -> Task | None:
         if not tasks:
             return None
         return tasks.pop(self._random.randrange(len(tasks)))
 
-    def took(self, operation: str, user: str, wanted: dict[str, Any], told: Any) -> None:
-        """Remember the task that was answered, if it is as it was asked for."""
-        shown = {name: told[name] for name in wanted} | {"user_id": told["user_id"]}
-        if shown != wanted | {"user_id": user}:
-            self._journal.complain(f"{operation} wanted {wanted} and got {told}")
+    def record_task(self, operation: str, user: str, values: dict[str, Any], body: Any) -> None:
+        """Record the task of a response in the journal. Other values than the sent ones are an error."""
+        returned = {name: body[name] for name in values} | {"user_id": body["user_id"]}
+        if returned != values | {"user_id": user}:
+            self._journal.record_error(f"{operation} sent {values} and got {body}")
             return
-        task = Task(user, told["id"], deleted=False, revision=told["revision"], **wanted)
+        task = Task(user, body["id"], deleted=False, revision=body["revision"], **values)
         self._journal.acknowledge(operation, task)
         self._live.append(task)
-        if len(self._live) > LIVE:
-            self.pick(self._live)
+        if len(self._live) > MAX_LIVE:
+            self.pop_random(self._live)
 
-    def told(self, operation: str, answer: Answer, status: int) -> bool:
-        if answer.status != status:
-            self._journal.complain(f"{operation} was answered with {answer}")
-        return answer.status == status
+    def has_status(self, operation: str, response: Response, status: int) -> bool:
+        """Return True if the response has the expected status; record another one as an error."""
+        if response.status != status:
+            self._journal.record_error(f"{operation} got the response {response}")
+        return response.status == status
 
-    def ask(
+    def send(
         self,
         method: str,
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-    ) -> tuple[Answer, bool]:
-        """The answer at last, and whether an earlier attempt may have been done without one.
+    ) -> tuple[Response, bool]:
+        """Send the request until a response other than 503 comes.
 
-        Without an answer, or after a 503, it is sent again, the same.
+        Return this response, and True if it is a retry: an earlier attempt may have been applied.
         """
-        doubtful = False
-        deadline = time.monotonic() + PATIENCE
+        is_retry = False
+        deadline = time.monotonic() + RETRY_TIMEOUT
         while time.monotonic() < deadline:
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
-                answer = self._client.request(method, path, body, headers)
+                response = self._client.request(method, path, body, headers)
             except (OSError, HTTPException):
-                self._journal.count("no answer")
+                self._journal.count("no response")
                 time.sleep(0.05)
             else:
-                self._journal.took(time.monotonic() - begun)
-                if answer.status != 503:
-                    if "idempotent-replayed" in answer.headers:
+                self._journal.record_response_time(time.monotonic() - started)
+                if response.status != 503:
+                    if "idempotent-replayed" in response.headers:
                         self._journal.count("replayed")
-                    return answer, doubtful
+                    return response, is_retry
                 self._journal.count("503")
-                if "retry-after" not in answer.headers:
-                    self._journal.complain(f"A 503 without Retry-After: {answer}")
-                # Sooner than asked for, so that there are more writes for the next fault to hit.
+                if "retry-after" not in response.headers:
+                    self._journal.record_error(f"A 503 without Retry-After: {response}")
+                # Shorter than Retry-After, so that more writes are sent before the next fault.
                 time.sleep(0.1 + 0.2 * self._random.random())
-            doubtful = True
-        raise TimeoutError(f"No answer to {method} {path} in {PATIENCE} s")
+            is_retry = True
+        raise TimeoutError(f"Only 503 or no response to {method} {path} in {RETRY_TIMEOUT} s")
 
 
 @contextmanager
 def writers(
     api: Api, journal: Journal, clients: int = CLIENTS, *, pause: float = 0
 ) -> Iterator[None]:
-    """Clients that write all the while, each with a pause of so many seconds between two requests.
+    """Run clients that write, each with a pause of `pause` seconds between two requests.
 
-    Afterwards each has an answer to all that it asked.
+    At the end, each client waits for its last response.
     """
     users = [str(uuid.uuid4()) for _ in range(USERS)]
     stop = threading.Event()
@@ -286,11 +287,11 @@ def writers(
     finally:
         stop.set()
         for thread in threads:
-            thread.join(PATIENCE * 2)
-    assert not any(thread.is_alive() for thread in threads), "A client waits for ever."
+            thread.join(RETRY_TIMEOUT * 2)
+    assert not any(thread.is_alive() for thread in threads), "A client does not end."
 
 
-def write_through(
+def write_during(
     fault: Callable[[], None],
     *,
     times: int,
@@ -300,70 +301,74 @@ def write_through(
     clients: int = CLIENTS,
     seconds: float = 900,
 ) -> Journal:
-    """Let clients write while the fault happens so often, with writes before, between and after.
+    """Inject the fault `times` times while clients write, before, between and after the faults.
 
-    Afterwards what was acknowledged, which is at least `writes`, is what the database holds.
+    At least `writes` writes are acknowledged. At the end, the journal and the database must match.
     """
     journal = Journal()
-    begun = time.monotonic()
+    started = time.monotonic()
     with writers(api, journal, clients):
         for number in range(1, times + 2):
-            await_writes(journal, writes * number // (times + 1), begun + seconds)
+            await_writes(journal, writes * number // (times + 1), started + seconds)
             if number <= times:
                 fault()
-                before, failed = journal.acknowledged, time.monotonic()
-                await_writes(journal, before + 1, begun + seconds)
-                journal.pauses.append(journal.latest - failed)
+                before, fault_ended = journal.acknowledged, time.monotonic()
+                await_writes(journal, before + 1, started + seconds)
+                journal.pauses.append(journal.last_write_at - fault_ended)
     with server.connect() as connection:
         compare(journal, connection)
     counts = api.metrics()
     print_figures(
         faults=times,
         clients=clients,
-        acknowledged=journal.acknowledged,
+        writes_acknowledged=journal.acknowledged,
         **{f"  {name}": count for name, count in sorted(journal.operations.items())},
-        seconds=round(time.monotonic() - begun),
-        requests_without_an_answer=journal.outcomes["no answer"],
-        answers_of_503=journal.outcomes["503"],
-        answers_replayed=journal.outcomes["replayed"],
-        statements_that_the_API_repeated=round(counts["todo_database_retries_total"]),
-        outcomes_that_it_could_not_tell=round(counts["todo_database_outcomes_unknown_total"]),
-        slowest_answer=f"{journal.slowest:.2f} s",
-        longest_until_the_next_write=f"{max(journal.pauses, default=0):.2f} s",
-        lost_or_doubled=0,
+        seconds=round(time.monotonic() - started),
+        requests_without_a_response=journal.outcomes["no response"],
+        responses_of_503=journal.outcomes["503"],
+        responses_replayed=journal.outcomes["replayed"],
+        statements_retried_by_the_API=round(counts["todo_database_retries_total"]),
+        unknown_outcomes_of_statements=round(counts["todo_database_outcomes_unknown_total"]),
+        slowest_response=f"{journal.slowest:.2f} s",
+        longest_time_to_the_next_write=f"{max(journal.pauses, default=0):.2f} s",
+        lost_or_applied_twice=0,
     )
     return journal
 
 
 def await_writes(journal: Journal, writes: int, deadline: float) -> None:
     while journal.acknowledged < writes:
-        assert not journal.wrong, "\n".join(journal.wrong[:20])
-        assert time.monotonic() < deadline, f"{journal.acknowledged} of {writes} writes in time"
+        assert not journal.errors, "\n".join(journal.errors[:20])
+        assert time.monotonic() < deadline, (
+            f"Only {journal.acknowledged} of {writes} writes before the timeout."
+        )
         time.sleep(0.002)
 
 
 def compare(journal: Journal, connection: Connection[tuple[Any, ...]]) -> None:
-    """Compare what was acknowledged with what the database holds: neither more nor less.
+    """Compare the journal with the rows of the database.
 
-    The connection is a superuser's, who sees what is there. AssertionError tells what differs.
+    The connection is a superuser's, which sees all rows. Raises AssertionError with the differences.
     """
-    wrong = list(journal.wrong)
+    errors = list(journal.errors)
     rows = connection.execute(
         "SELECT user_id::text, id::text, title, description, completed,"
         " deleted_at IS NOT NULL, revision FROM tasks"
     ).fetchall()
-    held = {row[1]: Task(*row) for row in rows}
+    stored = {row[1]: Task(*row) for row in rows}
     for task_id, task in journal.tasks.items():
-        there = held.pop(task_id, None)
-        if there is None:
-            wrong.append(f"Lost: {task}")
-        elif task.deleted and there.deleted and there.revision > task.revision:
+        row = stored.pop(task_id, None)
+        if row is None:
+            errors.append(f"Lost: {task}")
+        elif task.deleted and row.deleted and row.revision > task.revision:
             continue
-        elif there != task:
-            wrong.append(f"Acknowledged {task}, but there is {there}")
-    wrong += [f"Never acknowledged: {task}" for task in held.values()]
-    # Every write here changes something, and every change takes one number of its user.
-    numbers = dict(connection.execute("SELECT id::text, revision FROM users").fetchall())
-    if numbers != journal.changes:
-        wrong.append(f"Acknowledged so many changes: {journal.changes}; there were {numbers}")
-    assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong[:20])
+        elif row != task:
+            errors.append(f"Acknowledged {task}, but there is {row}")
+    errors += [f"Never acknowledged: {task}" for task in stored.values()]
+    # Every write changes a task, and every change takes the next revision of its user.
+    revisions = dict(connection.execute("SELECT id::text, revision FROM users").fetchall())
+    if revisions != journal.changes:
+        errors.append(
+            f"Acknowledged so many changes: {journal.changes}; in the database: {revisions}"
+        )
+    assert not errors, f"{len(errors)} errors:\n" + "\n".join(errors[:20])

@@ -1,6 +1,6 @@
-"""A probe as an orchestrator's: /livez, again and again, each time over a new connection.
+"""A liveness probe as an orchestrator has it: /livez every 20 ms, each time on a new connection.
 
-It is a process of its own, or the part's own clients would be in its figures.
+The probe is a separate process, so that the clients of a scenario do not affect its times.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from fault_injection.clients import Client
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EVERY = 0.02  # seconds
+INTERVAL = 0.02  # seconds
 
 
 class Probes(NamedTuple):
-    """How long each probe took, in seconds, and how many were not answered with 200."""
+    """The response times of all probes in seconds, and the failures: no response, or not 200."""
 
     seconds: list[float]
     failures: list[str]
 
-    def percentile(self, part: int) -> float:
-        return statistics.quantiles(self.seconds, n=100, method="inclusive")[part - 1]
+    def percentile(self, percent: int) -> float:
+        return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1]
 
     def __str__(self) -> str:
         figures = {"p50": self.percentile(50), "p99": self.percentile(99)}
-        figures["most"] = max(self.seconds)
-        told = ", ".join(f"{name} {1000 * value:.1f}" for name, value in figures.items())
-        return f"{told} ms of {len(self.seconds)}"
+        figures["max"] = max(self.seconds)
+        text = ", ".join(f"{name} {1000 * value:.1f}" for name, value in figures.items())
+        return f"{text} ms of {len(self.seconds)}"
 
 
 @contextmanager
-def probing(address: tuple[str, int]) -> Iterator[Probes]:
-    """Probe for as long as this is entered; what came of it is there afterwards."""
+def livez_probe(address: tuple[str, int]) -> Iterator[Probes]:
+    """Probe the address during the context. At its exit, the yielded value has the results."""
     probes = Probes([], [])
     process = subprocess.Popen(
         [sys.executable, "-m", "fault_injection.livez_probe", *map(str, address)],
@@ -51,10 +51,10 @@ def probing(address: tuple[str, int]) -> Iterator[Probes]:
     )
     try:
         assert process.stdout
-        process.stdout.readline()  # the first probe has been answered
+        process.stdout.readline()  # the first probe has ended
         yield probes
     finally:
-        output, _ = process.communicate(timeout=60)  # the end of its input tells it to end
+        output, _ = process.communicate(timeout=60)  # closes its input, so the process ends
         seconds, failures = json.loads(output)
         probes.seconds.extend(seconds)
         probes.failures.extend(failures)
@@ -65,16 +65,16 @@ def main(host: str, port: int) -> None:
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     seconds, failures = [], []
-    while not stop.wait(EVERY):
-        begun = time.monotonic()
+    while not stop.wait(INTERVAL):
+        started = time.monotonic()
         try:
             with Client((host, port)) as client:
-                answer = client.request("GET", "/livez")
-            if answer.status != 200:
-                failures.append(str(answer))
+                response = client.request("GET", "/livez")
+            if response.status != 200:
+                failures.append(str(response))
         except (OSError, HTTPException) as error:
             failures.append(repr(error))
-        seconds.append(time.monotonic() - begun)
+        seconds.append(time.monotonic() - started)
         if len(seconds) == 1:
             print(flush=True)
     print(json.dumps([seconds, failures]))

@@ -1,8 +1,8 @@
-"""Clients with keep-alive connections, each from an address of its own, and how each was answered.
+"""A load on one path, by clients with keep-alive connections from many addresses.
 
-They are a process of their own, or what else a part does would be in their figures. Open: requests
-come at a rate, whether or not the ones before were answered, as from people. Closed: each client
-sends its next request when it has the answer to the one before.
+The clients are a separate process, so that other work of a scenario does not affect their times.
+An open load sends requests at a constant rate, without a wait for responses. In a closed load,
+each client sends its next request after the response to the previous one.
 """
 
 from __future__ import annotations
@@ -19,83 +19,88 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import NamedTuple
 
-ADDRESSES = 64  # of the loopback network: nginx counts the requests of each for itself
+ADDRESSES = 64  # of the loopback network: nginx limits the requests of each address
 NGINX = b"There are more requests than can be answered now."  # deploy/nginx/todo-api/http.conf
-PATIENCE = 20  # seconds in which an answer has to come
+RESPONSE_TIMEOUT = 20  # seconds
 
 
-class Answered(NamedTuple):
-    """A request: the seconds to its answer, the answer's status, and whether it is nginx's own.
+class Result(NamedTuple):
+    """The result of a request: its response time in seconds, its status, and the sender.
 
-    The status is 0 if there was no answer.
+    The status is 0 without a response. `is_from_nginx` is True if nginx has sent the response
+    itself.
     """
 
     seconds: float
     status: int
-    own: bool
+    is_from_nginx: bool
 
 
 class Load(NamedTuple):
-    """What came of all requests of a load."""
+    """The results of all requests of a load."""
 
-    answers: list[Answered]
+    results: list[Result]
     duration: float
 
     @property
     def statuses(self) -> Counter[int]:
-        return Counter(answered.status for answered in self.answers)
+        return Counter(result.status for result in self.results)
 
-    def of(self, status: int, *, own: bool = False) -> list[float]:
-        """The seconds of those that were answered so, by the application or by nginx itself."""
-        return [each.seconds for each in self.answers if (each.status, each.own) == (status, own)]
+    def seconds_of(self, status: int, *, is_from_nginx: bool = False) -> list[float]:
+        """Return the response times of the requests with this status and sender."""
+        return [
+            result.seconds
+            for result in self.results
+            if (result.status, result.is_from_nginx) == (status, is_from_nginx)
+        ]
 
     @property
     def goodput(self) -> float:
-        """How many were answered 200 in a second."""
-        return len(self.of(200)) / self.duration
+        """Return the number of responses with 200 per second."""
+        return len(self.seconds_of(200)) / self.duration
 
 
-def percentile(part: int, seconds: list[float]) -> float:
-    """The percentile of at least one; 0 if there is none."""
+def percentile(percent: int, seconds: list[float]) -> float:
+    """Return the percentile, also of a single value; 0 for an empty list."""
     if len(seconds) < 2:
         return sum(seconds)
-    return statistics.quantiles(seconds, n=100, method="inclusive")[part - 1]
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
 
 
 def load(
     address: tuple[str, int], path: str, seconds: float, *, rate: float = 0, clients: int = 0
 ) -> Load:
-    """What came of a load on the path, at this rate or by so many clients."""
-    how = ["--rate", str(rate)] if rate else ["--clients", str(clients)]
-    done = subprocess.run(
-        [sys.executable, "-m", "fault_injection.load", *map(str, (*address, path, seconds)), *how],
+    """Run a load on the path: an open one with this rate, or a closed one with these clients."""
+    kind = ["--rate", str(rate)] if rate else ["--clients", str(clients)]
+    process = subprocess.run(
+        [sys.executable, "-m", "fault_injection.load", *map(str, (*address, path, seconds)), *kind],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=seconds + 3 * PATIENCE,
+        timeout=seconds + 3 * RESPONSE_TIMEOUT,
     )
-    return Load([Answered(*each) for each in json.loads(done.stdout)], seconds)
+    return Load([Result(*values) for values in json.loads(process.stdout)], seconds)
 
 
-class Crowd:
-    """The clients, and the connections on which none of them waits for an answer."""
+class Clients:
+    """The clients, and the idle connections that they share."""
 
     def __init__(self, host: str, port: int, path: str) -> None:
         self._address = host, port
         self._path = path
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
         self._opened = 0
-        self.answers: list[Answered] = []
+        self.results: list[Result] = []
 
-    async def ask(self) -> None:
-        """Send one request, on the connection that has rested longest, and note its answer."""
-        begun = time.monotonic()
-        status, own = 0, False
+    async def request(self) -> None:
+        """Send one request, on the connection that has been idle longest, and record its result."""
+        started = time.monotonic()
+        status, is_from_nginx = 0, False
         with suppress(OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(PATIENCE):
-                status, own = await self._exchange()
-        self.answers.append(Answered(time.monotonic() - begun, status, own))
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                status, is_from_nginx = await self._exchange()
+        self.results.append(Result(time.monotonic() - started, status, is_from_nginx))
 
     async def _exchange(self) -> tuple[int, bool]:
         reader, writer = self._idle.popleft() if self._idle else await self._open()
@@ -121,33 +126,33 @@ class Crowd:
         source = f"127.1.{1 + self._opened % ADDRESSES}.1"
         return await asyncio.open_connection(*self._address, local_addr=(source, 0))
 
-    async def come(self, rate: float, seconds: float) -> None:
-        """Send so many requests a second, and wait for the last answer."""
-        begun = time.monotonic()
+    async def run_open(self, rate: float, seconds: float) -> None:
+        """Send `rate` requests per second, and wait for the last response."""
+        started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for number in range(round(rate * seconds)):
-                await asyncio.sleep(begun + number / rate - time.monotonic())
-                group.create_task(self.ask())
+                await asyncio.sleep(started + number / rate - time.monotonic())
+                group.create_task(self.request())
 
-    async def stay(self, clients: int, seconds: float) -> None:
-        """Be so many clients for so many seconds."""
+    async def run_closed(self, clients: int, seconds: float) -> None:
+        """Run `clients` clients; each sends its next request after a response."""
         end = time.monotonic() + seconds
 
-        async def one() -> None:
+        async def run_client() -> None:
             while time.monotonic() < end:
-                await self.ask()
+                await self.request()
 
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
-                group.create_task(one())
+                group.create_task(run_client())
 
-    def leave(self) -> None:
+    def close(self) -> None:
         for _, writer in self._idle:
             writer.close()
 
 
 async def main() -> None:
-    """Do what the command line says, and print each answer as JSON."""
+    """Run the load of the command line, and print each result as JSON."""
     parser = argparse.ArgumentParser(prog="python -m fault_injection.load", description=__doc__)
     parser.add_argument("host")
     parser.add_argument("port", type=int)
@@ -155,14 +160,14 @@ async def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--clients", type=int)
-    told = parser.parse_args()
-    crowd = Crowd(told.host, told.port, told.path)
-    if told.rate:
-        await crowd.come(told.rate, told.seconds)
+    arguments = parser.parse_args()
+    clients = Clients(arguments.host, arguments.port, arguments.path)
+    if arguments.rate:
+        await clients.run_open(arguments.rate, arguments.seconds)
     else:
-        await crowd.stay(told.clients, told.seconds)
-    crowd.leave()
-    print(json.dumps(crowd.answers))
+        await clients.run_closed(arguments.clients, arguments.seconds)
+    clients.close()
+    print(json.dumps(clients.results))
 
 
 if __name__ == "__main__":

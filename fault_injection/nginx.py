@@ -1,4 +1,4 @@
-"""The nginx of deploy/, its files as they are but for ports and paths, for tests and faults."""
+"""An nginx with the files of deploy/, in which only ports and paths are changed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 NGINX_FOLDER = ROOT / "deploy" / "nginx"
 
-# An ordinary user's PATH is without the folder into which Debian installs it.
+# Debian installs it in /usr/sbin, which is not in the PATH of an ordinary user.
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 class Nginx:
-    """nginx in front of what listens at `upstream`, with its files in `folder`."""
+    """An nginx in front of the server at `upstream`, with its files in `folder`."""
 
     def __init__(self, upstream: tuple[str, int], folder: Path) -> None:
         if NGINX is None:
-            raise MissingProgramError("The program nginx is missing: the package nginx-light.")
+            raise MissingProgramError("nginx is not installed (Debian's package nginx-light).")
         self.folder = folder
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,10 +48,10 @@ class Nginx:
             )
 
     def substitute(self, file: str, old: str, new: str) -> None:
-        """Put `new` for `old` in one of the files. It is there, or it was not understood."""
+        """Replace `old` by `new` in one of the files. Raises AssertionError without `old` in it."""
         path = self.folder / file
         text = path.read_text()
-        assert old in text, f"{file} does not say {old!r}."
+        assert old in text, f"{file} does not contain {old!r}."
         path.write_text(text.replace(old, new))
 
     @property
@@ -64,18 +64,18 @@ class Nginx:
 
     def command(self, *arguments: str) -> list[str]:
         assert NGINX
-        rest = f"daemon off; pid {self.folder}/pid; lock_file {self.folder}/lock;"
+        directives = f"daemon off; pid {self.folder}/pid; lock_file {self.folder}/lock;"
         log = f"{self.folder}/error.log"
         conf = f"{self.folder}/nginx.conf"
-        return [NGINX, "-p", f"{self.folder}/", "-e", log, "-c", conf, "-g", rest, *arguments]
+        return [NGINX, "-p", f"{self.folder}/", "-e", log, "-c", conf, "-g", directives, *arguments]
 
     def verify(self) -> str:
-        """What `nginx -t` says of the files; AssertionError if it would not start with them."""
-        checked = subprocess.run(
+        """Return the output of `nginx -t`. Raises AssertionError if the files have an error."""
+        process = subprocess.run(
             self.command("-t"), capture_output=True, text=True, timeout=30, check=False
         )
-        assert checked.returncode == 0, checked.stderr
-        return checked.stderr
+        assert process.returncode == 0, process.stderr
+        return process.stderr
 
     def start(self) -> None:
         with (self.folder / "stderr").open("wb") as stderr:
@@ -86,9 +86,9 @@ class Nginx:
                 stderr=stderr,
                 start_new_session=True,
             )
-        wait_until(self._answers, "nginx listens")
+        wait_until(self._listens, "nginx listens")
 
-    def _answers(self) -> bool:
+    def _listens(self) -> bool:
         assert self._process
         assert self._process.poll() is None, (self.folder / "stderr").read_text()
         with socket.socket() as probe:
@@ -101,7 +101,7 @@ class Nginx:
 
 
 def has_ipv6() -> bool:
-    """Whether this machine can listen on its IPv6 loopback: many containers cannot."""
+    """Return True if this machine has an IPv6 loopback address; many containers have none."""
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             return True
@@ -111,9 +111,9 @@ def has_ipv6() -> bool:
 
 @contextmanager
 def nginx_proxy(upstream: tuple[str, int], *changes: tuple[str, str, str]) -> Iterator[Nginx]:
-    """A running nginx that passes requests to `upstream`; for `changes` see Nginx.substitute."""
+    """Run an nginx that passes requests to `upstream`; Nginx.substitute explains `changes`."""
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # started by root, its workers run as nobody
+        Path(folder).chmod(0o755)  # if root starts nginx, its workers run as nobody
         nginx = Nginx(upstream, Path(folder))
         try:
             for change in changes:

@@ -1,7 +1,8 @@
-"""Three times as many requests come as can be answered, behind the nginx of deploy/.
+"""Three times as many requests as can be served are sent to the nginx of deploy/.
 
-The database is 20 ms away, so that a request has its price on every machine. What can be answered
-still is, what cannot is refused at once, and when the flood is over, so are its effects.
+The database has a delay of 20 ms, so that the rate is limited on every machine. As many requests as
+possible are served, the others are refused at once. After the overload, requests succeed within the
+usual time again.
 """
 
 from __future__ import annotations
@@ -18,30 +19,31 @@ from fault_injection.nginx import NGINX_FOLDER, nginx_proxy
 from fault_injection.proxy import Proxy
 from fault_injection.servers import DATABASE, postgresql, serving, wait_until
 
-# How many requests nginx lets in at a time.
-GATE = int(re.findall(r"max_conns=(\d+)", (NGINX_FOLDER / "todo-api/upstream.conf").read_text())[0])
-DELAY = 0.02  # seconds, of each request to the database
-CLIENTS = 50  # fewer than the gate lets in: they find out what can be answered
-FACTOR = 3
-GOODPUT = 0.8  # of the peak
-RECOVERY = 5.0  # seconds
-IN_A_ROW = 20  # requests that are answered as if nothing had been
+# The number of requests that nginx passes on at the same time.
+UPSTREAM = (NGINX_FOLDER / "todo-api/upstream.conf").read_text()
+MAX_CONNECTIONS = int(re.findall(r"max_conns=(\d+)", UPSTREAM)[0])
+DELAY = 0.02  # seconds, of each message to the database
+CLIENTS = 50  # fewer than MAX_CONNECTIONS, to measure the maximum rate without refusals
+OVERLOAD_FACTOR = 3
+MIN_GOODPUT = 0.8  # of the maximum rate
+MAX_RECOVERY = 5.0  # seconds
+REQUESTS_IN_A_ROW = 20  # that succeed within the usual time after the overload
 
 
 class Limits(NamedTuple):
-    """How long the load lasts, and how soon 99 of 100 refusals must come, in seconds.
+    """The duration of both loads and the maximum time of 99 of 100 refusals, in seconds.
 
-    A short run is part of the tests, on machines that do much else at the same time.
+    A short run has longer limits, because the tests share their machine with other work.
     """
 
-    measuring: float
-    flood: float
+    peak_seconds: float
+    overload_seconds: float
     refusal: float
     goodput: float
 
 
-FULL = Limits(measuring=15, flood=60, refusal=0.25, goodput=GOODPUT)
-SHORT = Limits(measuring=3, flood=5, refusal=2.0, goodput=GOODPUT / 2)
+FULL = Limits(peak_seconds=15, overload_seconds=60, refusal=0.25, goodput=MIN_GOODPUT)
+SHORT = Limits(peak_seconds=3, overload_seconds=5, refusal=2.0, goodput=MIN_GOODPUT / 2)
 
 
 def run(*, short: bool) -> None:
@@ -55,49 +57,55 @@ def run(*, short: bool) -> None:
             assert created.status == 201, created
             proxy.delay = DELAY
             task = created.headers["location"]
-            load(nginx.address, task, 2, clients=CLIENTS)  # every connection is opened
-            peak = load(nginx.address, task, limits.measuring, clients=CLIENTS)
-            flood = load(nginx.address, task, limits.flood, rate=FACTOR * peak.goodput)
-            recovery = recovered(nginx.address, task, percentile(99, peak.of(200)))
-    refused, late = flood.of(503, own=True), flood.of(503)
-    # What was let in waits in gunicorn's queue first, even if the application refuses it then.
-    queue = GATE / peak.goodput
+            load(nginx.address, task, 2, clients=CLIENTS)  # opens all connections
+            peak = load(nginx.address, task, limits.peak_seconds, clients=CLIENTS)
+            rate = OVERLOAD_FACTOR * peak.goodput
+            overload = load(nginx.address, task, limits.overload_seconds, rate=rate)
+            usual_seconds = percentile(99, peak.seconds_of(200))
+            recovery = measure_recovery(nginx.address, task, usual_seconds)
+    refused_by_nginx = overload.seconds_of(503, is_from_nginx=True)
+    refused_by_application = overload.seconds_of(503)
+    # A request that nginx passes on waits in gunicorn's queue before the application refuses it.
+    queue_seconds = MAX_CONNECTIONS / peak.goodput
     print_figures(
-        peak_per_s=f"{peak.goodput:.0f}",
-        offered_per_s=f"{len(flood.answers) / flood.duration:.0f}",
-        answered_per_s=f"{flood.goodput:.0f}",
-        goodput=f"{flood.goodput / peak.goodput:.0%}",
-        answered_p99=milliseconds(99, flood.of(200)),
-        refused_by_nginx=len(refused),
-        refused_by_nginx_p50=milliseconds(50, refused),
-        refused_by_nginx_p99=milliseconds(99, refused),
-        refused_by_the_application=len(late),
-        refused_by_the_application_p99=milliseconds(99, late),
-        recovered_after=f"{recovery:.2f} s",
+        maximum_rate_per_s=f"{peak.goodput:.0f}",
+        requests_sent_per_s=f"{len(overload.results) / overload.duration:.0f}",
+        requests_served_per_s=f"{overload.goodput:.0f}",
+        goodput=f"{overload.goodput / peak.goodput:.0%}",
+        served_p99=milliseconds(99, overload.seconds_of(200)),
+        refused_by_nginx=len(refused_by_nginx),
+        refused_by_nginx_p50=milliseconds(50, refused_by_nginx),
+        refused_by_nginx_p99=milliseconds(99, refused_by_nginx),
+        refused_by_the_application=len(refused_by_application),
+        refused_by_the_application_p99=milliseconds(99, refused_by_application),
+        recovery=f"{recovery:.2f} s",
     )
-    # On a machine that is busy with other things, a few are refused before there is a flood.
+    # On a machine with other work, some requests are refused before the overload, too.
     assert set(peak.statuses) <= {200, 503}, peak.statuses
-    assert set(flood.statuses) == {200, 503}, flood.statuses
-    assert flood.goodput >= limits.goodput * peak.goodput, "Goodput fell."
-    assert percentile(99, refused) <= limits.refusal, "nginx refused late."
-    assert percentile(99, late) <= queue + 2 * limits.refusal, "The application refused late."
-    assert recovery <= RECOVERY, "It did not recover."
+    assert set(overload.statuses) == {200, 503}, overload.statuses
+    assert overload.goodput >= limits.goodput * peak.goodput, "Too few requests were served."
+    assert percentile(99, refused_by_nginx) <= limits.refusal, "nginx refused late."
+    assert percentile(99, refused_by_application) <= queue_seconds + 2 * limits.refusal, (
+        "The application refused late."
+    )
+    assert recovery <= MAX_RECOVERY, f"The recovery took {recovery:.2f} s."
 
 
-def milliseconds(part: int, seconds: list[float]) -> str:
-    return f"{1000 * percentile(part, seconds):.0f} ms"
+def milliseconds(percent: int, seconds: list[float]) -> str:
+    return f"{1000 * percentile(percent, seconds):.0f} ms"
 
 
-def recovered(address: tuple[str, int], task: str, usual: float) -> float:
-    """Seconds until so many requests in a row were answered, each in the usual time."""
-    row = 0
+def measure_recovery(address: tuple[str, int], task: str, usual_seconds: float) -> float:
+    """Return the seconds until REQUESTS_IN_A_ROW reads succeed, each within the usual time."""
+    in_a_row = 0
 
-    def well() -> bool:
-        nonlocal row
-        begun = time.monotonic()
+    def has_recovered() -> bool:
+        nonlocal in_a_row
+        started = time.monotonic()
         status = client.request("GET", task).status
-        row = row + 1 if status == 200 and time.monotonic() - begun <= usual else 0
-        return row == IN_A_ROW
+        is_usual = status == 200 and time.monotonic() - started <= usual_seconds
+        in_a_row = in_a_row + 1 if is_usual else 0
+        return in_a_row == REQUESTS_IN_A_ROW
 
     with Client(address) as client:
-        return wait_until(well, "requests are answered as before", 30)
+        return wait_until(has_recovered, "requests succeed within the usual time", 30)

@@ -1,7 +1,7 @@
-"""A PgBouncer of our own in transaction mode, as Neon's `-pooler` hosts are, for tests and faults.
+"""A PgBouncer in transaction mode, as on Neon's `-pooler` hosts.
 
-The program is Debian's package pgbouncer. Like PostgreSQL it refuses to run as root: started by
-root, it runs as the account that the embedded PostgreSQL runs as.
+The program is in Debian's package pgbouncer. It refuses to run as root, like PostgreSQL: if root
+starts it, it runs as the account of the embedded PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from todo_api.commands.embedded import find_account
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# An ordinary user's PATH is without the folder into which Debian installs it.
+# Debian installs it in /usr/sbin, which is not in the PATH of an ordinary user.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
-PORT = 6432  # the name of a socket in a folder of its own; nothing listens on TCP
+PORT = 6432  # a part of the socket's name; nothing listens on TCP
 START_TIMEOUT = STOP_TIMEOUT = 30  # seconds
 
-# With a password, clients log in to the pooler by SCRAM, and it to the server by what they proved;
-# without one, the server trusts whom it knows, and so does the pooler.
+# With a password, PgBouncer authenticates clients by SCRAM and uses their SCRAM keys for the server.
+# Without one, both PgBouncer and the server trust every known user name.
 CONFIGURATION = """
 [databases]
 * = host={host} port={port}
@@ -54,9 +54,9 @@ server_tls_sslmode = {sslmode}
 
 
 class Pooler:
-    """A PgBouncer in front of the server of a URL: any database, any login that the server knows.
+    """A PgBouncer in front of a server, for all databases and logins of the server.
 
-    At most `pool_size` server connections for each login in each database.
+    It opens at most `pool_size` server connections for each login in each database.
     """
 
     def __init__(self, folder: Path, database_url: str, *, pool_size: int) -> None:
@@ -68,24 +68,24 @@ class Pooler:
         self.url = self.pooled_url(database_url)
 
     def pooled_url(self, database_url: str) -> str:
-        """The database and the login of the URL, by way of the pooler.
+        """Return the URL for the same database and login through the pooler.
 
-        A URL of any other server stays as it is.
+        The URL of another server is returned unchanged.
         """
-        given = {name: str(value) for name, value in conninfo_to_dict(database_url).items()}
-        if (given.get("host"), given.get("port")) != self._server:
+        parts = {name: str(value) for name, value in conninfo_to_dict(database_url).items()}
+        if (parts.get("host"), parts.get("port")) != self._server:
             return database_url
-        user = given.get("user", self._user)
-        password = f":{quote(given['password'], '')}" if "password" in given else ""
-        database = quote(given.get("dbname", user), "")
+        user = parts.get("user", self._user)
+        password = f":{quote(parts['password'], '')}" if "password" in parts else ""
+        database = quote(parts.get("dbname", user), "")
         query = urlencode({"host": str(self._folder), "port": PORT})
         return f"postgresql://{quote(user, '')}{password}@/{database}?{query}"
 
     def start(self) -> None:
-        """Start it, or start it again on the same URL; it accepts connections on return."""
+        """Start PgBouncer, also again after `kill`, and wait until it accepts connections."""
         if PGBOUNCER is None:
             raise MissingProgramError("PgBouncer is not installed (Debian's package pgbouncer).")
-        as_whom: dict[str, Any] = (
+        account_arguments: dict[str, Any] = (
             {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
             if self._account
             else {}
@@ -98,7 +98,7 @@ class Pooler:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
-                **as_whom,
+                **account_arguments,
             )
         deadline = time.monotonic() + START_TIMEOUT
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -111,14 +111,14 @@ class Pooler:
         )
 
     def kill(self) -> None:
-        """End it without a word to anybody: every connection through it breaks."""
+        """Send SIGKILL: all connections through PgBouncer are lost."""
         if self._process:
             self._process.kill()
             self._process.wait(STOP_TIMEOUT)
 
     def _configure(self, database_url: str, pool_size: int) -> None:
-        given = conninfo_to_dict(database_url)
-        self._server = (given.get("host"), given.get("port"))
+        parts = conninfo_to_dict(database_url)
+        self._server = (parts.get("host"), parts.get("port"))
         with psycopg.connect(database_url) as connection:
             server = connection.info
             host, port, self._user, password = (
@@ -136,11 +136,11 @@ class Pooler:
                 listen_port=PORT,
                 auth_type="scram-sha-256" if password else "trust",
                 user=self._user,
-                sslmode=given.get("sslmode", "prefer"),
+                sslmode=parts.get("sslmode", "prefer"),
             )
         )
-        doubled = [part.replace('"', '""') for part in (self._user, password or "")]
-        (self._folder / "users").write_text('"{}" "{}"\n'.format(*doubled))
+        escaped = [value.replace('"', '""') for value in (self._user, password or "")]
+        (self._folder / "users").write_text('"{}" "{}"\n'.format(*escaped))
         if self._account:
             for path in (self._folder, *self._folder.iterdir()):
                 os.chown(path, self._account.uid, self._account.gid)
@@ -152,7 +152,7 @@ class Pooler:
 
 @contextmanager
 def pgbouncer(database_url: str, *, pool_size: int = 3) -> Iterator[Pooler]:
-    """A running pooler in front of the server of the URL; it is gone afterwards."""
+    """Run a pooler in front of the server of the URL, and remove it at the end."""
     with tempfile.TemporaryDirectory(prefix="todo-api-", dir="/tmp") as folder:
         pooler = Pooler(Path(folder), database_url, pool_size=pool_size)
         try:

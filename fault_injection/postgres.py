@@ -1,8 +1,8 @@
-"""PostgreSQL is killed, every process of it at once, and started again, while clients write."""
+"""All processes of PostgreSQL are killed at once, and it starts again, while clients write."""
 
 from __future__ import annotations
 
-from fault_injection.journal import write_through
+from fault_injection.journal import write_during
 from fault_injection.servers import postgresql, serving
 
 
@@ -14,4 +14,4 @@ def run(*, short: bool) -> None:
             server.start()
 
         times, writes = (2, 400) if short else (20, 26_000)
-        write_through(crash, times=times, writes=writes, api=api, server=server)
+        write_during(crash, times=times, writes=writes, api=api, server=server)

@@ -1,4 +1,4 @@
-"""A TCP proxy that does what networks do: cut, hold, refuse, drop, lose an answer."""
+"""A TCP proxy that injects network faults: resets, delays, refusals, dropped packets, lost data."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK = 1 << 16
-TIMEOUT = 30  # seconds in which what is sent is taken
-TICK = 0.02  # seconds after which a thread looks whether it is still wanted
+TIMEOUT = 30  # seconds for a connect or a write
+TICK = 0.02  # seconds between two checks of a thread for the end of the proxy
 
-# "Return 0": the kernel drops each packet that comes for the socket, unacknowledged, as a firewall
-# does. A filter of the socket's own needs no root and reaches nobody else (man 7 socket).
+# A packet filter with the single instruction "return 0". The kernel drops all packets of the socket
+# without an acknowledgement, as a firewall does. It affects only this socket and needs no root
+# (man 7 socket).
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
-SYNC = b"S\x00\x00\x00\x04"  # which ends what PostgreSQL does as one transaction
+SYNC = b"S\x00\x00\x00\x04"  # the message after which PostgreSQL commits
 
-FORWARD, HOLD, TURN_AWAY = "forward", "hold", "turn away"
+FORWARD, HOLD, ACCEPT_AND_RESET = "forward", "hold", "turn away"
 
 
 class Proxy:
-    """In front of `target`; connections to `address` are carried to it, until told otherwise.
+    """A proxy in front of `target`, which forwards connections to `address` until a fault begins.
 
-    `answered` tells of the bytes that came back since a request was sent whether what it asked for
-    is done.
+    `is_complete` gets the bytes that `target` has sent after a request. It returns True if they are
+    a complete response.
     """
 
     def __init__(
         self,
         target: tuple[str, int],
-        answered: Callable[[bytes], bool] = bool,
+        is_complete: Callable[[bytes], bool] = bool,
     ) -> None:
         self._target = target
-        self._answered = answered
+        self._is_complete = is_complete
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
-        self._needles: tuple[bytes, ...] = ()
+        self._patterns: tuple[bytes, ...] = ()
         self._mode = FORWARD
         self._dropping = False
-        self._keep_back = False
+        self._withhold_sync = False
         self._closing = False
-        self.delay = 0.0  # seconds that each request takes longer
-        self.connects = 0  # how many were accepted
-        self.lost: list[bytes] = []  # the answers that were kept back
+        self.delay = 0.0  # seconds by which each request is delayed
+        self.connects = 0  # the number of accepted connections
+        self.lost: list[bytes] = []  # the responses that were not forwarded
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self._listener.getsockname()
         self._listen()
@@ -63,41 +64,41 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._closing = True
         self._stop_listening()
-        self.cut()
+        self.reset_connections()
 
     def forward(self) -> None:
-        """End what was done: what was held goes on, what was dropped gets through again."""
+        """End all faults: waiting and dropped connections are forwarded again."""
         self._mode = FORWARD
         if self._dropping:
             self._dropping = False
-            for each in self._sockets():
+            for dropping in self._sockets():
                 with suppress(OSError):
-                    each.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+                    dropping.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         if self._listener.fileno() == -1:
             self._listener = self._bind_again()
             self._listen()
 
     def hold(self) -> None:
-        """Accept, and carry nothing either way: whoever is connected waits."""
+        """Accept connections and forward nothing in either direction."""
         self._mode = HOLD
 
-    def turn_away(self) -> None:
-        """Accept, and reset at once."""
-        self._mode = TURN_AWAY
+    def accept_and_reset(self) -> None:
+        """Accept new connections and reset them at once."""
+        self._mode = ACCEPT_AND_RESET
 
     def refuse(self) -> None:
-        """Listen no more: a connect is refused."""
+        """Stop listening, so that the kernel refuses connects."""
         self._stop_listening()
 
-    def drop(self) -> None:
-        """Drop every packet that comes from clients: neither a connect nor a byte is answered."""
+    def drop_packets(self) -> None:
+        """Drop all packets from clients: connects and data get no acknowledgement."""
         self._dropping = True
-        for each in self._sockets():
+        for client in self._sockets():
             with suppress(OSError):
-                drop_all(each)
+                drop_all(client)
 
-    def cut(self) -> None:
-        """Reset every connection that there is."""
+    def reset_connections(self) -> None:
+        """Reset all open connections, and wait until they are closed."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
@@ -106,55 +107,55 @@ class Proxy:
         while not self._connections.isdisjoint(connections) and time.monotonic() < deadline:
             time.sleep(TICK / 10)
 
-    def lose_answer(self, *needles: bytes) -> None:
-        """Of the next request that holds one of these bytes, forward it, but not its answer.
+    def lose_response(self, *patterns: bytes) -> None:
+        """Lose the response to the next request that contains one of the patterns.
 
-        When the answer is complete, and so what was asked for is done, the connection is reset.
+        The request is forwarded. When its response is complete, the connection is reset.
         """
         with self._lock:
-            self._needles = needles
+            self._patterns = patterns
 
-    def lose_network(self, *needles: bytes) -> None:
-        """After the next request that holds one of these bytes, drop every packet.
+    def lose_network(self, *patterns: bytes) -> None:
+        """Drop all packets after the next request that contains one of the patterns.
 
-        Its Sync is kept back: PostgreSQL has done what it was asked, and not committed it.
+        The request is forwarded without its Sync, so PostgreSQL executes it and does not commit.
         """
-        self._keep_back = True
-        self.lose_answer(*needles)
+        self._withhold_sync = True
+        self.lose_response(*patterns)
 
     @property
     def armed(self) -> bool:
-        """Whether the request whose answer is to be lost is still to come."""
-        return bool(self._needles)
+        """Return True until a request has matched the patterns of `lose_response`."""
+        return bool(self._patterns)
 
-    def sought(self, request: bytes) -> bool:
-        """Whether this is the request whose answer is to be lost; only one is."""
-        if not self._needles:
+    def matches(self, request: bytes) -> bool:
+        """Return True for the first request that contains one of the patterns."""
+        if not self._patterns:
             return False
         with self._lock:
-            found = any(needle in request for needle in self._needles)
-            if found:
-                self._needles = ()
-            return found
+            has_pattern = any(pattern in request for pattern in self._patterns)
+            if has_pattern:
+                self._patterns = ()
+            return has_pattern
 
-    def cut_off(self, request: bytes) -> bytes:
-        """The request whose answer is to be lost, as it is to be carried."""
-        if not self._keep_back:
+    def prepare_request(self, request: bytes) -> bytes:
+        """Return the request to forward, without its Sync if the network is to be lost."""
+        if not self._withhold_sync:
             return request
-        self._keep_back = False
-        self.drop()
+        self._withhold_sync = False
+        self.drop_packets()
         return request.removesuffix(SYNC)
 
     def _sockets(self) -> list[socket.socket]:
         with self._lock:
-            return [self._listener, *(each.client for each in self._connections)]
+            return [self._listener, *(connection.client for connection in self._connections)]
 
     def _listen(self) -> None:
         threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
 
     def _stop_listening(self) -> None:
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread that accepts
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
         self._listener.close()
 
     def _bind_again(self) -> socket.socket:
@@ -162,7 +163,7 @@ class Proxy:
         while True:
             try:
                 return socket.create_server(self.address, backlog=1024)
-            except OSError:  # somebody's outgoing connection has the port for the moment
+            except OSError:  # an outgoing connection uses the port for a moment
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(TICK)
@@ -171,23 +172,23 @@ class Proxy:
         while True:
             try:
                 client, _ = listener.accept()
-            except OSError:  # it was closed
+            except OSError:  # the listener is closed
                 return
             self.connects += 1
             connection = Connection(self, client)
             with self._lock:
                 self._connections.add(connection)
-            threading.Thread(target=self._carry, args=[connection], daemon=True).start()
+            threading.Thread(target=self._serve, args=[connection], daemon=True).start()
 
-    def _carry(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection) -> None:
         try:
             if self._dropping:
                 drop_all(connection.client)
-            if self._mode == TURN_AWAY or self._closing:
+            if self._mode == ACCEPT_AND_RESET or self._closing:
                 return
             if self._wait(connection):
                 connection.open(self._target)
-                while self._wait(connection) and connection.carry(self._answered):
+                while self._wait(connection) and connection.forward(self._is_complete):
                     pass
         except OSError:
             pass
@@ -197,20 +198,20 @@ class Proxy:
                 self._connections.discard(connection)
 
     def _wait(self, connection: Connection) -> bool:
-        """Wait while connections are held; False if this one has ended."""
+        """Wait while the mode is HOLD. Return False if the connection or the proxy has ended."""
         while self._mode == HOLD and not (self._closing or connection.ended):
             time.sleep(TICK)
         return not (self._closing or connection.ended)
 
 
 class Connection:
-    """A client's connection, and the one to the target that belongs to it."""
+    """The connection of a client, and its connection to the target."""
 
     def __init__(self, proxy: Proxy, client: socket.socket) -> None:
         self._proxy = proxy
         self.client = client
         self._server: socket.socket | None = None
-        self._losing: bytes | None = None
+        self._withheld: bytes | None = None
         self._tail = b""
         self.ended = False
         client.settimeout(TIMEOUT)
@@ -220,8 +221,8 @@ class Connection:
         self._server = socket.create_connection(target, TIMEOUT)
         self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def carry(self, answered: Callable[[bytes], bool]) -> bool:
-        """Carry what has come on either side; False at the end of the connection."""
+    def forward(self, is_complete: Callable[[bytes], bool]) -> bool:
+        """Forward available data in both directions. Return False at the end of the connection."""
         server = self._server
         assert server
         ready, _, _ = select.select([self.client, server], [], [], TICK)
@@ -229,58 +230,59 @@ class Connection:
             request = self.client.recv(CHUNK)
             if not request:
                 return False
-            if self._losing is None and self._proxy.sought(self._tail + request):
-                self._losing = b""
-                request = self._proxy.cut_off(request)
+            if self._withheld is None and self._proxy.matches(self._tail + request):
+                self._withheld = b""
+                request = self._proxy.prepare_request(request)
             self._tail = request[-64:]
             time.sleep(self._proxy.delay)
             server.sendall(request)
         if server in ready:
-            answer = server.recv(CHUNK)
-            if not answer:
+            response = server.recv(CHUNK)
+            if not response:
                 return False
-            if self._losing is None:
-                self.client.sendall(answer)
+            if self._withheld is None:
+                self.client.sendall(response)
             else:
-                self._losing += answer
-                if answered(self._losing):
-                    self._proxy.lost.append(self._losing)
+                self._withheld += response
+                if is_complete(self._withheld):
+                    self._proxy.lost.append(self._withheld)
                     return False
         return True
 
     def close(self) -> None:
-        """Reset the client's side; the server's is closed."""
-        # To linger for no time is to reset: nothing that is still in a buffer is sent.
+        """Reset the client's connection, and close the connection to the target."""
+        # With a linger time of 0, close() resets the connection and discards its buffers.
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.client.close()
         if self._server:
             self._server.close()
 
 
-def http_answered(answer: bytes) -> bool:
-    """Whether the answer has its head, and a body as long as its Content-Length says."""
-    head, end, body = answer.partition(b"\r\n\r\n")
+def is_complete_http_response(response: bytes) -> bool:
+    """Return True if the response has its head, and a body as long as its Content-Length."""
+    head, end, body = response.partition(b"\r\n\r\n")
     length = re.search(rb"\r\ncontent-length: *(\d+)", head.lower())
     return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
-def drop_all(each: socket.socket) -> None:
-    # A sock_fprog: how many instructions, and where they are.
+def drop_all(receiver: socket.socket) -> None:
+    """Let the kernel drop all packets that arrive for the socket."""
+    # The struct sock_fprog: the number of instructions, and their address.
     instructions = ctypes.create_string_buffer(DROP_ALL)
     program = struct.pack("HL", 1, ctypes.addressof(instructions))
-    each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    receiver.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-def postgresql_answered(answer: bytes) -> bool:
-    """Whether the answer ends with ReadyForQuery outside of a transaction: what was asked is done.
+def is_complete_postgresql_response(response: bytes) -> bool:
+    """Return True if the response ends with a ReadyForQuery outside of a transaction.
 
-    PostgreSQL's message is a letter, the length of what follows, with its own four bytes, and that.
+    A message has one byte for its kind, four bytes for its length without the kind, and its content.
     """
-    at = 0
-    while len(answer) - at >= 5:
-        kind, length = answer[at : at + 1], int.from_bytes(answer[at + 1 : at + 5])
-        following = at + 1 + length
-        if following == len(answer):
-            return kind == b"Z" and answer[-1:] == b"I"
-        at = following
+    start = 0
+    while len(response) - start >= 5:
+        kind, length = response[start : start + 1], int.from_bytes(response[start + 1 : start + 5])
+        end = start + 1 + length
+        if end == len(response):
+            return kind == b"Z" and response[-1:] == b"I"
+        start = end
     return False

@@ -1,4 +1,4 @@
-"""The servers that faults happen to: a PostgreSQL that can be killed, and gunicorn."""
+"""The servers of a scenario: a PostgreSQL that can be killed and stopped, and gunicorn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 DATABASE = "todo"
 
-# Stop a process, which then forks no more, and its children; continue all of them after $2 seconds.
+# Stop the process $1, so that it cannot fork, then its children. Continue all after $2 seconds.
 STALL = """
     kill -STOP "$1"
     children=$(cat "/proc/$1/task/$1/children")
@@ -41,7 +41,7 @@ STALL = """
 """
 
 
-# Below those that systems give to outgoing connections: a server that is killed gets its own back.
+# No outgoing connection gets one of these ports, so a killed server can use its port again.
 PORTS = range(20_000, 32_000)
 
 
@@ -52,18 +52,18 @@ def free_port() -> int:
             return port
 
 
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = 30) -> float:
-    """Seconds until it holds; AssertionError, which says what was awaited, if it never does."""
-    begun = time.monotonic()
-    while not holds():
-        assert time.monotonic() < begun + seconds, f"After {seconds} s still not: {what}."
+def wait_until(is_true: Callable[[], bool], condition: str, seconds: float = 30) -> float:
+    """Return the seconds until `is_true()`. Raises AssertionError with the condition at a timeout."""
+    started = time.monotonic()
+    while not is_true():
+        assert time.monotonic() < started + seconds, f"Not true after {seconds} s: {condition}."
         time.sleep(0.01)
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def children(process: int) -> list[int]:
     try:
-        return [int(each) for each in children_file(process).read_text().split()]
+        return [int(child) for child in children_file(process).read_text().split()]
     except FileNotFoundError:
         return []
 
@@ -72,8 +72,8 @@ def children_file(process: int) -> Path:
     return Path(f"/proc/{process}/task/{process}/children")
 
 
-def ended(process: int) -> bool:
-    """Whether the process is gone; as a zombie, which someone else has to reap, it is."""
+def has_ended(process: int) -> bool:
+    """Return True if the process has ended, also if it is a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -81,40 +81,40 @@ def ended(process: int) -> bool:
 
 
 class Postgres(Cluster):
-    """A PostgreSQL that keeps its port and its data, on disk and synced, when it is killed."""
+    """A PostgreSQL that syncs its data to disk, and keeps its port and data after a kill."""
 
     def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
-        own = {"listen_addresses": HOST, "port": str(self.port)}
-        super().__init__(folder, options={**own, **(options or {})})
+        address = {"listen_addresses": HOST, "port": str(self.port)}
+        super().__init__(folder, options={**address, **(options or {})})
 
     @property
     def address(self) -> tuple[str, int]:
         return HOST, self.port
 
     def url(self, database: str = DATABASE) -> str:
-        """Where the database is, for a superuser, whether or not the server runs."""
+        """Return the URL of the database for a superuser, also while the server is stopped."""
         return f"postgresql://postgres@{HOST}:{self.port}/{database}"
 
     def connect(self) -> psycopg.Connection[tuple]:
-        """A superuser's own connection to the database that is served."""
+        """Open a superuser's connection to the database of the API."""
         return psycopg.connect(self.url(), autocommit=True)
 
     def stop(self) -> None:
-        # Of one that was killed and not started again, the process id may be somebody else's.
+        # After a kill without a new start, another process may have the same process id.
         if self._process and self._process.poll() is None:
             super().stop()
 
     def processes(self) -> list[int]:
-        """The postmaster and all that it has forked."""
+        """Return the process ids of the postmaster and its children."""
         assert self._process
         return [self._process.pid, *children(self._process.pid)]
 
     @contextmanager
     def stalled(self, seconds: float) -> Iterator[None]:
-        """Stop every process of the server for this time; the exit waits until they continue.
+        """Stop all processes of the server for `seconds`; the exit waits until they continue.
 
-        A shell in a session of its own stops and continues them: nothing stays stopped, even if
+        A shell in its own session stops and continues them. So no process stays stopped, even if
         this process is killed.
         """
         assert self._process
@@ -122,7 +122,7 @@ class Postgres(Cluster):
             ["/bin/sh", "-c", STALL, "sh", str(self._process.pid), str(seconds)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a child may have ended in the meantime
+            stderr=subprocess.DEVNULL,  # a child may have ended
             start_new_session=True,
         )
         try:
@@ -142,15 +142,15 @@ class Postgres(Cluster):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._process.wait()
-        # PostgreSQL does not start on memory that one of them still holds.
-        wait_until(lambda: all(map(ended, processes)), "the killed server has ended")
+        # PostgreSQL does not start while one of the old processes uses the shared memory.
+        wait_until(lambda: all(map(has_ended, processes)), "the killed server has ended")
 
 
 @contextmanager
 def postgresql(**options: str) -> Iterator[Postgres]:
-    """A running PostgreSQL with a migrated database; both are gone afterwards."""
+    """Run a PostgreSQL with a migrated database, and remove both at the end."""
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # the server's account has to get at its data, below
+        Path(folder).chmod(0o755)  # the server's account needs access to its data in this folder
         server = Postgres(Path(folder), options)
         try:
             server.start()
@@ -163,7 +163,7 @@ def postgresql(**options: str) -> Iterator[Postgres]:
 
 
 def migrate(database_url: str) -> None:
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
         cwd=ROOT,
         env=environment(DATABASE_URL=database_url),
@@ -173,27 +173,27 @@ def migrate(database_url: str) -> None:
         check=False,
         timeout=60,
     )
-    assert ended.returncode == 0, ended.stdout[-2000:]
+    assert process.returncode == 0, process.stdout[-2000:]
 
 
 def url_through_proxy(database_url: str, proxy: Proxy) -> str:
-    """The URL of a Postgres, by way of the proxy in front of it."""
-    scheme, _, rest = database_url.partition("@")
+    """Return the URL of a Postgres with the address of the proxy in front of it."""
+    login, _, location = database_url.partition("@")
     host, port = proxy.address
-    return f"{scheme}@{host}:{port}/{rest.partition('/')[2]}"
+    return f"{login}@{host}:{port}/{location.partition('/')[2]}"
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """The settings over an environment that holds none of the project's own."""
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
-    return {name: os.environ[name] for name in kept if name in os.environ} | settings
+    """Return an environment with these settings and no other setting of this project."""
+    inherited = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+    return {name: os.environ[name] for name in inherited if name in os.environ} | settings
 
 
 class Api:
-    """gunicorn as in production, on a port of its own; its log is in a file."""
+    """gunicorn as in production, on a free port, with its log in a file."""
 
     def command(self) -> list[str]:
-        """What Python runs."""
+        """Return the arguments of Python that start the server."""
         return ["-m", "gunicorn"]
 
     def __init__(
@@ -216,8 +216,8 @@ class Api:
     def start(self) -> None:
         command = [sys.executable, *self.command()]
         if self.descriptors is not None:
-            limited = 'ulimit -n "$0" && exec "$@"'
-            command = ["sh", "-c", limited, str(self.descriptors), *command]
+            script = 'ulimit -n "$0" && exec "$@"'
+            command = ["sh", "-c", script, str(self.descriptors), *command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -226,40 +226,40 @@ class Api:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C reaches a whole process group; this server stops when we say so.
+                # Ctrl-C does not reach another process group: only `stop` stops this server.
                 start_new_session=True,
             )
 
-    def await_answer(self, path: str = "/health", seconds: float = 30) -> float:
-        """Seconds until the path is answered with 200."""
+    def wait_for_success(self, path: str = "/health", seconds: float = 30) -> float:
+        """Return the seconds until a GET of the path gets 200."""
 
-        def answers() -> bool:
-            assert self.process, "It was not started."
+        def succeeds() -> bool:
+            assert self.process, "The server was not started."
             assert self.process.poll() is None, f"gunicorn has ended:\n{self.end_of_log()}"
             with Client(self.address, timeout=5) as client, suppress(OSError, HTTPException):
                 return client.request("GET", path).status == 200
             return False
 
-        return wait_until(answers, f"{path} is 200", seconds)
+        return wait_until(succeeds, f"{path} is 200", seconds)
 
     def workers(self) -> list[int]:
         assert self.process
         return children(self.process.pid)
 
     def metrics(self) -> dict[str, float]:
-        """Each of the metrics that /metrics tells, over all of its labels."""
+        """Return the metrics of /metrics, each as the sum over its labels."""
         with Client(self.address) as client:
-            answer = client.request("GET", "/metrics")
-        assert answer.status == 200, answer
+            response = client.request("GET", "/metrics")
+        assert response.status == 200, response
         sums: dict[str, float] = defaultdict(float)
-        for line in answer.body.decode().splitlines():
+        for line in response.body.decode().splitlines():
             if not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 sums[name.partition("{")[0]] += float(value)
         return sums
 
     def stop(self) -> None:
-        # Not SIGINT, at which a worker of gunicorn 27 that is just accepting waits for ever.
+        # Not SIGINT: a worker of gunicorn 27 that is in accept() at that moment never ends.
         if self.process and self.process.poll() is None:
             workers = self.workers()
             self.process.terminate()
@@ -280,15 +280,15 @@ class Api:
 def serving(
     database_url: str, kind: type[Api] = Api, descriptors: int | None = None, **settings: str
 ) -> Iterator[Api]:
-    """A server with these settings that answers; the end of its log is told if a part fails.
+    """Run a server with these settings. An exception gets the end of its log as a note.
 
-    Each of its processes has so many descriptors at most, if that is given.
+    `descriptors` limits the open files of each of its processes.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         api = kind(database_url, Path(folder) / "log", descriptors, **settings)
         try:
             api.start()
-            api.await_answer()
+            api.wait_for_success()
             yield api
         except Exception as error:
             error.add_note(f"The end of the server's log:\n{api.end_of_log()}")

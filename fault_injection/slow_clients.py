@@ -1,6 +1,6 @@
-"""200 clients send a header, send a body or read an answer as slowly as they can, behind nginx.
+"""200 clients send a header, send a body or read a response as slowly as they can, behind nginx.
 
-The others do not notice: nearly all of their requests are answered, hardly later than without.
+The requests of other clients succeed, and are hardly slower than without the slow clients.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from fault_injection.servers import postgresql, serving, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SLOW = 200
-RATE = 50  # requests of the others in a second
-SUCCESS = 0.999
-TASKS = 100  # of 10,000 characters each: a page of 1 MiB, which no socket's buffer holds
-BYTES_EVERY = 1.0  # seconds
+SLOW_CLIENTS = 200
+RATE = 50  # requests of the other clients per second
+MIN_SUCCESS = 0.999
+TASKS = 100  # of 10,000 characters each: a page of 1 MiB is larger than the buffers of a socket
+INTERVAL = 1.0  # seconds between two bytes of a slow client
 
 
 class Limits(NamedTuple):
-    """How often and for how many seconds it lasts, and how much later 99 of 100 answers may be.
+    """The rounds and their durations in seconds, and how much slower the p99 may become.
 
-    A short run is part of the tests, on machines that do much else at the same time.
+    A short run has longer limits, because the tests share their machine with other work.
     """
 
     rounds: int
-    settling: float
+    settle_seconds: float
     seconds: float
-    times: float
-    more: float
+    max_factor: float
+    max_extra_seconds: float
 
 
-FULL = Limits(rounds=3, settling=5, seconds=20, times=2, more=0.005)
-SHORT = Limits(rounds=1, settling=1, seconds=3, times=2, more=2.0)
+FULL = Limits(rounds=3, settle_seconds=5, seconds=20, max_factor=2, max_extra_seconds=0.005)
+SHORT = Limits(rounds=1, settle_seconds=1, seconds=3, max_factor=2, max_extra_seconds=2.0)
 
 
 def run(*, short: bool) -> None:
@@ -59,44 +59,45 @@ def run(*, short: bool) -> None:
                 body = {"title": "Oats", "description": "x" * 10_000}
                 created = client.request("POST", path, body)
                 assert created.status == 201, created
-        healthy = created.headers["location"]
-        load(nginx.address, healthy, 1, rate=RATE)
-        quiet, beside, hung_up = [], [], Counter[str]()
+        task = created.headers["location"]
+        load(nginx.address, task, 1, rate=RATE)
+        without, beside, disconnects = [], [], Counter[str]()
         for _ in range(limits.rounds):
-            quiet.append(load(nginx.address, healthy, limits.seconds, rate=RATE))
-            with crawling(nginx.address, path) as crawlers:
+            without.append(load(nginx.address, task, limits.seconds, rate=RATE))
+            with slow_clients(nginx.address, path) as clients:
                 wait_until(
-                    lambda each=crawlers: each.connected == SLOW, "every slow client is there"
+                    lambda slow=clients: slow.connected == SLOW_CLIENTS,
+                    "all slow clients are connected",
                 )
-                # The readers' pages, which are ordinary work, have been taken off gunicorn.
-                load(nginx.address, healthy, limits.settling, rate=RATE)
-                beside.append(load(nginx.address, healthy, limits.seconds, rate=RATE))
-            hung_up += crawlers.hung_up
-    statuses = sum((each.statuses for each in beside), Counter[int]())
+                # During this load, gunicorn sends the pages of the slow readers to nginx.
+                load(nginx.address, task, limits.settle_seconds, rate=RATE)
+                beside.append(load(nginx.address, task, limits.seconds, rate=RATE))
+            disconnects += clients.disconnects
+    statuses = sum((result.statuses for result in beside), Counter[int]())
     success = statuses[200] / statuses.total()
-    # In turns, and the middle one: the machine's own ups and downs are longer than a round.
-    usual, now = (
-        statistics.median(percentile(99, each.of(200)) for each in loads)
-        for loads in (quiet, beside)
+    # The median of alternating rounds, because noise of the machine lasts longer than a round.
+    p99_without, p99_beside = (
+        statistics.median(percentile(99, result.seconds_of(200)) for result in results)
+        for results in (without, beside)
     )
     print_figures(
-        slow_clients=SLOW,
-        **{f"hung_up_on_{kind}": count for kind, count in sorted(hung_up.items())},
-        requests_beside_them=statuses.total(),
-        answered=f"{success:.2%}",
-        p99_without=f"{1000 * usual:.1f} ms",
-        p99_beside_them=f"{1000 * now:.1f} ms",
+        slow_clients=SLOW_CLIENTS,
+        **{f"disconnected_{kind}": count for kind, count in sorted(disconnects.items())},
+        requests_of_other_clients=statuses.total(),
+        success=f"{success:.2%}",
+        p99_without_slow_clients=f"{1000 * p99_without:.1f} ms",
+        p99_with_slow_clients=f"{1000 * p99_beside:.1f} ms",
     )
-    assert success >= SUCCESS, statuses
-    assert now <= limits.times * usual + limits.more
+    assert success >= MIN_SUCCESS, statuses
+    assert p99_beside <= limits.max_factor * p99_without + limits.max_extra_seconds
 
 
-class Crawler:
-    """A connection on which a client does one thing, a few bytes at a time."""
+class SlowClient:
+    """A client that sends one byte or reads 64 bytes at a time."""
 
-    def __init__(self, kind: str, begin: bytes, address: tuple[str, int], source: str) -> None:
+    def __init__(self, kind: str, start: bytes, address: tuple[str, int], source: str) -> None:
         self.kind = kind
-        self._begin = begin
+        self._start = start
         self._address = address
         self._source = source
         self._socket = socket.socket()
@@ -108,11 +109,11 @@ class Crawler:
         self._socket.settimeout(10)
         self._socket.bind((self._source, 0))
         self._socket.connect(self._address)
-        self._socket.sendall(self._begin)
+        self._socket.sendall(self._start)
         self._socket.settimeout(0)
 
-    def crawl(self) -> None:
-        """Send or read a little. OSError if the server has hung up."""
+    def transfer(self) -> None:
+        """Send one byte, or read 64 bytes. Raises OSError if the server has closed the connection."""
         if self.kind != "readers":
             self._socket.sendall(b"x")
         with suppress(BlockingIOError):
@@ -123,8 +124,8 @@ class Crawler:
         self._socket.close()
 
 
-class Crawlers(threading.Thread):
-    """All slow clients. Who is hung up on comes back at once."""
+class SlowClients(threading.Thread):
+    """All slow clients. A disconnected client connects again at once."""
 
     def __init__(self, address: tuple[str, int], path: str) -> None:
         super().__init__(daemon=True)
@@ -135,39 +136,39 @@ class Crawlers(threading.Thread):
             "readers": f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode(),
         }
         names = list(kinds)
-        self._crawlers = [
-            Crawler(kind, kinds[kind], address, f"127.2.{1 + number % 200}.1")
-            for number in range(SLOW)
+        self._clients = [
+            SlowClient(kind, kinds[kind], address, f"127.2.{1 + number % 200}.1")
+            for number in range(SLOW_CLIENTS)
             for kind in [names[number % len(names)]]
         ]
         self.connected = 0
-        self.hung_up: Counter[str] = Counter()
+        self.disconnects: Counter[str] = Counter()
         self._ended = threading.Event()
 
     def run(self) -> None:
-        for crawler in self._crawlers:
-            crawler.connect()
+        for client in self._clients:
+            client.connect()
             self.connected += 1
-        while not self._ended.wait(BYTES_EVERY):
-            for crawler in self._crawlers:
+        while not self._ended.wait(INTERVAL):
+            for client in self._clients:
                 try:
-                    crawler.crawl()
+                    client.transfer()
                 except OSError:
-                    self.hung_up[crawler.kind] += 1
-                    crawler.connect()
+                    self.disconnects[client.kind] += 1
+                    client.connect()
 
     def end(self) -> None:
         self._ended.set()
         self.join(30)
-        for crawler in self._crawlers:
-            crawler.close()
+        for client in self._clients:
+            client.close()
 
 
 @contextmanager
-def crawling(address: tuple[str, int], path: str) -> Iterator[Crawlers]:
-    crawlers = Crawlers(address, path)
-    crawlers.start()
+def slow_clients(address: tuple[str, int], path: str) -> Iterator[SlowClients]:
+    clients = SlowClients(address, path)
+    clients.start()
     try:
-        yield crawlers
+        yield clients
     finally:
-        crawlers.end()
+        clients.end()

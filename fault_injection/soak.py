@@ -1,6 +1,6 @@
-"""A steady, moderate load for long: what is taken is given back.
+"""A steady, moderate load for a long time: memory, descriptors and backends do not grow.
 
-`DURATION` is its seconds on a full run, 600 unless it is set.
+The environment variable `DURATION` sets the seconds of a full run; its default is 600.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 CLIENTS = 4
 PAUSE = 0.02  # seconds that a client waits before its next request
 SHORT = 10.0  # seconds
-MEMORY = 0.05  # of what was used after the warm-up, which a worker may grow by
+MAX_GROWTH = 0.05  # of the memory after the warm-up
 
 
 class Sample(NamedTuple):
-    """What the API has at one time, all of its processes together."""
+    """The resources of all processes of the API together at one time."""
 
     kilobytes: int
     descriptors: int
@@ -37,19 +37,19 @@ def run(*, short: bool) -> None:
     with postgresql() as server, serving(server.url()) as api:
         journal = Journal()
         samples = []
-        begun = time.monotonic()
+        started = time.monotonic()
         with writers(api, journal, CLIENTS, pause=PAUSE):
-            while time.monotonic() < begun + seconds:
+            while time.monotonic() < started + seconds:
                 time.sleep(seconds / 100)
-                samples.append(sample(api, server))
-                assert not journal.wrong, "\n".join(journal.wrong[:20])
+                samples.append(take_sample(api, server))
+                assert not journal.errors, "\n".join(journal.errors[:20])
         with server.connect() as connection:
             compare(journal, connection)
-    warm, last = samples[20:40], samples[-20:]
-    grown = {
+    after_warm_up, at_end = samples[20:40], samples[-20:]
+    medians = {
         name: (
-            statistics.median(getattr(each, name) for each in warm),
-            statistics.median(getattr(each, name) for each in last),
+            statistics.median(getattr(sample, name) for sample in after_warm_up),
+            statistics.median(getattr(sample, name) for sample in at_end),
         )
         for name in Sample._fields
     }
@@ -57,37 +57,38 @@ def run(*, short: bool) -> None:
         seconds=round(seconds),
         requests=journal.requests,
         requests_per_second=round(journal.requests / seconds),
-        acknowledged=journal.acknowledged,
-        answers_of_503=journal.outcomes["503"],
-        requests_without_an_answer=journal.outcomes["no answer"],
+        writes_acknowledged=journal.acknowledged,
+        responses_of_503=journal.outcomes["503"],
+        requests_without_a_response=journal.outcomes["no response"],
         **{
             f"{name} after warm-up, at the end": f"{a:.0f}, {b:.0f}"
-            for name, (a, b) in grown.items()
+            for name, (a, b) in medians.items()
         },
     )
-    before, after = grown["kilobytes"]
-    assert after < before * (1 + MEMORY) + 4096, f"Memory grew from {before} to {after} kB."
+    before, after = medians["kilobytes"]
+    assert after < before * (1 + MAX_GROWTH) + 4096, f"Memory grew from {before} to {after} kB."
     for name in ("descriptors", "backends"):
-        before, after = grown[name]
+        before, after = medians[name]
         assert after <= before + 2, f"{name} grew from {before} to {after}."
 
 
-def sample(api: Api, server: Postgres) -> Sample:
+def take_sample(api: Api, server: Postgres) -> Sample:
     assert api.process
-    processes = [Path(f"/proc/{each}") for each in (api.process.pid, *api.workers())]
+    processes = [Path(f"/proc/{process}") for process in (api.process.pid, *api.workers())]
     with server.connect() as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'todo-api'"
         ).fetchone()
     assert row
     return Sample(
-        kilobytes=sum(resident(process) for process in processes),
+        kilobytes=sum(resident_memory(process) for process in processes),
         descriptors=sum(len(list((process / "fd").iterdir())) for process in processes),
         backends=row[0],
     )
 
 
-def resident(process: Path) -> int:
+def resident_memory(process: Path) -> int:
+    """Return the resident memory of the process in kB."""
     for line in (process / "status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])

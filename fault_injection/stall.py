@@ -1,8 +1,8 @@
-"""PostgreSQL stalls: all of its processes are stopped for a while, as by a disk that hangs.
+"""PostgreSQL stalls: all of its processes are stopped for some time, as by a disk that hangs.
 
-A stall of half a second costs time and no error. An outage of many seconds is refused: within about
-a second at first, then at once. /livez answers meanwhile, and requests succeed as soon as
-PostgreSQL goes on.
+In a stall of half a second, requests are slower and do not fail. In an outage of many seconds,
+requests are refused with 503: the first ones within about a second, the later ones at once. /livez
+responds during the outage, and requests succeed as soon as PostgreSQL continues.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fault_injection import print_figures
 from fault_injection.clients import Client
-from fault_injection.journal import write_through
-from fault_injection.livez_probe import Probes, probing
+from fault_injection.journal import write_during
+from fault_injection.livez_probe import Probes, livez_probe
 from fault_injection.load import Load, load, percentile
 from fault_injection.servers import postgresql, serving, wait_until
 from todo_api.db.admission import STALL_TIMEOUT
@@ -27,16 +27,19 @@ STALL = 0.5  # seconds
 LONGEST_STALL = 0.6  # as measured, which includes the time to stop and to continue all processes
 CLIENTS = 16
 DEADLINE = 5.0  # seconds, REQUEST_TIMEOUT
-AROUND = 1.5  # seconds of the load before and after an outage
+MARGIN = 1.5  # seconds of the load before and after an outage
 
 
 class Limits(NamedTuple):
-    """How late each thing may be, in seconds; a short run is on machines that do much else."""
+    """The maximum times of a run, in seconds.
 
-    first_refusals: float  # beyond STALL_TIMEOUT
+    A short run has longer limits, because the tests share their machine with other work.
+    """
+
+    first_refusals: float  # after STALL_TIMEOUT
     later_refusals: float  # the median
     past_deadline: float
-    livez: float  # beyond the wait for a free thread
+    livez: float  # after the wait for a free thread
     recovery: float
 
 
@@ -71,16 +74,16 @@ def pass_through_stalls(server: Postgres, *, short: bool) -> None:
 
         def stall() -> None:
             nonlocal longest
-            begun = time.monotonic()
+            started = time.monotonic()
             with server.stalled(STALL):
                 pass
-            longest = max(longest, time.monotonic() - begun)
+            longest = max(longest, time.monotonic() - started)
 
-        journal = write_through(
+        journal = write_during(
             stall, times=times, writes=writes, api=api, server=server, clients=CLIENTS
         )
     print_figures(longest_stall=f"{longest:.2f} s")
-    # On a machine that is busy with other things, half a second can become an outage.
+    # On a machine with other work, a stall of half a second can become an outage.
     assert longest > LONGEST_STALL or not journal.outcomes, (
         f"{journal.outcomes} in stalls of {longest:.2f} s"
     )
@@ -92,10 +95,10 @@ def refuse_during_outage(
     """Stop the server for longer than STALL_TIMEOUT while clients read without a pause."""
     settings = {"REQUEST_TIMEOUT": str(DEADLINE), "WEB_THREADS": str(threads)}
     with serving(server.url(), **settings) as api:
-        outage = break_down(server, api, clients, seconds)
-    unavailable = sorted(outage.load.of(503))
+        outage = stop_database(server, api, clients, seconds)
+    unavailable = sorted(outage.load.seconds_of(503))
     refused = [each for each in unavailable if each < DEADLINE / 2]
-    slowest = max(each.seconds for each in outage.load.answers)
+    slowest = max(result.seconds for result in outage.load.results)
     livez = max(outage.probes.seconds)
     print_figures(
         threads=threads,
@@ -103,43 +106,43 @@ def refuse_during_outage(
         outage=f"{seconds} s",
         refused=len(refused),
         refused_after=f"p50 {1000 * percentile(50, refused):.0f} ms, "
-        f"most {1000 * max(refused, default=0):.0f} ms",
-        waited_for_the_database=len(unavailable) - len(refused),
-        slowest_answer=f"{slowest:.2f} s with a deadline of {DEADLINE:.2f} s",
+        f"max {1000 * max(refused, default=0):.0f} ms",
+        ended_by_the_deadline=len(unavailable) - len(refused),
+        slowest_response=f"{slowest:.2f} s with a deadline of {DEADLINE:.2f} s",
         livez=outage.probes,
-        back_after=f"{1000 * outage.recovery:.0f} ms",
+        recovery=f"{1000 * outage.recovery:.0f} ms",
     )
     assert set(outage.load.statuses) <= {200, 503}, outage.load.statuses
     assert not outage.probes.failures, outage.probes.failures
-    assert outage.recovery < limits.recovery, f"Back after {outage.recovery:.2f} s."
+    assert outage.recovery < limits.recovery, f"The recovery took {outage.recovery:.2f} s."
     if threads == 1:
-        # One request is with the database, and the next one waits for another connection.
+        # /livez waits for two requests: one in the database, and one that waits for a connection.
         assert livez < 2 * DEADLINE + limits.past_deadline, f"/livez took {livez:.2f} s."
         return
     assert refused, "No request was refused."
-    assert refused[-1] < STALL_TIMEOUT + limits.first_refusals, "Refused late at first."
+    assert refused[-1] < STALL_TIMEOUT + limits.first_refusals, "The first refusals were late."
     assert percentile(50, refused) < limits.later_refusals, "Refused late."
-    assert slowest < DEADLINE + limits.past_deadline, f"An answer took {slowest:.2f} s."
+    assert slowest < DEADLINE + limits.past_deadline, f"A response took {slowest:.2f} s."
     assert livez < STALL_TIMEOUT + limits.livez, f"/livez took {livez:.2f} s."
 
 
-def break_down(server: Postgres, api: Api, clients: int, seconds: float) -> Outage:
-    """Stop the server for so many seconds while clients read and a probe asks for /livez."""
+def stop_database(server: Postgres, api: Api, clients: int, seconds: float) -> Outage:
+    """Stop PostgreSQL for `seconds` while clients read a task and a probe reads /livez."""
     loads: list[Load] = []
     with Client(api.address) as client:
-        made = client.request("POST", f"/api/{uuid.uuid4()}/tasks", {"title": "Oats"})
-        task = made.headers["location"]
-        reading = threading.Thread(
+        created = client.request("POST", f"/api/{uuid.uuid4()}/tasks", {"title": "Oats"})
+        task = created.headers["location"]
+        reader = threading.Thread(
             target=lambda: loads.append(
-                load(api.address, task, seconds + 2 * AROUND, clients=clients)
+                load(api.address, task, seconds + 2 * MARGIN, clients=clients)
             ),
             daemon=True,
         )
-        reading.start()
-        time.sleep(AROUND)
-        with probing(api.address) as probes, server.stalled(seconds):
+        reader.start()
+        time.sleep(MARGIN)
+        with livez_probe(api.address) as probes, server.stalled(seconds):
             pass
         recovery = wait_until(lambda: client.request("GET", task).status == 200, "a read is 200")
-        reading.join()
+        reader.join()
     assert loads, "The load has failed."
     return Outage(loads[0], probes, recovery)

@@ -1,4 +1,4 @@
-"""What the kernel and PostgreSQL show of gunicorn's workers: threads, descriptors, connections."""
+"""The state of gunicorn's workers: threads, descriptors and connections, from /proc and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
     from fault_injection.servers import Api, Postgres
 
-ANSWER_TIMEOUT = 10  # seconds for a whole request, on machines that do much else
+RESPONSE_TIMEOUT = 10  # seconds for a complete request, on a machine with other work
 
-# Seconds in which a connection is opened and used: well within `--keep-alive 1`.
-FRESH = 0.4
+# Seconds in which connections are opened: clearly less than `--keep-alive 1`.
+OPEN_TIMEOUT = 0.4
 
 # Seconds in which a worker closes all connections: the keep-alive timeout, the lingering close, and
-# the time until it looks.
+# the interval of the checks for both.
 CLOSE_TIMEOUT = 20
 
-# No route has it, so it needs a thread and no database.
+# A path without a route: its request needs a thread and no database.
 UNKNOWN_PATH = "/no-such-path"
 
 
 @dataclass(frozen=True)
 class State:
-    """What a worker must have again after any load."""
+    """The resources of a worker, which have to be the same again after any load."""
 
     threads: int
     descriptors: int
@@ -71,7 +71,7 @@ def map_connections(api: Api) -> dict[tuple[str, int], int]:
     workers: dict[tuple[str, int], int] = {}
     for worker in api.workers():
         for descriptor in Path(f"/proc/{worker}/fd").iterdir():
-            with suppress(OSError):  # closed since
+            with suppress(OSError):  # the worker has just closed it
                 client = clients.get(str(descriptor.readlink()))
                 if client and client[1]:  # a listening socket has no client
                     workers[client] = worker
@@ -86,25 +86,25 @@ def await_no_connections(api: Api) -> None:
 @contextmanager
 def connections_to_each(api: Api, count: int) -> Iterator[dict[int, list[HTTPConnection]]]:
     """Open connections until each worker has accepted `count`, or raise AssertionError."""
-    deadline = time.monotonic() + ANSWER_TIMEOUT
+    deadline = time.monotonic() + RESPONSE_TIMEOUT
     while True:
         with ExitStack() as stack:
             by_worker = open_connections(api, count, stack)
             if all(len(by_worker[worker]) == count for worker in api.workers()):
                 yield by_worker
                 return
-        taken = {worker: len(by_worker[worker]) for worker in api.workers()}
-        assert time.monotonic() < deadline, f"A worker accepts no connections: {taken}"
+        accepted = {worker: len(by_worker[worker]) for worker in api.workers()}
+        assert time.monotonic() < deadline, f"A worker accepts no connections: {accepted}"
 
 
 def open_connections(api: Api, count: int, stack: ExitStack) -> dict[int, list[HTTPConnection]]:
-    """Return up to `count` connections of each worker, all of them opened within FRESH."""
+    """Return up to `count` connections of each worker, all of them opened within OPEN_TIMEOUT."""
     opened: dict[tuple[str, int], HTTPConnection] = {}
     by_worker: dict[int, list[HTTPConnection]] = defaultdict(list)
-    begun = time.monotonic()
-    while time.monotonic() < begun + FRESH:
+    started = time.monotonic()
+    while time.monotonic() < started + OPEN_TIMEOUT:
         for _ in range(count):
-            connection = HTTPConnection(HOST, api.port, timeout=ANSWER_TIMEOUT)
+            connection = HTTPConnection(HOST, api.port, timeout=RESPONSE_TIMEOUT)
             stack.callback(connection.close)
             connection.connect()
             opened[connection.sock.getsockname()] = connection
@@ -119,61 +119,61 @@ def open_connections(api: Api, count: int, stack: ExitStack) -> dict[int, list[H
     return by_worker
 
 
-def read_status(connection: HTTPConnection, what: str) -> int:
-    """Return the status of the response, or raise AssertionError."""
+def read_status(connection: HTTPConnection, request: str) -> int:
+    """Return the status of the response. Raises AssertionError, which names the request, without one."""
     try:
         response = connection.getresponse()
         response.read()
     except (OSError, HTTPException) as error:
-        raise AssertionError(f"Not answered: {what}: {error!r}") from error
+        raise AssertionError(f"No response to {request}: {error!r}") from error
     return response.status
 
 
 def assert_every_thread_serves(api: Api, server: Postgres, threads: int) -> None:
-    """Raise AssertionError unless each worker answers with all of its threads.
+    """Raise AssertionError unless every thread of every worker serves requests.
 
-    A lock in the database holds all threads but one of each worker, as many as the worker lets wait
-    for the database. The last one has to answer what needs no database.
+    A lock in the database blocks all threads of each worker except one: a worker has one slot fewer
+    than threads. The last thread has to serve requests that need no database.
     """
     workers = api.workers()
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    held = threads - 1
+    blocked = threads - 1
     path = f"/api/{uuid.uuid4()}/tasks"
     with ExitStack() as stack:
         lock = stack.enter_context(server.connect())
         observer = stack.enter_context(server.connect())
         with lock.transaction():
             lock.execute("LOCK TABLE tasks, users IN ACCESS EXCLUSIVE MODE")
-            holding = stack.enter_context(connections_to_each(api, held))
-            for connection in (each for worker in workers for each in holding[worker]):
+            by_worker = stack.enter_context(connections_to_each(api, blocked))
+            for connection in (each for worker in workers for each in by_worker[worker]):
                 connection.request("GET", path)
             wait_until(
-                lambda: observer.execute(waiting).fetchone() == (held * len(workers),),
-                f"{held} requests of each of {len(workers)} workers wait for the database",
+                lambda: observer.execute(waiting).fetchone() == (blocked * len(workers),),
+                f"{blocked} requests of each of {len(workers)} workers wait for the database",
                 4,
             )
-            with connections_to_each(api, 2) as others:
-                for first, second in others.values():
+            with connections_to_each(api, 2) as more:
+                for first, second in more.values():
                     first.request("GET", UNKNOWN_PATH)
                     second.request("GET", "/livez")
-                for worker, (first, second) in others.items():
-                    what = f"worker {worker}, {held} of its threads being held"
-                    assert read_status(first, f"{UNKNOWN_PATH} of {what}") == 404
-                    assert read_status(second, f"/livez of {what}") == 200
-        for connection in (each for worker in workers for each in holding[worker]):
+                for worker, (first, second) in more.items():
+                    state = f"worker {worker}, with {blocked} blocked threads"
+                    assert read_status(first, f"{UNKNOWN_PATH} at {state}") == 404
+                    assert read_status(second, f"/livez at {state}") == 200
+        for connection in (each for worker in workers for each in by_worker[worker]):
             status = read_status(connection, "a request that waited for the database")
             assert status == 200, status
 
 
-def assert_all_answered_at_once(api: Api, count: int) -> None:
-    """Send so many requests and one for /livez before reading any response."""
+def assert_concurrent_requests_succeed(api: Api, count: int) -> None:
+    """Send `count` requests and one for /livez before the first response is read."""
     with ExitStack() as stack:
-        sent = []
+        requests = []
         for path in [UNKNOWN_PATH] * count + ["/livez"]:
-            connection = HTTPConnection(HOST, api.port, timeout=ANSWER_TIMEOUT)
+            connection = HTTPConnection(HOST, api.port, timeout=RESPONSE_TIMEOUT)
             stack.callback(connection.close)
             connection.request("GET", path)
-            sent.append((connection, path))
-        for connection, path in sent:
-            status = read_status(connection, f"{path}, one of {count + 1} at once")
+            requests.append((connection, path))
+        for connection, path in requests:
+            status = read_status(connection, f"{path}, one of {count + 1} concurrent requests")
             assert status == (200 if path == "/livez" else 404), (path, status)

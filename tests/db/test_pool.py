@@ -198,8 +198,8 @@ def test_a_database_that_falls_silent_costs_no_more_than_the_time_there_is(
 def test_a_start_of_two_seconds_is_waited_out_with_few_attempts(behind, proxy, tasks_url):
     client = behind(REQUEST_TIMEOUT="30").test_client()
     assert client.get(tasks_url).status_code == 200
-    proxy.turn_away()
-    proxy.cut()
+    proxy.accept_and_reset()
+    proxy.reset_connections()
     connects = proxy.connects
     threading.Timer(2, proxy.forward).start()
 
@@ -223,7 +223,7 @@ def test_an_outage_is_refused_at_once_until_it_is_over(impatient, proxy, tasks_u
     client = impatient.test_client()
     assert client.get(tasks_url).status_code == 200
     proxy.refuse()
-    proxy.cut()
+    proxy.reset_connections()
     assert_unavailable(client.get(tasks_url))
     began = time.monotonic()
 

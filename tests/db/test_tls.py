@@ -189,7 +189,7 @@ def running(api):
     """The server, from when its process answers, whether or not its database does."""
     try:
         api.start()
-        api.await_answer("/livez")
+        api.wait_for_success("/livez")
         yield
     finally:
         api.stop()
@@ -220,7 +220,7 @@ def test_a_password_that_is_put_right_needs_no_restart(tls_server, where, tmp_pa
         refused = client.request("GET", "/health")
         connection.execute(f"ALTER ROLE todo PASSWORD '{changed}'")
         try:
-            api.await_answer("/health")
+            api.wait_for_success("/health")
             journey(client)
         finally:
             connection.execute(f"ALTER ROLE todo PASSWORD '{PASSWORD}'")
