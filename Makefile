@@ -3,16 +3,17 @@
 # The Python that makes the virtual environment: 3.11 or later.
 PYTHON ?= python3
 
-# A relative path, and never the scripts beside it: neither minds a checkout whose path has spaces.
+# The relative path of Python. The scripts in .venv/bin do not work if the path has spaces, so each
+# program is started with `-m`.
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 CONFORMANCE_TOOLS := .venv-conformance/installed
 
 .PHONY: help
-help: ## Say what there is
+help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
-# Made anew only when what it is made of has changed.
+# The virtual environment, installed again only if one of these files has changed.
 $(INSTALLED): requirements-dev.lock requirements-fast.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
@@ -27,64 +28,64 @@ run: $(INSTALLED) ## Serve the API, on an embedded PostgreSQL unless DATABASE_UR
 	@$(PY) -m todo_api.commands.run
 
 .PHONY: token
-token: $(INSTALLED) ## Print a token for a user of `make run`: make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10
+token: $(INSTALLED) ## Print a token for `make run`: make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10
 	@$(PY) -m todo_api.commands.token "$(USER_ID)"
 
 .PHONY: purge
-purge: $(INSTALLED) ## Remove for good what has been in the trash for 30 days
+purge: $(INSTALLED) ## Remove tasks that have been in the trash for 30 days
 	$(PY) -m todo_api.commands.purge
 
-# A process without a test left takes some from another, so that no long one runs alone at the end.
+# `worksteal`: an idle process takes tests from the others, so that all processes end together.
 PYTEST := $(PY) -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: test
-test: $(INSTALLED) ## Run all tests but the slow ones, against a real PostgreSQL: in 3 minutes
+test: $(INSTALLED) ## Run the fast tests, on a real PostgreSQL: 3 minutes
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(INSTALLED) ## Run the slow tests: real servers, faults, migrations, browsers
+test-slow: $(INSTALLED) ## Run the slow tests: servers, fault injection, migrations, browsers: 8 minutes
 	$(PYTEST) -m slow $(ARGS)
 
-# What is asked of the tables, and not what they are.
+# The tests that use the tables but do not test the schema, so they also run on partitioned tables.
 DATA_LAYER := tests/resources tests/tasks tests/users tests/test_isolation.py $(addprefix tests/, \
 	commands/test_purge.py db/test_retries.py db/test_round_trips.py web/test_validation.py)
 
 .PHONY: test-full
-test-full: $(INSTALLED) ## Run the tests with every count in full, then through PgBouncer, then on partitions
+test-full: $(INSTALLED) ## Run all tests with more repetitions, then through PgBouncer, then on partitioned tables
 	$(PYTEST) --full $(ARGS)
 	$(PYTEST) --pooler $(ARGS)
 	$(PYTEST) --divided $(DATA_LAYER)
 
 .PHONY: bench
-bench: $(INSTALLED) ## Compare with peers and with the limits, in turns (needs wrk and Node)
+bench: $(INSTALLED) ## Compare this API with other frameworks and with bare servers (needs wrk and Node)
 	$(PY) benchmarks/compare.py $(ARGS)
 
 .PHONY: bench-revision
-bench-revision: $(INSTALLED) ## Compare with another revision, in turns: make bench-revision REV=main~5 (needs wrk)
+bench-revision: $(INSTALLED) ## Compare with another Git revision: make bench-revision REV=main~5 (needs wrk)
 	$(PY) benchmarks/compare_revisions.py $(REV) $(ARGS)
 
 .PHONY: bench-growth
-bench-growth: $(INSTALLED) ## Measure with more tasks, more clients, more distance, more time (needs wrk)
+bench-growth: $(INSTALLED) ## Measure with more tasks, clients, database latency and requests (needs wrk)
 	$(PY) benchmarks/growth.py $(ARGS)
 
 .PHONY: bench-profile
-bench-profile: $(INSTALLED) ## Measure where the time of each operation goes (needs wrk)
+bench-profile: $(INSTALLED) ## Measure the time of each operation by component (needs wrk)
 	$(PY) benchmarks/profile_operations.py $(ARGS)
 
 .PHONY: bench-startup
-bench-startup: $(INSTALLED) ## Measure the time from a start to the first answer
+bench-startup: $(INSTALLED) ## Measure the time from a start to the first response
 	$(PY) benchmarks/startup.py
 
 .PHONY: bench-tokens
-bench-tokens: $(INSTALLED) ## Measure what verifying tokens costs (needs wrk)
+bench-tokens: $(INSTALLED) ## Measure the cost of token verification (needs wrk)
 	$(PY) benchmarks/tokens.py
 
 .PHONY: bench-spread
-bench-spread: $(INSTALLED) ## Measure how connections spread over the workers (needs wrk and nginx)
+bench-spread: $(INSTALLED) ## Measure the distribution of connections to workers (needs wrk and nginx)
 	$(PY) -m benchmarks.connection_spread $(ARGS)
 
 .PHONY: fault-injection
-fault-injection: $(INSTALLED) ## Kill, cut, stall and overload real servers under load, and check the results
+fault-injection: $(INSTALLED) ## Kill, disconnect, stall and overload servers under load, and check the data
 	$(PY) -m fault_injection $(ARGS)
 
 # One scenario: make fault-injection-postgres
@@ -98,7 +99,7 @@ faults-%: $(INSTALLED)
 	$(PY) -m fault_injection $(ARGS) $*
 
 .PHONY: soak
-soak: $(INSTALLED) ## Serve a steady load for 10 minutes, and see that nothing grows: DURATION=7200 for 2 h
+soak: $(INSTALLED) ## Check that memory does not grow under a steady load of 10 minutes: DURATION=7200 for 2 h
 	$(PY) -m fault_injection soak
 
 $(CONFORMANCE_TOOLS): conformance/requirements.lock
@@ -106,24 +107,24 @@ $(CONFORMANCE_TOOLS): conformance/requirements.lock
 	.venv-conformance/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r conformance/requirements.lock
 	@touch $@
 
-# No script of a package runs: none of these needs one.
+# No installation script of a package runs: these packages do not need one.
 conformance/node_modules/installed: conformance/package-lock.json
 	npm ci --prefix conformance --ignore-scripts --loglevel error
 	@touch $@
 
 .PHONY: conformance
-conformance: $(INSTALLED) $(CONFORMANCE_TOOLS) conformance/node_modules/installed ## Let Spectral, Redocly, httplint and schemathesis judge the API (needs nodejs and npm)
+conformance: $(INSTALLED) $(CONFORMANCE_TOOLS) conformance/node_modules/installed ## Check the API with Spectral, Redocly, httplint and schemathesis (needs Node and npm)
 	$(PY) conformance/run.py
 
-# Coverage is that of both runs together: the second one adds its own, reports and judges. Each is a
-# make of its own, which says nothing after pytest's last line.
+# The second run appends its coverage, prints the report and checks the minimum. Each run is a make
+# process of its own, so that pytest's summary is the last line of the output.
 .PHONY: check
-check: lint types ## Run all that CI runs: in 12 minutes
+check: lint types ## Run everything that CI runs: 12 minutes
 	@$(MAKE) --no-print-directory test ARGS='--cov --cov-report= --cov-fail-under 0'
 	@$(MAKE) --no-print-directory test-slow ARGS='--cov --cov-append --cov-report term'
 
 .PHONY: lint
-lint: $(INSTALLED) ## Look for faults in style, in the direction of imports, and in uses of libraries
+lint: $(INSTALLED) ## Check the style, the import layers and the uses of private parts of libraries
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
@@ -139,12 +140,12 @@ types: $(INSTALLED) ## Check the types
 	$(PY) -m mypy
 
 .PHONY: migrate
-migrate: $(INSTALLED) ## Bring the database of DATABASE_URL to the newest schema
+migrate: $(INSTALLED) ## Migrate the database of DATABASE_URL to the newest schema
 	$(PY) -m alembic upgrade head
 
 .PHONY: migration
-migration: $(INSTALLED) ## Write a migration from what changed in the fields and tables: make migration MESSAGE="Add due dates"
-	@test -n "$(MESSAGE)" || { echo 'Say what it does: make migration MESSAGE="Add due dates"'; exit 2; }
+migration: $(INSTALLED) ## Generate a migration for changed fields and tables: make migration MESSAGE="Add due dates"
+	@test -n "$(MESSAGE)" || { echo 'Describe the migration: make migration MESSAGE="Add due dates"'; exit 2; }
 	$(PY) -m todo_api.commands.embedded sh -c '"$$0" -m alembic upgrade head && "$$0" -m alembic revision --autogenerate --message "$$1"' $(PY) "$(MESSAGE)"
 	@$(PY) -m ruff format --quiet migrations
 
@@ -153,7 +154,7 @@ openapi: $(INSTALLED) ## Write the contract to docs/openapi.json
 	DATABASE_URL=postgresql:// AUTH_MODE=none $(PY) -m flask --app wsgi openapi write docs/openapi.json
 
 .PHONY: lock
-lock: $(INSTALLED) ## Lock the versions of all dependencies anew
+lock: $(INSTALLED) ## Update the locked versions of all dependencies
 	$(PY) -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<1'
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' setup.cfg --output-file requirements.lock
@@ -170,7 +171,7 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 		--output-file benchmarks/peers/requirements.lock
 
 .PHONY: clean
-clean: ## Remove what make made, but not the data in .dev
+clean: ## Remove generated files, but not the data in .dev
 	rm -rf .venv-bench benchmarks/peers/fastify/node_modules
 	rm -rf .venv-conformance .schemathesis conformance/node_modules tests/*/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -90,7 +90,7 @@ class Connection:
         return await asyncio.get_running_loop().sock_recv(self.socket, 65536)
 
     async def read_response(self) -> Response:
-        """Return the next response. Raises EOFError or OSError if the server closes before its end."""
+        """Return the next response. Raises EOFError or OSError if the server closes too early."""
         async with asyncio.timeout(RESPONSE_TIMEOUT):
             while (size := response_size(self._received)) is None:
                 data = await self._receive()
@@ -296,7 +296,7 @@ class Traffic:
     async def _read_responses(
         self, connection: Connection, requests: Sequence[bytes]
     ) -> Sequence[bytes]:
-        """Return the requests without a response, if the server was allowed to close before them."""
+        """Return the requests without a response, if the server was allowed to close early."""
         for number, request in enumerate(requests):
             try:
                 response = await connection.read_response()

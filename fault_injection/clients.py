@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Response:
-    """The response to a request; the names of `headers` are in lower case."""
+    """The response to a request. The names of `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]

@@ -32,7 +32,7 @@ IDLE = 400  # connections of a round: with the mixed ones, more than the workers
 KEEP_ALIVE = 60  # seconds, so that only the clients close connections
 MAX_CPU = 0.5  # seconds of CPU, of one worker in a second without requests
 
-# The log lines about descriptors: one of each worker in a minute. A run can extend over two minutes.
+# The log lines about descriptors: each worker logs one in a minute, and a run may last two minutes.
 LINE = re.compile("descriptor|open files", re.IGNORECASE)
 MAX_LINES = 2 * WORKERS
 

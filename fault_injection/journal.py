@@ -1,4 +1,4 @@
-"""Clients that write, retry requests without a response, and record acknowledged writes in a journal."""
+"""Clients that write, retry, and record each acknowledged write in a journal."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class Writer(threading.Thread):
         return tasks.pop(self._random.randrange(len(tasks)))
 
     def record_task(self, operation: str, user: str, values: dict[str, Any], body: Any) -> None:
-        """Record the task of a response in the journal. Other values than the sent ones are an error."""
+        """Record the task of a response, or an error if its values differ from the sent ones."""
         returned = {name: body[name] for name in values} | {"user_id": body["user_id"]}
         if returned != values | {"user_id": user}:
             self._journal.record_error(f"{operation} sent {values} and got {body}")
@@ -348,7 +348,7 @@ def await_writes(journal: Journal, writes: int, deadline: float) -> None:
 def compare(journal: Journal, connection: Connection[tuple[Any, ...]]) -> None:
     """Compare the journal with the rows of the database.
 
-    The connection is a superuser's, which sees all rows. Raises AssertionError with the differences.
+    The connection is a superuser's, so it sees all rows. AssertionError lists the differences.
     """
     errors = list(journal.errors)
     rows = connection.execute(

@@ -32,8 +32,8 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)
 PORT = 6432  # a part of the socket's name; nothing listens on TCP
 START_TIMEOUT = STOP_TIMEOUT = 30  # seconds
 
-# With a password, PgBouncer authenticates clients by SCRAM and uses their SCRAM keys for the server.
-# Without one, both PgBouncer and the server trust every known user name.
+# With a password, PgBouncer authenticates clients by SCRAM, and logs in to the server with their
+# SCRAM keys. Without one, both PgBouncer and the server trust every known user name.
 CONFIGURATION = """
 [databases]
 * = host={host} port={port}

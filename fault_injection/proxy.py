@@ -276,7 +276,7 @@ def drop_all(receiver: socket.socket) -> None:
 def is_complete_postgresql_response(response: bytes) -> bool:
     """Return True if the response ends with a ReadyForQuery outside of a transaction.
 
-    A message has one byte for its kind, four bytes for its length without the kind, and its content.
+    A message has its kind in one byte, its length without this byte in four bytes, and its content.
     """
     start = 0
     while len(response) - start >= 5:

@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 def wait_until(is_true: Callable[[], bool], condition: str, seconds: float = 30) -> float:
-    """Return the seconds until `is_true()`. Raises AssertionError with the condition at a timeout."""
+    """Wait until `is_true()`; return the seconds. Raises AssertionError at the timeout."""
     started = time.monotonic()
     while not is_true():
         assert time.monotonic() < started + seconds, f"Not true after {seconds} s: {condition}."

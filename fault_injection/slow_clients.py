@@ -113,7 +113,7 @@ class SlowClient:
         self._socket.settimeout(0)
 
     def transfer(self) -> None:
-        """Send one byte, or read 64 bytes. Raises OSError if the server has closed the connection."""
+        """Send one byte, or read 64 bytes. Raises OSError if the connection is closed."""
         if self.kind != "readers":
             self._socket.sendall(b"x")
         with suppress(BlockingIOError):

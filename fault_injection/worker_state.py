@@ -1,4 +1,4 @@
-"""The state of gunicorn's workers: threads, descriptors and connections, from /proc and PostgreSQL."""
+"""The threads, descriptors and connections of gunicorn's workers, from /proc and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def open_connections(api: Api, count: int, stack: ExitStack) -> dict[int, list[H
 
 
 def read_status(connection: HTTPConnection, request: str) -> int:
-    """Return the status of the response. Raises AssertionError, which names the request, without one."""
+    """Return the status of the response. Raises AssertionError if none comes."""
     try:
         response = connection.getresponse()
         response.read()
