@@ -1,4 +1,4 @@
-"""One answer of every status that the API gives, each read by httplint."""
+"""Check one response of each status of the API with httplint."""
 
 import http.client
 import json
@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 from httplint import HttpRequestLinter, HttpResponseLinter
 from httplint.note import levels
 
-# Notes of the level "bad" that are not ours to mend, by class, each with its reason.
-NOT_OURS: dict[str, str] = {}
+# Classes of notes with the level "bad" that the API cannot avoid, each with its reason.
+ACCEPTED_NOTES: dict[str, str] = {}
 
-WANTED = {200, 201, 204, 304, 400, 401, 404, 405, 406, 409, 410, 412, 413, 415, 422, 428, 503}
+STATUSES = {200, 201, 204, 304, 400, 401, 404, 405, 406, 409, 410, 412, 413, 415, 422, 428, 503}
 
 
 class Server:
-    """A server that is asked, its answers read."""
+    """A server, with the statuses and the notes of its responses."""
 
     def __init__(self, url, token):
         self.parts = urlsplit(url)
@@ -26,8 +26,8 @@ class Server:
         self.bad = []
         self.warnings = set()
 
-    def ask(self, method, path, body=None, **fields):
-        """The answer's headers, after httplint has read it."""
+    def request(self, method, path, body=None, **fields):
+        """Send a request, check its response, and return the headers of the response."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -36,112 +36,113 @@ class Server:
         connection = http.client.HTTPConnection(self.parts.hostname, self.parts.port, timeout=10)
         started = time.time()
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        self.read(method, path, headers, body, answer, content, started)
-        return answer.headers
+        self.lint(method, path, headers, body, response, content, started)
+        return response.headers
 
-    def read(self, method, path, headers, body, answer, content, started):
+    def lint(self, method, path, headers, body, response, content, started):
+        """Record the status of the response, and httplint's notes on it."""
         request = HttpRequestLinter(start_time=started)
         request.process_request_topline(
             method.encode(), f"http://{self.parts.netloc}{path}".encode(), b"1.1"
         )
-        sent = {"Host": self.parts.netloc, "Accept-Encoding": "identity", **headers}
+        fields = {"Host": self.parts.netloc, "Accept-Encoding": "identity", **headers}
         if body is not None:
-            sent["Content-Length"] = str(len(body))
-        request.process_headers([(n.encode(), v.encode()) for n, v in sent.items()])
+            fields["Content-Length"] = str(len(body))
+        request.process_headers([(n.encode(), v.encode()) for n, v in fields.items()])
         if body is not None:
             request.feed_content(body)
         request.finish_content(complete=True)
-        response = HttpResponseLinter(
+        linter = HttpResponseLinter(
             start_time=started, _related=request, no_content=method == "HEAD"
         )
-        response.process_response_topline(
-            b"1.1", str(answer.status).encode(), answer.reason.encode()
+        linter.process_response_topline(
+            b"1.1", str(response.status).encode(), response.reason.encode()
         )
-        response.process_headers(
-            [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+        linter.process_headers(
+            [(name.encode(), value.encode()) for name, value in response.headers.items()]
         )
-        response.feed_content(content)
-        response.finish_content(complete=True)
-        self.statuses.add(answer.status)
-        for note in response.notes:
-            line = f"{answer.status} {method} {path}: {type(note).__name__}: {note.summary}"
-            if note.level is levels.BAD and type(note).__name__ not in NOT_OURS:
+        linter.feed_content(content)
+        linter.finish_content(complete=True)
+        self.statuses.add(response.status)
+        for note in linter.notes:
+            line = f"{response.status} {method} {path}: {type(note).__name__}: {note.summary}"
+            if note.level is levels.BAD and type(note).__name__ not in ACCEPTED_NOTES:
                 self.bad.append(line)
             elif note.level is levels.WARN:
                 self.warnings.add(f"{type(note).__name__}: {note.summary}")
 
 
-def ask_a_user(ask, user):
-    """What a user's requests are answered, from the first task to the user's leave."""
+def send_requests(request, user):
+    """Send all kinds of requests of a user, from the first task until the user is erased."""
     tasks = f"/api/{user}/tasks"
-    created = ask("POST", tasks, {"title": "Buy oat milk"})
-    ask("POST", tasks, {"title": "Buy oats"})
+    created = request("POST", tasks, {"title": "Buy oat milk"})
+    request("POST", tasks, {"title": "Buy oats"})
     task, tag = created["Location"], created["ETag"]
-    # Created, told again, and refused: the key is another request's.
+    # 201, the same response replayed, and 422: another request has used the key.
     for title in ("Buy milk", "Buy milk", "Buy bread"):
-        ask("POST", tasks, {"title": title}, Idempotency_Key="key")
-    first_page = ask("GET", f"{tasks}?limit=1")
-    ask("GET", first_page["Link"].partition(">")[0].lstrip("<"))
-    ask("HEAD", tasks)
-    ask("OPTIONS", tasks)
-    ask("GET", tasks, If_None_Match="*")
-    ask("GET", task)
-    ask("HEAD", task)
-    ask("GET", task, If_None_Match=tag)
-    ask("PATCH", task, {"description": "Two litres"}, If_Match=tag)
-    ask("PATCH", task, {"description": "Three litres"}, If_Match=tag)
-    ask("PUT", task, {"title": "Buy milk"}, If_None_Match="*")
-    ask("PUT", task, {"title": "Buy milk"})
-    ask("PATCH", f"{task}/complete", {"completed": True})
-    ask("POST", f"{task}/restore")
-    ask("GET", f"/api/{user}/changes?since=0")
-    ask("GET", f"/api/{user}/changes?since=999999")
-    ask("DELETE", task)
-    ask("GET", f"{tasks}?deleted=true")
-    ask("GET", task)
-    ask("DELETE", tasks)
-    ask("GET", tasks, Accept="text/html")
-    ask("POST", tasks, b"{")
-    ask("POST", tasks, {"title": ""})
-    ask("POST", tasks, b" " * (128 * 1024 + 1))
-    ask("POST", tasks, b"title=x", Content_Type="application/x-www-form-urlencoded")
-    ask("DELETE", f"/api/{user}")
+        request("POST", tasks, {"title": title}, Idempotency_Key="key")
+    first_page = request("GET", f"{tasks}?limit=1")
+    request("GET", first_page["Link"].partition(">")[0].lstrip("<"))
+    request("HEAD", tasks)
+    request("OPTIONS", tasks)
+    request("GET", tasks, If_None_Match="*")
+    request("GET", task)
+    request("HEAD", task)
+    request("GET", task, If_None_Match=tag)
+    request("PATCH", task, {"description": "Two litres"}, If_Match=tag)
+    request("PATCH", task, {"description": "Three litres"}, If_Match=tag)
+    request("PUT", task, {"title": "Buy milk"}, If_None_Match="*")
+    request("PUT", task, {"title": "Buy milk"})
+    request("PATCH", f"{task}/complete", {"completed": True})
+    request("POST", f"{task}/restore")
+    request("GET", f"/api/{user}/changes?since=0")
+    request("GET", f"/api/{user}/changes?since=999999")
+    request("DELETE", task)
+    request("GET", f"{tasks}?deleted=true")
+    request("GET", task)
+    request("DELETE", tasks)
+    request("GET", tasks, Accept="text/html")
+    request("POST", tasks, b"{")
+    request("POST", tasks, {"title": ""})
+    request("POST", tasks, b" " * (128 * 1024 + 1))
+    request("POST", tasks, b"title=x", Content_Type="application/x-www-form-urlencoded")
+    request("DELETE", f"/api/{user}")
     return task
 
 
 def main():
     user, token = os.environ["USER_ID"], os.environ["TOKEN"]
     server = Server(os.environ["URL"], token)
-    task = ask_a_user(server.ask, user)
+    task = send_requests(server.request, user)
     for path in ("/api/session", "/livez", "/health", "/metrics"):
-        server.ask("GET", path)
+        server.request("GET", path)
     for path in ("/openapi.json", "/docs", "/docs/start.js"):
-        server.ask("GET", path)
-    server.ask("GET", "/nothing")
+        server.request("GET", path)
+    server.request("GET", "/nothing")
 
-    stranger = Server(os.environ["URL"], None)
-    stranger.ask("GET", task)
-    stranger.ask("GET", task, Authorization="Bearer a.b.c")
+    without_token = Server(os.environ["URL"], None)
+    without_token.request("GET", task)
+    without_token.request("GET", task, Authorization="Bearer a.b.c")
 
-    # One that wants If-Match, and whose database is away.
-    alone = Server(os.environ["URL_WITHOUT_DATABASE"], token)
-    alone.ask("PATCH", task, {"title": "Buy oats"})
-    alone.ask("GET", task)
-    alone.ask("GET", "/health")
+    # This server requires If-Match and cannot connect to its database.
+    without_database = Server(os.environ["URL_WITHOUT_DATABASE"], token)
+    without_database.request("PATCH", task, {"title": "Buy oats"})
+    without_database.request("GET", task)
+    without_database.request("GET", "/health")
 
-    servers = (server, stranger, alone)
-    missing = WANTED - set().union(*(one.statuses for one in servers))
-    bad = [line for one in servers for line in one.bad]
-    for line in sorted(set().union(*(one.warnings for one in servers))):
-        print("warning,", line)
+    servers = (server, without_token, without_database)
+    missing = STATUSES - set().union(*(server.statuses for server in servers))
+    bad = [line for server in servers for line in server.bad]
+    for line in sorted(set().union(*(server.warnings for server in servers))):
+        print("warning:", line)
     for line in bad:
-        print("BAD,", line)
+        print("BAD:", line)
     if missing:
-        print("no answer of", *sorted(missing))
-    print(f"{len(WANTED) - len(missing)} statuses, {len(bad)} bad notes")
+        print("no response with", *sorted(missing))
+    print(f"{len(STATUSES) - len(missing)} statuses, {len(bad)} bad notes")
     sys.exit(bool(bad or missing))
 
 

@@ -1,6 +1,7 @@
-"""`make conformance`: tools that we did not write, on the document and on a server that runs.
+"""Check the OpenAPI document and a running server with tools of other projects: `make conformance`.
 
-Each of them is a judge: it ends with 0, or what it has to say is shown and this ends with 1.
+Each check passes if its tool exits with 0. The output of a failed tool is printed, and this program
+exits with 1.
 """
 
 from __future__ import annotations
@@ -30,48 +31,48 @@ from todo_api.startup import load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
 DOCUMENT = "docs/openapi.json"
 PYTHON = ROOT / ".venv-conformance" / "bin" / "python"
-MODULES = HERE / "node_modules" / ".bin"
+MODULES = FOLDER / "node_modules" / ".bin"
 
-# What is generated is another each time; a run is repeated with: make conformance SEED=...
-CASES_WANTED = 5000
+# schemathesis generates other cases in each run. To repeat a run: make conformance SEED=...
+MIN_CASES = 5000
 STATEFUL = ["--phases", "stateful", "--max-examples", "200"]
 RUNS = {
     "all but stateful": ["--phases", "examples,coverage,fuzzing", "--max-examples", "400"],
-    # That check takes a task for gone for good once it was deleted, and knows of no restoring: it
-    # has a run of its own, in which nothing is restored, nor is a user erased who then comes back.
+    # The check use_after_free expects that nothing restores a deleted task or an erased user. It
+    # runs only in the last run, without these operations.
     "stateful": [*STATEFUL, "--max-time", "75", "--exclude-checks", "use_after_free"],
-    "stateful, nothing restored": [
+    "stateful, without restore": [
         *STATEFUL,
         *("--max-time", "45"),
         *("--exclude-operation-id", "restoreFromTrash", "--exclude-operation-id", "removeUser"),
     ],
 }
-TIMEOUT = 600  # seconds, for any one of them
+TIMEOUT = 600  # seconds for each tool
 
 
 @contextmanager
-def served(environ: dict[str, str], log: int | None = None) -> Iterator[str]:
-    """The address of a server with these settings; it is stopped afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def run_server(environ: dict[str, str], log: int | None = None) -> Iterator[str]:
+    """Run a server with these settings, and yield its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     environ = os.environ | environ | {"HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "error"}
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn"], env=environ, cwd=ROOT, stderr=log
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(url)
+        wait_until_live(url)
         yield url
     finally:
         process.terminate()
         process.wait(30)
 
 
-def wait_for(url: str) -> None:
+def wait_until_live(url: str) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -83,11 +84,11 @@ def wait_for(url: str) -> None:
             time.sleep(0.05)
 
 
-def judge(name: str, arguments: list[str | Path], **environ: str) -> tuple[bool, str]:
-    """Whether this judge has nothing to say against it, and what it said."""
+def run_tool(name: str, arguments: list[str | Path], **environ: str) -> tuple[bool, str]:
+    """Run a tool and print its result. Return True if it exits with 0, and its output."""
     started = time.monotonic()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             arguments,
             env=os.environ | environ,
             cwd=ROOT,
@@ -97,31 +98,29 @@ def judge(name: str, arguments: list[str | Path], **environ: str) -> tuple[bool,
             timeout=TIMEOUT,
             check=False,
         )
-        passed, said = done.returncode == 0, done.stdout
-    except subprocess.TimeoutExpired as late:
-        passed, said = False, f"{late.stdout or ''}\nIt took more than {TIMEOUT} s."
+        passed, output = process.returncode == 0, process.stdout
+    except subprocess.TimeoutExpired as error:
+        passed, output = False, f"{error.stdout or ''}\nIt took more than {TIMEOUT} s."
     if not passed:
-        print(said)
+        print(output)
     print(f"{'pass' if passed else 'FAIL'}  {name}, {time.monotonic() - started:.0f} s", flush=True)
-    return passed, said
+    return passed, output
 
 
-def judge_document() -> Iterator[bool]:
+def check_document() -> Iterator[bool]:
     spectral = [MODULES / "spectral", "lint", "--fail-severity", "hint"]
-    yield judge("Spectral", [*spectral, "--ruleset", HERE / "spectral.yaml", DOCUMENT])[0]
-    redocly = [MODULES / "redocly", "lint", "--config", HERE / "redocly.yaml", DOCUMENT]
-    yield judge("Redocly", redocly, REDOCLY_SUPPRESS_UPDATE_NOTICE="true")[0]
+    yield run_tool("Spectral", [*spectral, "--ruleset", FOLDER / "spectral.yaml", DOCUMENT])[0]
+    redocly = [MODULES / "redocly", "lint", "--config", FOLDER / "redocly.yaml", DOCUMENT]
+    yield run_tool("Redocly", redocly, REDOCLY_SUPPRESS_UPDATE_NOTICE="true")[0]
     vacuum = shutil.which("vacuum")
     if vacuum:
-        strictly = ["lint", "-z", "--fail-severity", "warn", "--ruleset", HERE / "vacuum.yaml"]
-        yield judge("vacuum", [vacuum, *strictly, DOCUMENT])[0]
+        options = ["lint", "-z", "--fail-severity", "warn", "--ruleset", FOLDER / "vacuum.yaml"]
+        yield run_tool("vacuum", [vacuum, *options, DOCUMENT])[0]
     else:
-        print(
-            "skip  vacuum: its binary is not on the PATH, and its npm package is a download of it"
-        )
+        print("skip  vacuum: its program is not in the PATH, and its npm package only downloads it")
 
 
-def judge_server(seed: str) -> Iterator[bool]:
+def check_server(seed: str) -> Iterator[bool]:
     with ExitStack() as stack:
         cluster = stack.enter_context(temporary_cluster(options={"fsync": "off"}))
         database = cluster.create_database("todo")
@@ -134,18 +133,22 @@ def judge_server(seed: str) -> Iterator[bool]:
             "JWT_SECRET": secrets.token_hex(32),
             "METRICS": "true",
         }
-        url = stack.enter_context(served(settings))
-        nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:9/todo", "REQUIRE_IF_MATCH": "true"}
+        url = stack.enter_context(run_server(settings))
+        no_database = {"DATABASE_URL": "postgresql://127.0.0.1:9/todo", "REQUIRE_IF_MATCH": "true"}
         user = str(uuid.uuid4())
         environ = {
             "URL": url,
             "USER_ID": user,
             "TOKEN": make_token(load_settings(settings), user),
         }
-        with served(settings | nowhere, subprocess.DEVNULL) as alone:
-            answers = [PYTHON, HERE / "lint_responses.py"]
-            passed, said = judge("httplint", answers, **environ, URL_WITHOUT_DATABASE=alone)
-            print(f"      {said.splitlines()[-1]}")
+        with run_server(settings | no_database, subprocess.DEVNULL) as url_without_database:
+            passed, output = run_tool(
+                "httplint",
+                [PYTHON, FOLDER / "lint_responses.py"],
+                **environ,
+                URL_WITHOUT_DATABASE=url_without_database,
+            )
+            print(f"      {output.splitlines()[-1]}")
             yield passed
 
         program = [
@@ -153,25 +156,27 @@ def judge_server(seed: str) -> Iterator[bool]:
             "-m",
             "schemathesis.cli",
             "--config-file",
-            HERE / "schemathesis.toml",
+            FOLDER / "schemathesis.toml",
             "run",
         ]
-        address = [f"{url}/openapi.json", "--url", url, "--seed", seed, "--no-color"]
-        address += ["--checks", "all", "--mode", "all"]
+        target = [f"{url}/openapi.json", "--url", url, "--seed", seed, "--no-color"]
+        target += ["--checks", "all", "--mode", "all"]
         cases = 0
         for name, options in RUNS.items():
-            passed, said = judge(f"schemathesis, {name}", [*program, *address, *options], **environ)
-            generated = re.search(r"([0-9]+) generated", said)
+            passed, output = run_tool(
+                f"schemathesis, {name}", [*program, *target, *options], **environ
+            )
+            generated = re.search(r"([0-9]+) generated", output)
             cases += int(generated[1]) if generated else 0
             yield passed
-        print(f"      {cases} cases, {CASES_WANTED} wanted; SEED={seed}")
-        yield cases >= CASES_WANTED
+        print(f"      {cases} cases, {MIN_CASES} at least; SEED={seed}")
+        yield cases >= MIN_CASES
 
 
 def main() -> None:
     seed = os.environ.get("SEED") or str(secrets.randbelow(10**9))
-    verdicts = [*judge_document(), *judge_server(seed)]
-    sys.exit(not all(verdicts))
+    results = [*check_document(), *check_server(seed)]
+    sys.exit(not all(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know of valid requests, taken out of those that it holds to be valid."""
+"""Corrections of generated requests, for rules of the API that an OpenAPI schema cannot express."""
 
 import re
 from uuid import uuid4
@@ -11,7 +11,7 @@ TITLE_LENGTH = 255
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Keep valid requests valid, and invalid ones invalid; the others go as they were made."""
+    """Keep valid requests valid and invalid requests invalid; do not change the others."""
     if case.meta is not None and case.meta.generation.mode.is_positive:
         keep_valid(case)
     elif case.meta is not None:
@@ -19,33 +19,34 @@ def before_call(context, case, kwargs):
 
 
 def keep_valid(case):
-    """Send nothing that only this server can tell to be wrong."""
+    """Remove or replace values that match the schema but that the server must refuse."""
     if case.query:
-        # Both are what the server gave to its client: no schema tells which texts these are.
+        # The server makes both values for its clients; a schema cannot describe the valid ones.
         case.query.pop("cursor", None)
         if "since" in case.query and not re.fullmatch("[0-9]{1,18}", str(case.query["since"])):
             case.query["since"] = "0"
     if case.headers:
-        # Together, they say that the task must be there and must not be.
+        # Both headers together require that the task exists and that it does not exist.
         if case.headers.get("If-None-Match") == "*":
             case.headers.pop("If-Match", None)
-        # The coverage phase makes `0` for a header whose every value has a character beside
-        # letters and digits, against the header's pattern.
+        # The coverage phase generates `0` for these headers, although it violates their pattern.
         for name in ENTITY_TAGS & set(case.headers):
             if case.headers[name] == "0":
                 del case.headers[name]
-        # A key that another request has had is refused; sent again, it may tell of a task that is
-        # deleted since. Each request has one of its own, of the form that was generated.
-        key, own = case.headers.get("Idempotency-Key"), uuid4().hex
+        # A key is refused if another request has used it, so each request gets a new key in the
+        # generated form.
+        key, new_key = case.headers.get("Idempotency-Key"), uuid4().hex
         if key:
-            quoted = key.startswith('"')
-            case.headers["Idempotency-Key"] = f'"{own}"' if quoted else own + key[len(own) :]
+            is_quoted = key.startswith('"')
+            case.headers["Idempotency-Key"] = (
+                f'"{new_key}"' if is_quoted else new_key + key[len(new_key) :]
+            )
 
 
 def keep_invalid(case):
-    """Send a title that is too long, and not one that is too long with its white space only.
+    """Keep a title too long: add characters that the server does not strip.
 
-    That is stripped before the rest is measured, which maxLength cannot say.
+    The server strips white space before it checks the length. maxLength cannot express this.
     """
     title = case.body.get("title") if isinstance(case.body, dict) else None
     if isinstance(title, str) and len(title.strip()) <= TITLE_LENGTH < len(title):
