@@ -1,8 +1,9 @@
-"""How connections spread over the workers when clients come at once: `make bench-spread`.
+"""Measure the distribution of connections to workers: `make bench-spread` (needs wrk and nginx).
 
-Two workers of four threads, direct and behind the nginx of deploy/. wrk opens its connections at
-once and reads one task for SECONDS, ROUNDS times each; between two of them, all connections are
-closed. Another worker class: `make bench-spread ARGS="--worker-class gthread"`. Needs wrk, nginx.
+wrk opens all its connections at once and reads one task for SECONDS, directly and through the nginx
+of deploy/, ROUNDS times each. Between two rounds, all connections are closed. gunicorn has two
+workers of four threads. `make bench-spread ARGS="--worker-class gthread"` measures another worker
+class.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 WORKERS, THREADS = 2, 4
 CLIENTS = (16, 100)
 ROUNDS, SECONDS = 30, 2
-ON_ONE = 0.9  # of the connections
+SHARE_ON_ONE_WORKER = 0.9  # of the connections, from which a round counts as "on one worker"
 
-# All of wrk's clients have one address; nginx would limit its rate and number of connections.
+# wrk has a single address. This change switches off nginx's limits for each address.
 UNLIMITED = (
     "todo-api/http.conf",
     "geo $todo_uncounted {\n    default 0;",
@@ -41,7 +42,7 @@ UNLIMITED = (
 
 
 class Round(NamedTuple):
-    """What one worker had at most of the connections and of the CPU time, and what wrk counted."""
+    """The largest share of a worker in connections and CPU time, and the figures of wrk."""
 
     connections: float
     cpu: float
@@ -51,15 +52,15 @@ class Round(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker-class", help="of gunicorn, instead of the API's own")
+    parser.add_argument("--worker-class", help="a worker class of gunicorn instead of the API's")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is needed: apt-get install wrk")
     options = "--max-requests 0"  # the same workers from the first round to the last
-    if told.worker_class:
-        options += f" --worker-class {told.worker_class}"
+    if arguments.worker_class:
+        options += f" --worker-class {arguments.worker_class}"
     settings = {"WEB_CONCURRENCY": str(WORKERS), "WEB_THREADS": str(THREADS)}
     settings["GUNICORN_CMD_ARGS"] = options
     with postgresql() as server, serving(server.url(), **settings) as api:
@@ -68,27 +69,27 @@ def main() -> None:
             created = client.request("POST", f"/api/{uuid.uuid4()}/tasks", body)
         assert created.status == HTTPStatus.CREATED, created
         path = created.headers["location"]
-        run_wrk(api, api.address, path, CLIENTS[0])  # which warms up
-        print("| | clients | connections | on one | CPU | requests/s | errors |")
+        run_wrk(api, api.address, path, CLIENTS[0])  # the warm-up
+        print("| | clients | connections | on one worker | CPU | requests/s | errors |")
         print("|---|---|---|---|---|---|---|")
-        for clients in told.clients:
+        for clients in arguments.clients:
             direct, behind = [], []
-            for _ in range(told.rounds):  # in turns: the machine's ups and downs are longer
+            for _ in range(arguments.rounds):  # alternately: noise of the machine lasts longer
                 direct.append(run_wrk(api, api.address, path, clients))
                 with nginx_proxy(api.address, UNLIMITED) as nginx:
                     behind.append(run_wrk(api, nginx.address, path, clients))
-            show("direct", clients, direct)
-            show("nginx", clients, behind)
-    print("Of connections and CPU: the share of the worker with more, median (most).")
-    print("On one: rounds in which one worker had nine tenths of the connections or more.")
-    print("Requests/s: median (least).")
+            print_row("direct", clients, direct)
+            print_row("nginx", clients, behind)
+    print("Connections and CPU: the share of the worker with the larger one, median (maximum).")
+    print("On one worker: rounds in which one worker had 90 % of the connections or more.")
+    print("Requests/s: median (minimum).")
 
 
 def run_wrk(api: Api, address: tuple[str, int], path: str, clients: int) -> Round:
-    """Open so many connections at once, and look at the workers while they are used."""
+    """Run wrk with this number of connections, and measure the workers meanwhile."""
     await_no_connections(api)
     workers = api.workers()
-    before = [cpu_seconds(worker) for worker in workers]
+    cpu_before = [cpu_seconds(worker) for worker in workers]
     url = f"http://{address[0]}:{address[1]}{path}"
     process = subprocess.Popen(
         ["wrk", "-t1", f"-c{clients}", f"-d{SECONDS}s", url], stdout=subprocess.PIPE, text=True
@@ -96,27 +97,29 @@ def run_wrk(api: Api, address: tuple[str, int], path: str, clients: int) -> Roun
     time.sleep(SECONDS / 2)
     accepted = Counter(map_connections(api).values())
     output, _ = process.communicate(timeout=60)
-    spent = [cpu_seconds(worker) - cpu for worker, cpu in zip(workers, before, strict=True)]
+    cpu = [
+        cpu_seconds(worker) - seconds for worker, seconds in zip(workers, cpu_before, strict=True)
+    ]
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     assert rate, output
     assert accepted, "No worker has accepted a connection."
     errors = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", output)
     return Round(
         connections=max(accepted.values()) / accepted.total(),
-        cpu=max(spent) / sum(spent),
+        cpu=max(cpu) / sum(cpu),
         rate=float(rate[1]),
         errors=sum(map(int, errors)),
     )
 
 
-def show(name: str, clients: int, rounds: list[Round]) -> None:
-    """Print a line of the table."""
+def print_row(name: str, clients: int, rounds: list[Round]) -> None:
+    """Print a row of the table."""
     connections, cpu = [each.connections for each in rounds], [each.cpu for each in rounds]
     rates = [each.rate for each in rounds]
-    on_one = sum(share >= ON_ONE for share in connections)
+    on_one_worker = sum(share >= SHARE_ON_ONE_WORKER for share in connections)
     figures = (
         f"{statistics.median(connections):.0%} ({max(connections):.0%})",
-        f"{on_one} of {len(rounds)}",
+        f"{on_one_worker} of {len(rounds)}",
         f"{statistics.median(cpu):.0%} ({max(cpu):.0%})",
         f"{statistics.median(rates):,.0f} ({min(rates):,.0f})",
         sum(each.errors for each in rounds),

@@ -1,6 +1,6 @@
-"""A way to PostgreSQL that takes longer: what a client sends arrives so many milliseconds later.
+"""A proxy to PostgreSQL that delays the data from the client.
 
-Answers come back at once, so that this is what a round trip takes more.
+It forwards the data from PostgreSQL without a delay, so a round trip takes longer by one delay.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class Passing(asyncio.Protocol):
-    """One direction: gives what it receives to `receive`, in order."""
+class Forwarder(asyncio.Protocol):
+    """One direction of a connection: passes received data to `receive`."""
 
     def __init__(self, receive: Callable[[bytes], None], close: Callable[[], None]) -> None:
         self.data_received = receive
@@ -32,28 +32,28 @@ class Passing(asyncio.Protocol):
 
 
 async def serve(socket: str, seconds: float) -> None:
-    """Pass connections on to the socket; the port is printed. Ends when its standard input does."""
+    """Print the port, and forward connections to the socket until standard input ends."""
     loop = asyncio.get_running_loop()
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, _ = await loop.create_unix_connection(
-            lambda: Passing(writer.write, writer.close), socket
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, _ = await loop.create_unix_connection(
+            lambda: Forwarder(writer.write, writer.close), socket
         )
-        while sent := await reader.read(65536):
+        while data := await reader.read(65536):
             if seconds:
-                loop.call_later(seconds, there.write, sent)
+                loop.call_later(seconds, upstream.write, data)
             else:
-                there.write(sent)
-        loop.call_later(seconds, there.close)
+                upstream.write(data)
+        loop.call_later(seconds, upstream.close)
 
-    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    server = await asyncio.start_server(forward, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
 
 
 @contextmanager
 def delayed(url: str, milliseconds: float) -> Iterator[str]:
-    """The URL by which the database of `url` is so much further away."""
+    """Run a proxy with this delay. Yield the URL of the same database through the proxy."""
     parts = conninfo_to_dict(url)
     process = subprocess.Popen(
         [sys.executable, __file__, f"{parts['host']}/.s.PGSQL.5432", str(milliseconds)],
@@ -72,14 +72,14 @@ def delayed(url: str, milliseconds: float) -> Iterator[str]:
 
 
 def round_trip(url: str) -> float:
-    """Milliseconds that a statement takes which does nothing: the median of a few."""
-    taken = []
+    """Return the milliseconds of an empty statement: the median of 31."""
+    seconds = []
     with psycopg.connect(url, autocommit=True, prepare_threshold=0) as connection:
         for _ in range(31):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             connection.execute("SELECT")
-            taken.append(time.perf_counter() - begun)
-    return sorted(taken)[len(taken) // 2] * 1e3
+            seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[len(seconds) // 2] * 1e3
 
 
 if __name__ == "__main__":

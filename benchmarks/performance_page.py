@@ -1,4 +1,4 @@
-"""Tables, and the sections of docs/performance.md that are measured and not written."""
+"""Tables in Markdown, and the sections of docs/performance.md that the benchmarks generate."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PAGE = ROOT / "docs/performance.md"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, whose first column has text and whose others have numbers."""
+    """Return a table in Markdown: text in the first column, numbers in the others."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def replace_section(command: str, text: str) -> None:
-    """Put the text between the two marks of this command."""
+    """Replace the text between the two comments that name this command."""
     page = PAGE.read_text()
-    marks = rf"(<!-- {command} -->\n).*(<!-- end of {command} -->)"
-    replaced, count = re.subn(
-        marks, lambda found: f"{found[1]}\n{text}\n{found[2]}", page, flags=re.DOTALL
+    section = rf"(<!-- {command} -->\n).*(<!-- end of {command} -->)"
+    new_page, count = re.subn(
+        section, lambda match: f"{match[1]}\n{text}\n{match[2]}", page, flags=re.DOTALL
     )
     assert count == 1, f"docs/performance.md has no section of {command}"
-    PAGE.write_text(replaced)
+    PAGE.write_text(new_page)

@@ -1,8 +1,8 @@
-"""Where the time of a request goes: `make bench-profile`.
+"""Measure the time of each operation by component: `make bench-profile`.
 
-One worker with one thread serves each operation under load, and its stack is looked at a thousand
-times a second. A sample counts for the innermost frame that is some part's; the time between is
-that of the clock, since the thread is never without a request.
+One worker with one thread serves each operation under load. It samples its stack 1,000 times per
+second. A sample counts for the component of its innermost frame that belongs to a component. The
+times are elapsed times, because the thread always has a request.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from compare import SIZE, TITLES, machine
 from data import WRITES, migrated, write_tokens
 from load import measure, require_wrk
 from performance_page import replace_section, table
-from systems import OURS, serving
+from systems import THIS_API, serving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from data import Data
 
-# The first whose file and function are in a frame; what no part has belongs to who called it.
-PARTS: Mapping[str, Sequence[str]] = {
+# The components, with texts to find in FILE:FUNCTION of a frame. The first match counts. A frame
+# without a match counts for the component of its caller.
+COMPONENTS: Mapping[str, Sequence[str]] = {
     "waiting for a request": ("todo_api/server/worker.py:Worker._serve",),
-    "sending the answer": ("todo_api/server/responses.py:Response.send_headers",),
+    "sending the response": ("todo_api/server/responses.py:Response.send_headers",),
     "gunicorn and its worker": ("/gunicorn/", "todo_api/server/"),
-    "PostgreSQL, and libpq": (
+    "PostgreSQL and libpq": (
         "todo_api/db/connection.py:Connection.transact",
         "todo_api/db/connection.py:Connection._await",
     ),
-    "values in, rows out": ("todo_api/db/connection.py", "/psycopg/"),
+    "conversion of values and rows": ("todo_api/db/connection.py", "/psycopg/"),
     "pool and admission limiter": ("todo_api/db/", "/psycopg_pool/"),
     "the log line": ("todo_api/logs.py", "todo_api/web/access_log.py", "/structlog/"),
     "metrics": ("todo_api/metrics.py", "/prometheus_client/"),
@@ -47,81 +48,81 @@ PARTS: Mapping[str, Sequence[str]] = {
         *("todo_api/web/body.py", "todo_api/web/fields.py", "todo_api/web/validation.py"),
     ),
     "Flask and werkzeug": ("/flask/", "/werkzeug/", "/blinker/"),
-    "checks, views, header fields": ("todo_api/", "/flask_smorest/"),
+    "checks, views, headers": ("todo_api/", "/flask_smorest/"),
 }
 OTHER = "other"
-PER_SECOND = 1_000_000  # microseconds
+MICROSECONDS_PER_SECOND = 1_000_000
 
-Shares = dict[str, float]
+Times = dict[str, float]
 
 
-def part_of(stack: Sequence[Sequence[str]]) -> str:
+def find_component(stack: Sequence[Sequence[str]]) -> str:
     for file, function in stack:
-        for part, places in PARTS.items():
-            if any(place in f"{file}:{function}" for place in places):
-                return part
+        for component, texts in COMPONENTS.items():
+            if any(text in f"{file}:{function}" for text in texts):
+                return component
     return OTHER
 
 
-def profile(operation: str, data: Data, folder: Path, seconds: int) -> Shares:
-    """Microseconds of a request in each part, by the clock."""
+def profile(operation: str, data: Data, folder: Path, seconds: int) -> Times:
+    """Return the microseconds of a request in each component."""
     samples = folder / f"{operation}.json"
-    # Sampling hears of a signal in its main thread, so that is the one that serves.
+    # Only the main thread receives signals, so the main thread serves the requests.
     environ = {
         "SAMPLES": str(samples),
         "PYTHONPATH": str(Path(__file__).parent),
         "GUNICORN_CMD_ARGS": "-k sampling_worker.SampledWorker",
     }
-    ours = replace(OURS, environ={**OURS.environ, **environ})
+    system = replace(THIS_API, environ={**THIS_API.environ, **environ})
     data.reset(SIZE)
-    with serving(ours, data.url, folder / "log", tokens=True, workers=1, threads=1) as server:
-        (worker,) = (each for each in server.processes() if each != server.group)
+    with serving(system, data.url, folder / "log", tokens=True, workers=1, threads=1) as server:
+        (worker,) = (process for process in server.processes() if process != server.group)
         load = partial(measure, server.url, operation, data, SIZE, tokens=folder / "tokens")
         load(seconds=2)
         data.reset(SIZE)
         os.kill(worker, signal.SIGUSR1)
-        measured = load(seconds=seconds)
+        measurement = load(seconds=seconds)
         os.kill(worker, signal.SIGUSR1)
-    taken = PER_SECOND * measured.seconds / measured.requests
-    found: Shares = dict.fromkeys([*PARTS, OTHER], 0.0)
-    for stack, times in json.loads(samples.read_text()):
-        found[part_of(stack)] += times
-    return {part: taken * times / sum(found.values()) for part, times in found.items()}
+    request_time = MICROSECONDS_PER_SECOND * measurement.seconds / measurement.requests
+    counts: Times = dict.fromkeys([*COMPONENTS, OTHER], 0.0)
+    for stack, count in json.loads(samples.read_text()):
+        counts[find_component(stack)] += count
+    total = sum(counts.values())
+    return {component: request_time * count / total for component, count in counts.items()}
 
 
-def shown(found: Mapping[str, Shares]) -> str:
+def format_table(profiles: Mapping[str, Times]) -> str:
     rows = [
-        [part, *(f"{shares[part]:.0f}" for shares in found.values())]
-        for part in [*PARTS, OTHER]
-        if any(shares[part] >= 1 for shares in found.values())
+        [component, *(f"{times[component]:.0f}" for times in profiles.values())]
+        for component in [*COMPONENTS, OTHER]
+        if any(times[component] >= 1 for times in profiles.values())
     ]
-    rows.append(["all of it", *(f"{sum(shares.values()):.0f}" for shares in found.values())])
-    return table(["µs of a request", *(TITLES[operation] for operation in found)], rows)
+    rows.append(["total", *(f"{sum(times.values()):.0f}" for times in profiles.values())])
+    return table(["µs of a request", *(TITLES[operation] for operation in profiles)], rows)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=8, help="of each operation")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--seconds", type=int, default=8, help="seconds of each operation")
+    parser.add_argument("--write", action="store_true", help="write into docs/performance.md")
     return parser.parse_args()
 
 
 def main() -> None:
-    given = arguments()
+    options = arguments()
     require_wrk()
     with tempfile.TemporaryDirectory() as name, migrated() as data:
         folder = Path(name)
         write_tokens(folder / "tokens", SIZE.users)
-        found = {
-            operation: profile(operation, data, folder, given.seconds)
+        profiles = {
+            operation: profile(operation, data, folder, options.seconds)
             for operation in WRITES
             if operation != "mix"
         }
-        text = (
-            f"{shown(found)}\n\nOne worker, one thread, {given.seconds} s each. {machine(data)}.\n"
-        )
+        setup = f"One worker, one thread, {options.seconds} s each. {machine(data)}."
+        text = f"{format_table(profiles)}\n\n{setup}\n"
     print(text)
-    if given.write:
+    if options.write:
         replace_section("make bench-profile", text)
 
 

@@ -21,16 +21,16 @@ Stack = tuple[tuple[str, str], ...]
 
 
 class SampledWorker(Worker):
-    """Serves by one thread, the main one, at which alone signals arrive, and samples its stack.
+    """Serve requests in the main thread, which alone receives signals, and sample its stack.
 
-    From one SIGUSR1 to the next. At its end it writes to the file SAMPLES how often it was where:
-    pairs of a stack, the innermost frame first, and a number.
+    A SIGUSR1 starts the sampling, and the next one ends it. At its end, the worker writes a list of
+    stacks with their numbers of samples to the file SAMPLES, each with the innermost frame first.
     """
 
     def run(self) -> None:
         self.stacks: Counter[Stack] = Counter()
         self.sampling = False
-        signal.signal(signal.SIGUSR1, self.begin_or_end)
+        signal.signal(signal.SIGUSR1, self.toggle_sampling)
         signal.signal(signal.SIGALRM, self.sample)
         self._prepare()
         supervisor = threading.Thread(target=self._supervise)
@@ -39,7 +39,7 @@ class SampledWorker(Worker):
         supervisor.join()
         Path(os.environ["SAMPLES"]).write_text(json.dumps(list(self.stacks.items())))
 
-    def begin_or_end(self, *_: object) -> None:
+    def toggle_sampling(self, *_: object) -> None:
         self.sampling = not self.sampling
         interval = INTERVAL if self.sampling else 0
         signal.setitimer(signal.ITIMER_REAL, interval, interval)

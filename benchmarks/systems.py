@@ -1,4 +1,4 @@
-"""Who is compared: this API, its peers and the limits; how each is served, and what it must do."""
+"""The compared systems: this API, other frameworks and upper bounds; how to run and check them."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ VENV = ROOT / ".venv-bench"
 WORKERS, THREADS = 2, 4
 
 ALL = tuple(WRITES)
-PLAIN = tuple(name for name in ALL if name != "not_modified")
+WITHOUT_CONDITIONAL_GET = tuple(name for name in ALL if name != "not_modified")
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A server, and what it can be asked. `{port}` and `{workers}` stand in its command.
+class System:
+    """A server to compare. Its command contains `{port}` and `{workers}`.
 
-    A limit has no database, so that what it answers is always the same.
+    An upper bound has no database and always sends the same response.
     """
 
     name: str
     command: tuple[str | Path, ...]
-    operations: tuple[str, ...] = PLAIN
+    operations: tuple[str, ...] = WITHOUT_CONDITIONAL_GET
     folder: Path = PEERS
     environ: Mapping[str, str] = field(default_factory=dict)
-    limit: bool = False
+    is_upper_bound: bool = False
 
 
 def gunicorn(python: str | Path, application: str, *options: str) -> tuple[str | Path, ...]:
@@ -57,40 +57,46 @@ def uvicorn(application: str) -> tuple[str | Path, ...]:
     return VENV / "bin/python", "-m", "uvicorn", *options, *listen, application
 
 
-OURS = Contender(
+THIS_API = System(
     "this API",
     (sys.executable, "-m", "gunicorn"),
     ALL,
     ROOT,
-    # What else .env may say of tokens is unset by nothing.
+    # The empty values override settings of .env.
     {"JWT_JWKS_URL": "", "JWT_PUBLIC_KEY": "", "JWT_ISSUER": "", "JWT_AUDIENCE": ""}
     | {"LOG_LEVEL": "info", "METRICS": "true"},
 )
-# What pays where the database is next door: threads are for waiting, and wait for each other.
+# With a near database, one thread can be faster: more threads compete for Python's lock.
 ONE_THREAD = replace(
-    OURS, name="this API, one thread", environ={**OURS.environ, "WEB_THREADS": "1"}
+    THIS_API, name="this API, one thread", environ={**THIS_API.environ, "WEB_THREADS": "1"}
 )
-SQLMODEL = Contender("FastAPI + SQLModel", uvicorn("fastapi_sqlmodel:app"))
-ASYNCPG = Contender("FastAPI + asyncpg", uvicorn("fastapi_asyncpg:app"))
-FLASK_ORM = Contender("Flask-SQLAlchemy", gunicorn(VENV / "bin/python", "flask_sqlalchemy_orm:app"))
-FASTIFY = Contender("Fastify + pg", ("node", PEERS / "fastify/server.mjs"))
-BARE_FLASK = Contender(
-    "bare Flask", gunicorn(sys.executable, "bare:flask"), ("get", "list", "create"), limit=True
+SQLMODEL = System("FastAPI + SQLModel", uvicorn("fastapi_sqlmodel:app"))
+ASYNCPG = System("FastAPI + asyncpg", uvicorn("fastapi_asyncpg:app"))
+FLASK_ORM = System("Flask-SQLAlchemy", gunicorn(VENV / "bin/python", "flask_sqlalchemy_orm:app"))
+FASTIFY = System("Fastify + pg", ("node", PEERS / "fastify/server.mjs"))
+BARE_FLASK = System(
+    "bare Flask",
+    gunicorn(sys.executable, "bare:flask"),
+    ("get", "list", "create"),
+    is_upper_bound=True,
 )
-BARE_WSGI = Contender(
-    "bare WSGI", gunicorn(sys.executable, "bare:wsgi"), ("get", "list", "create"), limit=True
+BARE_WSGI = System(
+    "bare WSGI",
+    gunicorn(sys.executable, "bare:wsgi"),
+    ("get", "list", "create"),
+    is_upper_bound=True,
 )
-# gunicorn's own worker has the two above, ours this one.
-OUR_WORKER = Contender(
+# The two systems above run in gunicorn's own worker, this one in the worker of this API.
+OUR_WORKER = System(
     "bare Flask, our worker",
     gunicorn(sys.executable, "bare:flask", "-k", "todo_api.server.worker.Worker"),
     ("get", "list", "create"),
     environ={"PYTHONPATH": str(ROOT)},
-    limit=True,
+    is_upper_bound=True,
 )
 
-CONTENDERS = (
-    OURS,
+SYSTEMS = (
+    THIS_API,
     ONE_THREAD,
     SQLMODEL,
     ASYNCPG,
@@ -103,10 +109,10 @@ CONTENDERS = (
 
 
 def install_peers() -> None:
-    """Install what the peers need, as their lock files have it, unless it is there."""
+    """Install the packages of the peers' lock files, unless they are installed."""
     lock = PEERS / "requirements.lock"
     installed = VENV / "installed"
-    if not newer(installed, lock):
+    if not is_newer(installed, lock):
         subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
         pip = [VENV / "bin/python", "-m", "pip", "install", "--quiet"]
         options = ["--disable-pip-version-check", "--require-hashes", "-r", lock]
@@ -115,58 +121,58 @@ def install_peers() -> None:
     if shutil.which("npm") is None:
         sys.exit("Node with npm is needed for one of the peers: Node 20 or later")
     folder = PEERS / "fastify"
-    if not newer(folder / "node_modules/.package-lock.json", folder / "package-lock.json"):
+    if not is_newer(folder / "node_modules/.package-lock.json", folder / "package-lock.json"):
         subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)
 
 
-def newer(made: Path, source: Path) -> bool:
-    return made.exists() and made.stat().st_mtime > source.stat().st_mtime
+def is_newer(target: Path, source: Path) -> bool:
+    return target.exists() and target.stat().st_mtime > source.stat().st_mtime
 
 
 @dataclass(frozen=True)
 class Server:
-    """A contender that serves, and the id of the process group that it is."""
+    """A running system, with its URL and the id of its process group."""
 
-    contender: Contender
+    system: System
     url: str
     group: int
 
     def processes(self) -> list[int]:
-        """The ids of its processes."""
-        found = []
+        """Return the ids of the processes in its group."""
+        processes = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if int(stat(folder)[2]) == self.group:
-                    found.append(int(folder.name))
-        return found
+                if int(read_stat(folder)[2]) == self.group:
+                    processes.append(int(folder.name))
+        return processes
 
     def cpu(self) -> float:
-        """Seconds of CPU that its processes have used; 0 where there is no /proc."""
+        """Return the CPU time of its processes in seconds; 0 on a machine without /proc."""
         ticks = 0
         for process in self.processes():
             with suppress(OSError):
-                fields = stat(Path(f"/proc/{process}"))
+                fields = read_stat(Path(f"/proc/{process}"))
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> list[float]:
-        """MB that each of its workers has resident, the most first."""
-        found = []
+        """Return the resident memory of its workers in MB, the largest first."""
+        sizes = []
         for process in self.processes():
             if process != self.group:
                 pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-                found.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
-        return sorted(found, reverse=True)
+                sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+        return sorted(sizes, reverse=True)
 
 
-def stat(folder: Path) -> list[str]:
-    """What /proc tells of a process from its state on: proc(5)."""
+def read_stat(folder: Path) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name of the process (man 5 proc)."""
     return (folder / "stat").read_text().rpartition(") ")[2].split()
 
 
 @contextmanager
 def serving(
-    contender: Contender,
+    system: System,
     database_url: str,
     log: Path,
     *,
@@ -174,9 +180,9 @@ def serving(
     workers: int = WORKERS,
     threads: int = THREADS,
 ) -> Iterator[Server]:
-    """The contender on a port of its own until the end; what it says goes to `log`."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    """Run the system on a free port, with its output in `log`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     values = {"port": str(port), "workers": str(workers)}
     environ = {
         "DATABASE_URL": database_url,
@@ -188,16 +194,16 @@ def serving(
     }
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            [str(part).format(**values) for part in contender.command],
-            cwd=contender.folder,
-            env=os.environ | environ | contender.environ,
+            [str(part).format(**values) for part in system.command],
+            cwd=system.folder,
+            env=os.environ | environ | system.environ,
             stdout=stream,
             stderr=stream,
             start_new_session=True,
         )
     try:
-        server = Server(contender, f"http://127.0.0.1:{port}", process.pid)
-        await_answer(process, server.url, log)
+        server = Server(system, f"http://127.0.0.1:{port}", process.pid)
+        await_response(process, server.url, log)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
@@ -210,8 +216,8 @@ def serving(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait for an answer of any kind: a server listens before its workers can serve."""
+def await_response(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait for a response with any status: a server listens before its workers can serve."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -223,30 +229,30 @@ def await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             time.sleep(0.05)
         else:
             return
-    raise RuntimeError(f"{log.stem} does not answer:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"{log.stem} does not respond:\n{log.read_text()[-2000:]}")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     body: Any
 
 
-def ask(
+def send_request(
     server: Server, method: str, path: str, body: object = None, *, bearer: str | None = None
-) -> Answer:
+) -> Response:
     headers = {"Content-Type": "application/json"} if body is not None else {}
     if bearer:
         headers["Authorization"] = f"Bearer {bearer}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(server.url + path, data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            text = answer.read()
-            return Answer(answer.status, json.loads(text) if text else None)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            text = response.read()
+            return Response(response.status, json.loads(text) if text else None)
     except urllib.error.HTTPError as error:
         error.close()
-        return Answer(error.code, None)
+        return Response(error.code, None)
 
 
 MEMBERS = {
@@ -256,52 +262,55 @@ MEMBERS = {
 
 
 def check(server: Server, data: Data, *, tokens: bool) -> None:
-    """Assert that a contender does the work that is to be measured, and refuses what is wrong."""
+    """Assert that a system does the work of all operations, and refuses invalid requests."""
     tasks = f"/api/{user_id(1)}/tasks"
     bearer = token(1) if tokens else None
 
     def status(method: str, path: str, body: object = None, token: str | None = bearer) -> int:
-        return ask(server, method, path, body, bearer=token).status
+        return send_request(server, method, path, body, bearer=token).status
 
-    if server.contender.limit:
+    if server.system.is_upper_bound:
         assert status("GET", f"{tasks}/{task_id(1)}") == 200  # noqa: PLR2004
         return
-    before = data.changes()
-    made = ask(server, "POST", tasks, {"title": "  Buy oat milk "}, bearer=bearer)
-    assert made.status == 201, made  # noqa: PLR2004
-    assert made.body.keys() == MEMBERS, made
-    assert made.body["title"] == "Buy oat milk", made
-    task = f"{tasks}/{made.body['id']}"
-    assert ask(server, "GET", task, bearer=bearer) == Answer(200, made.body)
-    listed = ask(server, "GET", f"{tasks}?limit=2", bearer=bearer)
-    assert [task["id"] for task in listed.body] == [made.body["id"], task_id(60)], listed
-    patched = ask(server, "PATCH", task, {"description": "Two litres"}, bearer=bearer)
-    changed = made.body | {"description": "Two litres"}
-    moved = {name: patched.body[name] for name in ("updated_at", "revision")}
-    assert patched.body == changed | moved, patched
-    assert moved["revision"] == made.body["revision"] + 1, patched
-    completed = ask(server, "PATCH", f"{task}/complete", {"completed": True}, bearer=bearer)
+    changes_before = data.changes()
+    created = send_request(server, "POST", tasks, {"title": "  Buy oat milk "}, bearer=bearer)
+    assert created.status == 201, created  # noqa: PLR2004
+    assert created.body.keys() == MEMBERS, created
+    assert created.body["title"] == "Buy oat milk", created
+    task = f"{tasks}/{created.body['id']}"
+    assert send_request(server, "GET", task, bearer=bearer) == Response(200, created.body)
+    listed = send_request(server, "GET", f"{tasks}?limit=2", bearer=bearer)
+    assert [task["id"] for task in listed.body] == [created.body["id"], task_id(60)], listed
+    patched = send_request(server, "PATCH", task, {"description": "Two litres"}, bearer=bearer)
+    changed = created.body | {"description": "Two litres"}
+    set_by_trigger = {name: patched.body[name] for name in ("updated_at", "revision")}
+    assert patched.body == changed | set_by_trigger, patched
+    assert patched.body["revision"] == created.body["revision"] + 1, patched
+    completion = {"completed": True}
+    completed = send_request(server, "PATCH", f"{task}/complete", completion, bearer=bearer)
     assert completed.body["completed"] is True, completed
-    assert data.changes() == before + 3, "as many changes as requests"
-    found = {
+    assert data.changes() == changes_before + 3, "The number of changes is not that of the writes."
+    invalid = {
         "a blank title": status("POST", tasks, {"title": "  "}),
         "a title that is a number": status("POST", tasks, {"title": 5}),
         "a long title": status("PATCH", task, {"title": "x" * 256}),
         "an unknown member": status("POST", tasks, {"title": "Buy", "due": "now"}),
-        "no boolean": status("PATCH", f"{task}/complete", {"completed": "yes"}),
+        "a text as boolean": status("PATCH", f"{task}/complete", {"completed": "yes"}),
         "a limit of 201": status("GET", f"{tasks}?limit=201"),
     }
-    assert set(found.values()) == {422}, found
-    gone = {
-        "no such task": status("GET", f"{tasks}/{task_id(0)}"),
-        "another user's": status("GET", f"{tasks}/{task_id(61)}"),
-        "another user's, to be changed": status("PATCH", f"{tasks}/{task_id(61)}", {"title": "x"}),
-        "another user's, to be deleted": status("DELETE", f"{tasks}/{task_id(61)}"),
+    assert set(invalid.values()) == {422}, invalid
+    other = f"{tasks}/{task_id(61)}"  # a task of the second user
+    missing = {
+        "an unknown task": status("GET", f"{tasks}/{task_id(0)}"),
+        "GET of another user's task": status("GET", other),
+        "PATCH of another user's task": status("PATCH", other, {"title": "x"}),
+        "DELETE of another user's task": status("DELETE", other),
     }
     if tokens:
-        gone["another user's path"] = status("GET", f"/api/{user_id(2)}/tasks")
+        missing["another user's path"] = status("GET", f"/api/{user_id(2)}/tasks")
         assert status("GET", task, token=None) == 401, "no token"  # noqa: PLR2004
-        assert status("GET", task, token=f"{token(1)[:-4]}AAAA") == 401, "bad"  # noqa: PLR2004
-    assert status("DELETE", task) == 204, "deleting"  # noqa: PLR2004
-    gone["deleted"] = status("GET", task)
-    assert set(gone.values()) == {404}, gone
+        forged = f"{token(1)[:-4]}AAAA"
+        assert status("GET", task, token=forged) == 401, "a forged token"  # noqa: PLR2004
+    assert status("DELETE", task) == 204, "DELETE"  # noqa: PLR2004
+    missing["a deleted task"] = status("GET", task)
+    assert set(missing.values()) == {404}, missing
