@@ -319,7 +319,8 @@ def main() -> None:
             )
         setup = (
             f"{options.rounds} rounds of {options.seconds} s for each measurement, medians; "
-            f"{CONNECTIONS} keep-alive connections, {SIZE.users:,} users with {SIZE.tasks_per_user} tasks each; "
+            f"{CONNECTIONS} keep-alive connections, "
+            f"{SIZE.users:,} users with {SIZE.tasks_per_user} tasks each; "
             f"{WORKERS} processes, gunicorn's with {THREADS} threads each. {machine(data)}."
         )
     text = report(results, without_tokens, setup)
