@@ -83,7 +83,7 @@ def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
                     yield CreateCheckConstraintOp.from_constraint(constraint)
 
 
-# The trigger, the grants and row-level security of every resource. The setting of the policy is NULL
+# The trigger, the grants and row-level security of every resource. The policy's setting is NULL
 # before the first transaction that sets it, and '' after it. In both cases there is no user, and no
 # row is visible.
 PROTECTION = (
