@@ -33,7 +33,7 @@ def read_missing_secret(environ: dict[str, str]) -> dict[str, str]:
 
     Other servers accept no token that is signed with it.
     """
-    if environ.get("AUTH_MODE") not in (None, "", "jwt") or environ.keys() & {*KEY_SOURCES}:
+    if environ.get("AUTH_MODE", "").lower() not in ("", "jwt") or environ.keys() & {*KEY_SOURCES}:
         return {}
     return {"JWT_SECRET": read_secret()}
 
