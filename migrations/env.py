@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
 
 from todo_api.app import RESOURCES
+from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
@@ -183,12 +184,14 @@ def run() -> None:
     url = settings.migration_database_url
     engine = create_engine(
         "postgresql+psycopg://",
-        # Nothing is prepared: should the URL be a pooler's, it may not carry it.
-        creator=lambda: psycopg.connect(url, prepare_threshold=None),
+        creator=lambda: connect(url),
         poolclass=NullPool,
     )
-    with engine.begin() as connection:
-        migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
+    try:
+        with engine.begin() as connection:
+            migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
+    except UnreachableError as error:
+        sys.exit(str(error))
 
 
 run()

@@ -91,15 +91,16 @@ class Cluster:
                 *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is sent to a whole process group, but `stop` has to stop this server.
-                start_new_session=True,
             )
         self._await_ready()
 
     def stop(self) -> None:
         """Stop the server: running statements are rolled back, all data are on disk."""
         postmaster = read_postmaster(self.data)
-        if postmaster is None or not self._is_started:
+        if postmaster is None:
+            return
+        is_own = self._process is not None and self._process.pid == postmaster.pid
+        if not is_own and not self._is_started:
             return
         with suppress(ProcessLookupError):
             os.kill(postmaster.pid, signal.SIGINT)  # "fast shutdown"
@@ -152,7 +153,15 @@ class Cluster:
         """Start a program as the server's account."""
         if self._account:
             options |= {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
-        return subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, cwd="/", **options)
+        return subprocess.Popen(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            # Ctrl-C is sent to a whole process group, but `stop` has to stop the server, and initdb
+            # must not end halfway.
+            start_new_session=True,
+            **options,
+        )
 
     def _own(self, folder: Path) -> None:
         """Give the folder to the server's account."""
