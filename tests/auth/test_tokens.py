@@ -327,6 +327,32 @@ def test_a_subject_that_is_no_uuid_becomes_one_of_its_issuer(make_api, subject):
     assert listed.json == []
 
 
+@pytest.mark.parametrize("subject", [USER, USER.upper(), "7"])
+def test_derived_ids_are_those_of_issuer_and_subject_for_every_subject(make_api, subject):
+    app = make_api("HS256", JWT_ISSUER=ISSUER, JWT_USER_IDS="derived")
+    user_id = uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, ISSUER), subject)
+    token = make_token("HS256", good(sub=subject))
+
+    session = session_of(app, token)
+    listed = request(app, bearer(token), f"/api/{user_id}/tasks")
+    by_subject = request(app, bearer(token), f"/api/{subject}/tasks")
+
+    assert session.json["user_id"] == str(user_id)
+    assert session.json["subject"] == subject
+    assert listed.json == []
+    assert by_subject.status_code == 404
+
+
+def test_derived_ids_cannot_be_chosen(make_api):
+    """A subject that is the derived id of another user is a third user."""
+    app = make_api("HS256", JWT_ISSUER=ISSUER, JWT_USER_IDS="derived")
+    victim = session_of(app, make_token("HS256", good(sub="alice"))).json["user_id"]
+
+    thief = session_of(app, make_token("HS256", good(sub=victim))).json["user_id"]
+
+    assert thief != victim
+
+
 def test_a_subject_of_another_issuer_is_another_user(make_api):
     issuers = (ISSUER, f"{ISSUER}/")
     apps = [make_api("HS256", JWT_ISSUER=issuer) for issuer in issuers]
