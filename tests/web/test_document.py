@@ -9,7 +9,12 @@ from marshmallow import Schema
 from todo_api.web.fields import NOT_BLANK
 from todo_api.web.openapi.schemas import LENGTHS_OF_FORMAT
 
-HEADERS_OF_PROBLEM = {401: "WWW-Authenticate", 412: "ETag", 503: "Retry-After"}
+HEADERS_OF_PROBLEM = {
+    401: "WWW-Authenticate",
+    412: "ETag",
+    415: "Accept-Patch",
+    503: "Retry-After",
+}
 
 
 @pytest.fixture
@@ -177,6 +182,8 @@ def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, 
         ("/api/session", "get", {}, 404),
         ("/livez", "get", {}, 200),
         ("/health", "get", {}, 200),
+        ("/", "get", {}, 200),
+        ("/", "get", {"Accept": "text/html"}, 302),
     ):
         make_task()
         task = make_task()
@@ -194,7 +201,9 @@ def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, 
         assert answer.status_code == status, (path, method, answer.text)
         always = said(path, method, status) - {"Idempotent-Replayed"}
         assert always <= set(answer.headers.keys()), (path, method, status)
-        unsaid = {"ETag", "Link", "Location", "Retry-After"} & set(answer.headers.keys())
+        unsaid = {"Accept-Patch", "ETag", "Link", "Location", "Retry-After"} & set(
+            answer.headers.keys()
+        )
         assert unsaid <= said(path, method, status), (path, method, status)
 
 

@@ -4,10 +4,14 @@ import uuid
 
 import psycopg
 import pytest
+from joserfc import jwt
+from joserfc.jwk import OctKey
 from psycopg import errors
 
 from todo_api.db.errors import SQLSTATES
 from todo_api.web.errors import problem_of_database_error
+
+SECRET = "a-secret-of-the-tests-that-is-long-enough"
 
 
 def problem(answer, status, kind):
@@ -24,23 +28,76 @@ def problem(answer, status, kind):
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/api",
         "/api/",
         "/favicon.ico",
         "/docs/",
         "/docs/../wsgi.py",
         "/docs/LICENSE",
-        "//livez",
+        "/docs//start.js",
     ],
 )
 def test_a_path_that_is_not_there_is_a_problem(client, path):
     problem(client.get(path), 404, "not-found")
 
 
+NO_ROUTE = "No route has this path: /openapi.json lists all routes."
+NO_ROUTE_WITH_SLASH = "No route has this path: remove the slash at its end."
+NO_ITEM = "It does not exist, or it is not yours."
+
+
 def test_a_path_with_more_slashes_is_another_path(client, task):
     for path in (f"{task.url}/", task.url.replace("/tasks/", "//tasks/"), f"/{task.url}"):
         problem(client.get(path), 404, "not-found")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/nothing", NO_ROUTE),
+        ("/nothing/", NO_ROUTE),
+        ("/api/{user}/task", NO_ROUTE),
+        ("/api/{user}/tasks//", NO_ROUTE),
+        ("/api/{user}/tasks/", NO_ROUTE_WITH_SLASH),
+        ("/api/{user}/tasks/{task}/", NO_ROUTE_WITH_SLASH),
+        ("/api/{user}/tasks/{task}/complete/", NO_ROUTE_WITH_SLASH),
+        ("/api/{user}/", NO_ROUTE_WITH_SLASH),
+        ("/api/session/", NO_ROUTE_WITH_SLASH),
+        ("/livez/", NO_ROUTE_WITH_SLASH),
+    ],
+)
+def test_a_path_without_a_route_says_so(client, user_id, task, method, path, detail):
+    answer = client.open(path.format(user=user_id, task=task["id"]), method=method)
+
+    assert problem(answer, 404, "not-found")["detail"] == detail
+
+
+def test_a_missing_task_is_told_from_a_missing_route_and_not_from_another_users(make_app, client):
+    app = make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
+    user, other = str(uuid.uuid4()), str(uuid.uuid4())
+    theirs = client.post(f"/api/{other}/tasks", json={"title": "x"}).json["id"]
+    token = jwt.encode({"alg": "HS256"}, {"sub": user, "exp": 2**32}, OctKey.import_key(SECRET))
+
+    def ask(path):
+        headers = {"Authorization": f"Bearer {token}", "X-Request-Id": "one"}
+        answer = app.test_client().get(path, headers=headers)
+        assert problem(answer, 404, "not-found")["detail"] in (NO_ITEM, NO_ROUTE)
+        return answer.data, sorted(answer.headers)
+
+    hidden = [
+        ask(f"/api/{user}/tasks/{uuid.uuid4()}"),
+        ask(f"/api/{user}/tasks/{theirs}"),
+        ask(f"/api/{other}/tasks/{theirs}"),
+        ask(f"/api/{other}/tasks/{theirs}/"),
+        ask(f"/api/{other}/tasks/"),
+        ask(f"/api/{other}/nothing"),
+        ask(f"/api/{uuid.uuid4()}/tasks"),
+    ]
+
+    assert all(each == hidden[0] for each in hidden)
+    assert NO_ITEM.encode() in hidden[0][0]
+    assert NO_ROUTE.encode() in ask(f"/api/{user}/nothing")[0]
 
 
 @pytest.mark.parametrize(
@@ -69,11 +126,40 @@ def test_a_head_is_answered_as_its_get_without_the_body(client, task):
     assert head.headers["ETag"] == get.headers["ETag"]
 
 
-def test_options_says_which_methods_there_are(client, task):
-    answer = client.options(task.url)
+PATCH_TYPES = "application/merge-patch+json, application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed", "patch_types"),
+    [
+        ("/livez", "GET, HEAD, OPTIONS", None),
+        ("/", "GET, HEAD, OPTIONS", None),
+        ("/api/{user}/tasks", "GET, HEAD, OPTIONS, POST", None),
+        ("/api/{user}/tasks/{task}", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT", PATCH_TYPES),
+        ("/api/{user}/tasks/{task}/complete", "OPTIONS, PATCH", "application/json"),
+    ],
+)
+def test_options_says_which_methods_there_are(client, task, path, allowed, patch_types):
+    answer = client.options(path.format(user=task["user_id"], task=task["id"]))
 
     assert answer.status_code == 200
-    assert "PATCH" in answer.headers["Allow"]
+    assert answer.data == b""
+    assert answer.headers["Content-Length"] == "0"
+    assert "Content-Type" not in answer.headers
+    assert answer.headers["Allow"] == allowed
+    assert answer.headers.get("Accept-Patch") == patch_types
+
+
+def test_unsupported_patch_names_the_types_of_a_patch(client, task, tasks_url):
+    def send(method, url):
+        answer = client.open(url, method=method, data=b"title: x", content_type="text/yaml")
+        problem(answer, 415, "unsupported-media-type")
+        return answer.headers.get("Accept-Patch")
+
+    assert send("PATCH", task.url) == PATCH_TYPES
+    assert send("PATCH", f"{task.url}/complete") == "application/json"
+    assert send("PUT", task.url) is None
+    assert send("POST", tasks_url) is None
 
 
 def test_a_bug_is_logged_whole_and_answered_with_its_id(app, client, user_id, log_lines):

@@ -24,6 +24,14 @@ def test_the_committed_document_is_not_stale(document, request):
     )
 
 
+def test_the_document_says_how_to_get_a_token(document):
+    """The page shows both: the description at its top, the scheme's behind `Authorize`."""
+    scheme = document["components"]["securitySchemes"]["bearer"]
+
+    assert "make token USER_ID=" in document["info"]["description"]
+    assert "make token" in scheme["description"]
+
+
 def test_the_document_is_openapi_3_1(document):
     assert document["openapi"] == "3.1.0"
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from todo_api.web.responses import JSON
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -17,7 +19,7 @@ class Operation:
     """An operation (OpenAPI), as the decorators of its view declare it.
 
     `media_types` are those of the body, if it takes one. `responses` has the schema of each status,
-    or None without a body; an error status needs none.
+    or None without a body; an error status needs none. `offers` has the media types of successes.
     """
 
     body: Schema | None = None
@@ -25,6 +27,7 @@ class Operation:
     is_body_required: bool = False
     query: Schema | None = None
     responses: Mapping[int, Any] = field(default_factory=dict)
+    offers: tuple[str, ...] = (JSON,)
     is_conditional: bool = False
     is_idempotent: bool = False
 
@@ -35,7 +38,7 @@ class Operation:
 
     @property
     def is_documented(self) -> bool:
-        """Whether the operation is in the document; then its responses are JSON."""
+        """Whether the operation is in the document; then its responses are those of `offers`."""
         return bool(self.responses)
 
 

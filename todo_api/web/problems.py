@@ -16,7 +16,7 @@ from todo_api.web.responses import PROBLEM, BytesResponse
 from todo_api.web.schemas import FAULTS_SHOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 RETRY_AFTER = 1  # seconds
 
@@ -149,8 +149,10 @@ def precondition_required() -> Problem:
     return Problem(428, "Send If-Match with the ETag of what you mean to change.")
 
 
-def unsupported_media_type(accepted: Iterable[str]) -> Problem:
-    return Problem(415, f"Send the body as {' or '.join(accepted)}.")
+def unsupported_media_type(accepted: Sequence[str], method: str) -> Problem:
+    """Return a 415; that of a PATCH has `Accept-Patch` (RFC 5789, section 2.2)."""
+    headers = {"Accept-Patch": ", ".join(accepted)} if method == "PATCH" else {}
+    return Problem(415, f"Send the body as {' or '.join(accepted)}.", headers=headers)
 
 
 def invalid(errors: Iterable[Fault]) -> Problem:
@@ -177,7 +179,7 @@ def bug() -> Problem:
 
 # For errors that Flask and werkzeug raise, whose own texts are HTML for browsers.
 DETAIL_OF_STATUS = {
-    404: not_found().detail,
+    404: "No route has this path: /openapi.json lists all routes.",
     405: "Use one of the methods in the Allow header.",
     413: "Send a body of at most 128 KiB.",
 }

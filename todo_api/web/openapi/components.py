@@ -31,7 +31,7 @@ from todo_api.web.problems import (
     unsupported_media_type,
 )
 from todo_api.web.requests import WELL_FORMED
-from todo_api.web.responses import JSON, PROBLEM
+from todo_api.web.responses import JSON, MERGE_PATCH, PROBLEM, PUBLIC
 from todo_api.web.schemas import ProblemDetails
 
 if TYPE_CHECKING:
@@ -69,9 +69,15 @@ REQUEST_HEADERS = {
 
 # Of responses.
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
+    "Accept-Patch": {
+        "description": "The media types that PATCH takes here (RFC 5789); sent for a PATCH only.",
+        "schema": string_schema(
+            re.compile("[a-z+/-]+(?:, [a-z+/-]+)*"), 200, f"{MERGE_PATCH}, {JSON}"
+        ),
+    },
     "Cache-Control": {
-        "description": "Whether the answer may be kept. What may be, must be revalidated.",
-        "schema": {"type": "string", "enum": ["private, no-cache", "no-store"]},
+        "description": "Whether the answer may be kept. What is private must be revalidated.",
+        "schema": {"type": "string", "enum": ["private, no-cache", "no-store", PUBLIC]},
     },
     "ETag": {
         "description": "The version of what is answered, for If-Match and If-None-Match.",
@@ -90,7 +96,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "Location": {
-        "description": "Where the new task is: a relative reference.",
+        "description": "Where the new task is, or where a redirect goes: a relative reference.",
         "schema": {
             "type": "string",
             "format": "uri-reference",
@@ -178,7 +184,7 @@ def example_problems(current: bytes) -> Iterator[Problem]:
         gone(),
         precondition_failed(current, etag(7)),
         Problem(413, DETAIL_OF_STATUS[413]),
-        unsupported_media_type([JSON]),
+        unsupported_media_type([JSON], "PATCH"),
         invalid([{"pointer": "/title", "detail": "Must have 1 to 255 characters."}]),
         precondition_required(),
         bug(),

@@ -1,12 +1,17 @@
 """The settings of the OpenAPI document that no operation decides: title, description, servers."""
 
 from importlib.metadata import version
+from typing import Any
 
 DESCRIPTION = """\
 A todo backend in which every user owns tasks, and sees no other's.
 
 **Who you are.** Send a token as `Authorization: Bearer TOKEN`; `GET /api/session` tells the
 `user_id` that it is for. A path of any other user is 404, whether or not that user exists.
+
+**A token** comes from the issuer that signs your users in. On a server that `make run` has started,
+`make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10` prints one. Paste it behind `Authorize` to
+try requests on the page `/docs`.
 
 **Sending again.** PUT, PATCH and DELETE can be sent again as they are. A POST that creates takes an
 `Idempotency-Key`: sent again with the same one, it gets the first one's answer, marked by
@@ -24,7 +29,7 @@ Every answer has an `X-Request-Id`: the one that was sent, if it is of 1 to 128 
 `.`, `_` and `-`; else one that the server made.
 """
 
-OPENAPI = {
+OPENAPI: dict[str, Any] = {
     "API_TITLE": "Todo API",
     "API_VERSION": version("todo-api"),
     "OPENAPI_VERSION": "3.1.0",
@@ -57,7 +62,8 @@ OPENAPI = {
                     "bearerFormat": "JWT",
                     "description": (
                         "A JSON Web Token of the issuer that the server trusts (RFC 7519), "
-                        "verified as RFC8725 has it."
+                        "verified as RFC8725 has it. For a server of `make run`, "
+                        "`make token` prints one."
                     ),
                 }
             }
