@@ -1,6 +1,7 @@
 """A database that cannot be reached: commands say so in one sentence, and repeat no password."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -83,3 +84,16 @@ def test_message_is_one_sentence_without_the_password(url, message):
 def test_reason_of_the_server_is_repeated(server):
     with pytest.raises(UnreachableError, match=r'database "no_such_database" does not exist\.$'):
         connect(at_database(server, "no_such_database"))
+
+
+@pytest.mark.parametrize("parameters", ["", "?connect_timeout=1"])
+def test_a_host_that_does_not_answer_is_given_up(parameters):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        timeout = 600 if parameters else 1
+
+        with pytest.raises(UnreachableError) as e:
+            connect(f"postgresql://127.0.0.1:{port}/todo{parameters}", timeout=timeout)
+
+    assert f"at 127.0.0.1, port {port}: " in str(e.value)
+    assert "timeout" in str(e.value)
