@@ -97,10 +97,7 @@ class Cluster:
     def stop(self) -> None:
         """Stop the server: running statements are rolled back, all data are on disk."""
         postmaster = read_postmaster(self.data)
-        if postmaster is None:
-            return
-        is_own = self._process is not None and self._process.pid == postmaster.pid
-        if not is_own and not self._is_started:
+        if postmaster is None or not self._is_started:
             return
         with suppress(ProcessLookupError):
             os.kill(postmaster.pid, signal.SIGINT)  # "fast shutdown"
