@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from faults.servers import free_port
+from fault_injection.servers import free_port
 
 from tests.support.make_run import link_source
 from tests.support.postgresql import at_database
