@@ -159,8 +159,8 @@ def test_invalid_revision_in_the_body_is_refused(client, task, method, revision)
     assert client.get(task.url).json == task
 
 
-@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
-def test_if_none_match_refuses_a_change_of_the_named_etag_only(client, task, method, path, body):
+@pytest.mark.parametrize(("method", "path", "body"), WRITES)
+def test_if_none_match_refuses_a_write_to_the_named_etag_only(client, task, method, path, body):
     refused = send_write(client, task, method, path, body, If_None_Match=f"W/{task.etag}")
     accepted = send_write(client, task, method, path, body, If_None_Match=etag(99))
 
@@ -168,8 +168,9 @@ def test_if_none_match_refuses_a_change_of_the_named_etag_only(client, task, met
     assert accepted.status_code in (200, 204)
 
 
-@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
-def test_if_none_match_star_refuses_a_change_of_an_existing_task(client, task, method, path, body):
+@pytest.mark.parametrize(("method", "path", "body"), WRITES)
+def test_if_none_match_star_refuses_a_write_to_an_existing_task(client, task, method, path, body):
+    """RFC 9110, section 13.1.2, allows no success, even if the task is as requested."""
     response = send_write(client, task, method, path, body, If_None_Match="*")
 
     assert response.status_code == 412
@@ -276,6 +277,19 @@ def test_put_with_if_none_match_star_does_not_change_an_existing_task(
     assert response.json["current"] == task
     (row,) = connection.execute("SELECT revision FROM users WHERE id = %s", (user_id,))
     assert row == (task["revision"],), "a request without a change takes no revision"
+
+
+@pytest.mark.parametrize("tags", ["*", "{0}", etag(99)])
+def test_repeated_deletion_succeeds_with_if_none_match(client, task, user_id, tags):
+    """A task in the trash has no representation that the header could name."""
+    client.delete(task.url)
+    (entry,) = client.get(f"/api/{user_id}/trash").json
+    if_none_match = {"If-None-Match": tags.format(etag(entry["value"]["revision"]))}
+
+    response = client.delete(task.url, headers=if_none_match)
+
+    assert response.status_code == 204
+    assert client.get(f"/api/{user_id}/trash").json == [entry]
 
 
 def test_put_to_a_task_in_the_trash_is_not_found(client, task):

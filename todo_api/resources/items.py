@@ -145,7 +145,8 @@ def update_item(
 ) -> ChangeResult:
     """Set the fields that `changes` names, if the precondition holds."""
     if not changes:
-        return ChangeResult(find_item(database, owner, resource, item_id), is_as_requested=True)
+        item = find_item(database, owner, resource, item_id)
+        return ChangeResult(item, item is None or not precondition.excludes(item.revision))
     statements = resource.statements.update(tuple(sorted(changes)))
     parameters = {"id": item_id, **new_values(changes)}
     return change(database, owner, statements, precondition, parameters)
@@ -177,8 +178,8 @@ def change(
 ) -> ChangeResult:
     """Run the change; if it applied to no row, return the row as it is then.
 
-    A row that already is as requested is a success, even if the precondition fails (RFC 9110,
-    section 13.1.1). The change itself checks the precondition, so no other request can write in
+    A row that already is as requested is a success, even if If-Match fails (RFC 9110, section
+    13.1.1). The change itself checks the precondition, so no other request can write in
     between. Raises OutcomeUnknownError where the first attempt may have applied and been
     overwritten.
     """
@@ -191,7 +192,8 @@ def change(
             return ChangeResult(None, is_as_requested=False)
         *columns, is_wanted, written_by_this_attempt, changed_since = outcome[0]
         item = Item(*columns)
-        if is_wanted or written_by_this_attempt:
+        is_excluded = not item.is_deleted and precondition.excludes(item.revision)
+        if written_by_this_attempt or (is_wanted and not is_excluded):
             return ChangeResult(item, is_as_requested=True)
         if changed_since:
             raise OutcomeUnknownError
