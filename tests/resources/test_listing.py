@@ -110,9 +110,7 @@ def test_deleted_is_no_parameter_of_the_list(client, tasks_url):
     response = client.get(tasks_url, query_string={"deleted": "true"})
 
     assert response.status_code == 422
-    assert response.json["errors"] == [
-        {"parameter": "deleted", "detail": "There is no such parameter."}
-    ]
+    assert response.json["errors"] == [{"parameter": "deleted", "detail": "Unknown parameter."}]
 
 
 def test_unknown_or_repeated_parameter_is_refused(client, tasks_url):
