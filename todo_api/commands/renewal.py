@@ -9,6 +9,7 @@ owner, and goes on where it was interrupted.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -25,7 +26,7 @@ log = structlog.get_logger(__name__)
 FIND_POSITION = """
     SELECT renewal_position FROM database_state WHERE renewal_position IS NOT NULL FOR UPDATE
 """
-FIND_NEXT_OWNER = "SELECT id FROM users WHERE id > %s ORDER BY id LIMIT 1"
+FIND_NEXT_OWNER = "SELECT id FROM users WHERE id >= %s ORDER BY id LIMIT 1"
 ACT_AS_OWNER = """
     SELECT set_config('todo.user_id', %s, true), set_config('todo.renewal', 'on', true)
 """
@@ -34,6 +35,8 @@ LOCK_ROWS = sql.SQL("SELECT FROM {table} WHERE user_id = %s ORDER BY id FOR NO K
 # The trigger writes the new revision in place of this one, and keeps updated_at.
 RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s")
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
+
+LAST_ID = UUID(int=2**128 - 1)
 
 
 def renew_revisions(url: str, tables: Sequence[str]) -> int:
@@ -65,5 +68,10 @@ def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str])
             for statement in (LOCK_ROWS, RENEW_ROWS):
                 for table in tables:
                     connection.execute(statement.format(table=sql.Identifier(table)), owner)
-        connection.execute(SET_POSITION, owner or (None,))
+        connection.execute(SET_POSITION, (None if owner is None else next_id(owner[0]),))
         return owner is not None
+
+
+def next_id(owner: UUID) -> UUID | None:
+    """Return the UUID after the owner's in PostgreSQL's order, or None after the last one."""
+    return UUID(int=owner.int + 1) if owner != LAST_ID else None

@@ -93,7 +93,7 @@ database_state = Table(
     Column("is_current", Boolean, nullable=False, server_default=true()),
     # In every sync token. `make restored` sets another one, so that clients start a full sync.
     Column("epoch", Uuid, nullable=False, server_default=func.gen_random_uuid()),
-    # The rows of owners with an id above this one are to be renewed: todo_api/commands/renewal.py.
+    # The rows of owners from this id on are to be renewed: todo_api/commands/renewal.py.
     Column("renewal_position", Uuid),
     PrimaryKeyConstraint("is_current"),
     CheckConstraint("is_current", name="one_row"),
