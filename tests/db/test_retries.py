@@ -159,21 +159,21 @@ def test_retry_never_overwrites_a_later_change(
     )
 
     assert response.status_code == 503
-    assert "cannot be told" in response.json["detail"]
+    assert "cannot tell whether the change was made" in response.json["detail"]
     assert read_revision(connection, task) == task["revision"] + 2
     (title,) = connection.execute("SELECT title FROM tasks WHERE id = %s", (task["id"],)).fetchone()
     assert title == "Written later"
 
 
 def test_outcome_is_unknown_when_the_retry_is_lost_too(app, client, task, lose, connection):
-    unknown = "todo_database_outcomes_unknown_total"
+    unknown = "todo_database_unknown_outcomes_total"
     wait_after_change(connection, task)
     lose("response", lambda: lose("response"))
 
     response = client.patch(task.url, json={"title": "Buy oats"})
 
     assert response.status_code == 503
-    assert "cannot be told" in response.json["detail"]
+    assert "cannot tell whether the change was made" in response.json["detail"]
     assert app.services.metrics.registry.get_sample_value(unknown) == 1
 
 

@@ -152,7 +152,10 @@ def test_deleted_task_is_not_found_by_any_route(client, task, tasks_url):
         client.delete(task.url),
     ):
         assert response.status_code == 404
-        assert response.json["detail"] == "It does not exist, or it is not yours."
+        assert (
+            response.json["detail"]
+            == "Check the path: the resource does not exist, or it belongs to another user."
+        )
 
 
 def test_task_of_another_user_is_not_found(client, task):
