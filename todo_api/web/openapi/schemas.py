@@ -44,12 +44,8 @@ def field_attributes(
     if "example" in ret:
         attributes["examples"] = [ret.pop("example")]
     if isinstance(field, OneOfSchemas):
-        references = {value: resolve(each) for value, each in field.schemas.items()}
-        attributes["oneOf"] = list(references.values())
-        attributes["discriminator"] = {
-            "propertyName": field.discriminator,
-            "mapping": {value: reference["$ref"] for value, reference in references.items()},
-        }
+        attributes |= union_object(field)
+        attributes["oneOf"] = [resolve(schema) for schema in attributes["oneOf"]]
     if "integer" in ret.get("type", ()):
         attributes["format"] = "int64"
     if "string" in ret.get("type", ()) and "enum" not in ret:
@@ -58,6 +54,31 @@ def field_attributes(
         elif ret["format"] in LENGTHS_OF_FORMAT:
             attributes["minLength"], attributes["maxLength"] = LENGTHS_OF_FORMAT[ret["format"]]
     return attributes
+
+
+def union_object(union: OneOfSchemas) -> dict[str, Any]:
+    """Return the schema object of a union. Its schemas are marshmallow's."""
+    return {
+        "oneOf": list(union.schemas.values()),
+        "discriminator": {
+            "propertyName": union.discriminator,
+            "mapping": {
+                value: f"#/components/schemas/{schema_name(schema)}"
+                for value, schema in union.schemas.items()
+            },
+        },
+    }
+
+
+def array_object(schema: Any) -> Any:
+    """Return the schema with the schema object of a union in `items`; another one as it is.
+
+    apispec resolves the schemas of a schema object, but not a field in the place of one.
+    """
+    match schema:
+        case {"items": OneOfSchemas() as union}:
+            return {**schema, "items": union_object(union)}
+    return schema
 
 
 def string_schema(pattern: re.Pattern[str], max_length: int, example: str) -> dict[str, Any]:
