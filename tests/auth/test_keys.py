@@ -901,9 +901,9 @@ def test_closing_ends_the_thread(issuer, answer):
 
 
 def test_a_failure_is_logged_without_what_the_issuer_sent_at_length(
-    issuer, new_keys, logged_to, log_lines
+    issuer, new_keys, log_stream, log_lines
 ):
-    assert logged_to is not None
+    assert log_stream is not None
     issuer.answer = lambda asked: asked.wfile.write(b"spam" * 5000)
 
     new_keys(issuer)

@@ -133,7 +133,7 @@ def make_token(
 
 
 @pytest.fixture(scope="module")
-def make_door(logged_to) -> Iterator[Callable[..., Flask]]:  # noqa: ARG001  logging comes first
+def make_door(log_stream) -> Iterator[Callable[..., Flask]]:  # noqa: ARG001  logging comes first
     """Make an application without a database; the same settings, the same application."""
     doors: dict[tuple[tuple[str, str], ...], Flask] = {}
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.postgresql import age, as_login, execute, migrate
+from tests.support.postgresql import as_login, backdate_deletion, execute, migrate
 from todo_api.commands.purge import purge
 
 
@@ -19,8 +19,8 @@ def test_only_old_trash_is_purged(client, make_task, connection, database_url, u
     live, fresh, old = make_task(), make_task(), make_task()
     for deleted in (fresh, old):
         client.delete(deleted.url)
-    age(connection, fresh, 29)
-    age(connection, old, 31)
+    backdate_deletion(connection, fresh, 29)
+    backdate_deletion(connection, old, 31)
 
     purge(database_url)
 
@@ -29,7 +29,7 @@ def test_only_old_trash_is_purged(client, make_task, connection, database_url, u
 
 def test_a_purge_moves_the_etag_of_the_trash(client, task, tasks_url, connection, database_url):
     client.delete(task.url)
-    age(connection, task, 31)
+    backdate_deletion(connection, task, 31)
     trash = f"{tasks_url}?deleted=true"
     before = client.get(trash)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.api import NEW_TASK
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import DIVIDE, as_login, execute, migrate
-from tests.support.statements import OF_NO_USER, statements
+from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
 from todo_api.resources.items import insert_item, insert_item_once
@@ -112,7 +112,7 @@ def planner(divided_url):
 def test_every_statement_is_pruned_to_one_part_of_each_table(planner):
     values = VALUES | {"owner": uuid.uuid4()}
     for name, statement in statements():
-        if statement in OF_NO_USER:
+        if statement in WITHOUT_OWNER:
             continue
         unset = dict.fromkeys(statement.names)
 

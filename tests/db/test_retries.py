@@ -46,7 +46,7 @@ def losing(connection, where, meanwhile):
 
 
 @pytest.fixture
-def app(make_settings, logged_to):  # noqa: ARG001  logging comes first
+def app(make_settings, log_stream):  # noqa: ARG001  logging comes first
     settings = make_settings()
     application = create_app(settings)
     application.services.pool.close()

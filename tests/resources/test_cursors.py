@@ -1,4 +1,4 @@
-"""Cursors and sync tokens that this server did not make: 422, whatever is in them."""
+"""Invalid cursors and sync tokens: the response is 422, and no connection is lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 SEED = 20
 
 # The members of a sync token.
-REVISION, MOMENT, FULL, START, BROKEN = range(5)
+REVISION, MOMENT, FULL, START, IS_BROKEN = range(5)
 
-# In microseconds since 1970: the range of Python's dates, and where PostgreSQL's end.
+# In microseconds since 1970: the range of Python's dates, and the end of PostgreSQL's range.
 FIRST_MOMENT = -62_135_596_800_000_000
 YEAR_10000 = 253_402_300_800_000_000
 YEAR_294277 = 9_224_318_016_000_000_000
@@ -32,7 +32,7 @@ CHARACTERS = [*map(chr, range(32, 127)), "\x00", "\n", "\u00e9", "\U0001f43b"]
 
 
 def encode(value: object) -> str:
-    """Encode as the server does, and what it cannot: lone surrogates, integers of any size, NaN."""
+    """Encode as the server does, and also lone surrogates, NaN, and integers of any size."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return urlsafe_b64encode(text.encode(errors="surrogatepass")).decode().rstrip("=")
 
@@ -41,40 +41,40 @@ def decode(text: str) -> list[object]:
     return json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
 
 
-def changed_members(text: str, choose: random.Random) -> str:
+def mutate_members(text: str, rng: random.Random) -> str:
     members = decode(text)
-    if choose.random() < 0.05:
-        return encode(choose.choice([*VALUES, {"a": members}, members * 2, [members], members[:1]]))
-    for _ in range(choose.choice([1, 1, 2, 3])):
-        at = choose.randrange(len(members))
-        member = members[at]
-        match choose.randrange(6):
+    if rng.random() < 0.05:
+        return encode(rng.choice([*VALUES, {"a": members}, members * 2, [members], members[:1]]))
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        index = rng.randrange(len(members))
+        member = members[index]
+        match rng.randrange(6):
             case 0 if len(members) > 1:
-                del members[at]
+                del members[index]
             case 1:
-                members.insert(at, choose.choice(VALUES))
+                members.insert(index, rng.choice(VALUES))
             case 2 if isinstance(member, int):
-                members[at] = member + choose.choice([-1, 1, 0.0, 0.5])
+                members[index] = member + rng.choice([-1, 1, 0.0, 0.5])
             case 3:
-                members[at] = choose.choice([[member], {"a": member}, str(member), bool(member)])
+                members[index] = rng.choice([[member], {"a": member}, str(member), bool(member)])
             case 4:
-                members[at] = choose.choice(EMPTY)
+                members[index] = rng.choice(EMPTY)
             case _:
-                members[at] = choose.choice(VALUES)
+                members[index] = rng.choice(VALUES)
     return encode(members)
 
 
-def changed_text(text: str, choose: random.Random) -> str:
-    at = choose.randrange(len(text))
-    character = choose.choice(CHARACTERS)
-    return choose.choice(
+def mutate_text(text: str, rng: random.Random) -> str:
+    index = rng.randrange(len(text))
+    character = rng.choice(CHARACTERS)
+    return rng.choice(
         [
-            text[:at],
-            text[:at] + text[at + 1 :],
-            text[:at] + character + text[at + 1 :],
-            text[:at] + character + text[at:],
-            text[at:] + text[:at],
-            text + "=" * choose.randrange(1, 4),
+            text[:index],
+            text[:index] + text[index + 1 :],
+            text[:index] + character + text[index + 1 :],
+            text[:index] + character + text[index:],
+            text[index:] + text[:index],
+            text + "=" * rng.randrange(1, 4),
         ]
     )
 
@@ -86,7 +86,7 @@ def changes_url(user_id):
 
 @pytest.fixture
 def sync_tokens(client, make_task, changes_url):
-    """Return what the server gives as `next`: within a full sync, at its end, and after it."""
+    """Return values of `next` from the server: during a full sync, at its end, and after it."""
     for number in range(4):
         make_task(title=f"Task {number}")
     tokens = ["0"]
@@ -96,31 +96,31 @@ def sync_tokens(client, make_task, changes_url):
     return tokens[1:]
 
 
-def lost_connections(app):
+def count_lost_connections(app):
     return app.services.metrics.registry.get_sample_value("todo_database_connections_lost_total")
 
 
-def test_mutants_are_answered_and_cost_no_connection(
+def test_mutated_tokens_and_cursors_cause_no_server_error(
     app, client, changes_url, tasks_url, sync_tokens, count
 ):
-    own = [(changes_url, "since", {}, token) for token in sync_tokens]
+    originals = [(changes_url, "since", {}, token) for token in sync_tokens]
     for sort in ("title", "-title", "created_at", "-updated_at"):
         query = {"sort": sort, "limit": "1"}
-        own.append((tasks_url, "cursor", query, next_cursor(client, tasks_url, query)))
-    choose = random.Random(SEED)
-    lost = lost_connections(app)
+        originals.append((tasks_url, "cursor", query, get_next_cursor(client, tasks_url, query)))
+    rng = random.Random(SEED)
+    lost_before = count_lost_connections(app)
     statuses = Counter()
 
     for _ in range(count(10_000)):
-        url, name, query, text = choose.choice(own)
-        changed = choose.choice([changed_text, changed_members])(text, choose)
-        status = client.get(url, query_string=query | {name: changed}).status_code
-        assert status in {200, 410, 422}, f"{status} for {name}={changed!r}"
+        url, name, query, text = rng.choice(originals)
+        mutant = rng.choice([mutate_text, mutate_members])(text, rng)
+        status = client.get(url, query_string=query | {name: mutant}).status_code
+        assert status in {200, 410, 422}, f"{status} for {name}={mutant!r}"
         statuses[name, status] += 1
 
-    assert lost_connections(app) == lost
+    assert count_lost_connections(app) == lost_before
     assert client.get(tasks_url).status_code == 200
-    # Some say what the server could have said: the others are refused for what they say.
+    # Some mutants are valid, so that the statuses 200 and 410 occur, too.
     assert set(statuses) == {
         ("since", 200),
         ("since", 410),
@@ -158,31 +158,33 @@ def test_mutants_are_answered_and_cost_no_connection(
         (START, {}),
         (START, 2**63),
         (START, None),
-        (BROKEN, 0),
-        (BROKEN, "false"),
+        (IS_BROKEN, 0),
+        (IS_BROKEN, "false"),
     ],
 )
-def test_sync_token_with_another_member_is_refused(client, changes_url, sync_tokens, member, value):
+def test_sync_token_with_an_invalid_member_is_refused(
+    client, changes_url, sync_tokens, member, value
+):
     members = decode(sync_tokens[0])
     assert client.get(changes_url, query_string={"since": encode(members)}).status_code == 200
     members[member] = value
 
-    answer = client.get(changes_url, query_string={"since": encode(members)})
+    response = client.get(changes_url, query_string={"since": encode(members)})
 
-    assert answer.status_code == 422
-    assert [error["parameter"] for error in answer.json["errors"]] == ["since"]
+    assert response.status_code == 422
+    assert [error["parameter"] for error in response.json["errors"]] == ["since"]
 
 
 @pytest.mark.parametrize(
     "members", [[], [4], [4, None, False, None], [4, None, False, None, False, 0]]
 )
-def test_sync_token_of_another_length_is_refused(client, changes_url, members):
-    answer = client.get(changes_url, query_string={"since": encode(members)})
+def test_sync_token_with_a_wrong_number_of_members_is_refused(client, changes_url, members):
+    response = client.get(changes_url, query_string={"since": encode(members)})
 
-    assert answer.status_code == 422
+    assert response.status_code == 422
 
 
-def test_sync_token_at_the_end_of_its_ranges_is_taken(client, changes_url):
+def test_sync_token_at_the_limits_of_its_ranges_is_valid(client, changes_url):
     last = [10**18 - 1, YEAR_10000 - 1, True, 10**18 - 1, True]
     first = [0, FIRST_MOMENT, True, 0, False]
 
@@ -211,47 +213,47 @@ def test_sync_token_at_the_end_of_its_ranges_is_taken(client, changes_url):
         ("title", True),
     ],
 )
-def test_cursor_with_another_value_is_refused(client, make_task, tasks_url, sort, value):
-    members, query = own_cursor(client, make_task, tasks_url, sort)
+def test_cursor_with_an_invalid_value_is_refused(client, make_task, tasks_url, sort, value):
+    members, query = get_cursor_members(client, make_task, tasks_url, sort)
 
-    answer = client.get(tasks_url, query_string=query | {"cursor": encode([value, *members[1:]])})
+    response = client.get(tasks_url, query_string=query | {"cursor": encode([value, *members[1:]])})
 
-    assert answer.status_code == 422
-    assert [error["parameter"] for error in answer.json["errors"]] == ["cursor"]
+    assert response.status_code == 422
+    assert [error["parameter"] for error in response.json["errors"]] == ["cursor"]
 
 
-@pytest.mark.parametrize("spell", [str.upper, "{{{}}}".format, "urn:uuid:{}".format, list, len])
-def test_cursor_with_another_id_is_refused(client, make_task, tasks_url, spell):
-    members, query = own_cursor(client, make_task, tasks_url, "title")
-    members[1] = spell(members[1])
+@pytest.mark.parametrize("change_id", [str.upper, "{{{}}}".format, "urn:uuid:{}".format, list, len])
+def test_cursor_with_an_invalid_id_is_refused(client, make_task, tasks_url, change_id):
+    members, query = get_cursor_members(client, make_task, tasks_url, "title")
+    members[1] = change_id(members[1])
 
-    answer = client.get(tasks_url, query_string=query | {"cursor": encode(members)})
+    response = client.get(tasks_url, query_string=query | {"cursor": encode(members)})
 
-    assert answer.status_code == 422
+    assert response.status_code == 422
 
 
 @pytest.mark.parametrize(
     ("sort", "value"),
     [("created_at", FIRST_MOMENT), ("created_at", YEAR_10000 - 1), ("title", "\U0001f43b")],
 )
-def test_cursor_at_the_end_of_its_range_is_taken(client, make_task, tasks_url, sort, value):
-    members, query = own_cursor(client, make_task, tasks_url, sort)
+def test_cursor_at_the_limits_of_its_range_is_valid(client, make_task, tasks_url, sort, value):
+    members, query = get_cursor_members(client, make_task, tasks_url, sort)
     text = encode([value, *members[1:]])
 
-    answer = client.get(tasks_url, query_string=query | {"cursor": text})
+    response = client.get(tasks_url, query_string=query | {"cursor": text})
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-def own_cursor(client, make_task, tasks_url, sort):
-    """Return the members of a cursor of the server's own, and the query that it belongs to."""
+def get_cursor_members(client, make_task, tasks_url, sort):
+    """Return the members of a cursor that the server made, and the query of that cursor."""
     for title in ("Oats", "Rye"):
         make_task(title=title)
     query = {"sort": sort, "limit": "1"}
-    return decode(next_cursor(client, tasks_url, query)), query
+    return decode(get_next_cursor(client, tasks_url, query)), query
 
 
-def next_cursor(client, tasks_url, query):
+def get_next_cursor(client, tasks_url, query):
     link = client.get(tasks_url, query_string=query).headers["Link"]
     target = urlsplit(link.partition("<")[2].partition(">")[0])
     return parse_qs(target.query)["cursor"][0]

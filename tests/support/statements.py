@@ -16,12 +16,12 @@ from todo_api.users.statements import DELETE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What belongs to no user, and so names none.
-OF_NO_USER = {FIND_SCHEMA_VERSION}
+# Statements on data without an owner.
+WITHOUT_OWNER = {FIND_SCHEMA_VERSION}
 
 
 def statements() -> Iterator[tuple[str, Statement]]:
-    """Every statement, those made for a shape in shapes enough to see each part."""
+    """Return each statement with a name; of a statement with several shapes, one for each part."""
     yield "find schema version", FIND_SCHEMA_VERSION
     yield "find response", FIND_RESPONSE
     yield "delete user", DELETE
@@ -31,16 +31,16 @@ def statements() -> Iterator[tuple[str, Statement]]:
                 yield f"{resource.name}.{name}", value
         fields = tuple(field.name for field in resource.fields)
         for conditional in (False, True):
-            made = resource.statements
-            yield f"delete {resource.name}", made.delete(conditional=conditional)
-            yield f"restore {resource.name}", made.restore(conditional=conditional)
+            build = resource.statements
+            yield f"delete {resource.name}", build.delete(conditional=conditional)
+            yield f"restore {resource.name}", build.restore(conditional=conditional)
             for changed in (*((name,) for name in fields), fields):
-                statement = made.update(changed, conditional=conditional)
+                statement = build.update(changed, conditional=conditional)
                 yield f"update {resource.name} {changed}", statement
         yield f"{resource.name} changes", changes_statement(resource)
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         names = tuple(sorted(resource.filters))
         for filters in ((), *((name,) for name in names), names):
             for sort, after, deleted in product(sorts, (False, True), (False, True)):
-                made = list_statement(resource, filters, sort, after=after, deleted=deleted)
-                yield f"list {resource.plural} {filters} {sort} {after} {deleted}", made
+                statement = list_statement(resource, filters, sort, after=after, deleted=deleted)
+                yield f"list {resource.plural} {filters} {sort} {after} {deleted}", statement
