@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from apispec.ext.marshmallow.common import resolve_schema_cls
 from marshmallow import Schema, fields
 
-from todo_api.web.fields import OneOfSchemas
+from todo_api.web.fields import OneOfSchemas, SchemaUnion
 
 if TYPE_CHECKING:
     import re
@@ -26,6 +26,8 @@ def schema_name(schema: Any) -> str | None:
     flask-smorest registers them though no operation uses them. A schema without a name is inlined,
     so that the document has no component for it.
     """
+    if isinstance(schema, SchemaUnion):
+        return schema.name
     schema_class: Any = resolve_schema_cls(schema)
     is_ours = not schema_class.__module__.startswith("flask_smorest")
     return str(schema_class.__name__) if is_ours else None
@@ -40,12 +42,14 @@ def field_attributes(
     OpenAPI 3.0, and Swagger UI fills in its value; 3.1 has `examples`, of which it fills in none.
     """
     attributes: dict[str, Any] = {}
-    resolve: Any = converter.resolve_nested_schema
     if "example" in ret:
         attributes["examples"] = [ret.pop("example")]
     if isinstance(field, OneOfSchemas):
         attributes |= union_object(field)
-        attributes["oneOf"] = [resolve(schema) for schema in attributes["oneOf"]]
+        attributes["oneOf"] = [reference(converter, schema) for schema in attributes["oneOf"]]
+    if ret.get("type") == "boolean" and len(ret.get("enum", ())) == 1:
+        # An enum makes generated clients declare an enumeration; a constant is the literal itself.
+        (attributes["const"],) = ret.pop("enum")
     if "integer" in ret.get("type", ()):
         attributes["format"] = "int64"
     if "string" in ret.get("type", ()) and "enum" not in ret:
@@ -54,6 +58,17 @@ def field_attributes(
         elif ret["format"] in LENGTHS_OF_FORMAT:
             attributes["minLength"], attributes["maxLength"] = LENGTHS_OF_FORMAT[ret["format"]]
     return attributes
+
+
+def reference(converter: OpenAPIConverter, schema: type[Schema] | SchemaUnion) -> Any:
+    """Return the reference to the component of a schema, which is registered if it is not yet."""
+    resolve: Any = converter.resolve_nested_schema
+    if not isinstance(schema, SchemaUnion):
+        return resolve(schema)
+    components = converter.spec.components
+    if schema.name not in components.schemas:
+        components.schema(schema.name, {"oneOf": [resolve(each) for each in schema.schemas]})
+    return components.get_ref("schema", schema.name)
 
 
 def union_object(union: OneOfSchemas) -> dict[str, Any]:
@@ -96,10 +111,8 @@ def example_of(schema: Any) -> Any:
     match schema:
         case {"items": inner} | fields.List(inner=inner):
             return [example_of(inner)]
-        case OneOfSchemas(schemas=schemas):
-            return example_of(next(iter(schemas.values())))
-        case fields.Nested(schema=nested):
-            return example_of(nested)
+        case fields.Nested(schema=one) | OneOfSchemas(first=one) | SchemaUnion(first=one):
+            return example_of(one)
         case fields.Field():
             return schema.metadata["example"]
         case Schema():
