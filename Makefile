@@ -164,12 +164,15 @@ lock: $(INSTALLED) ## Lock the versions of all dependencies anew
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' judge/requirements.in --output-file judge/requirements.lock
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' tests/web/generated_clients/requirements.in \
+		--output-file tests/web/generated_clients/requirements.lock
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' benchmarks/peers/requirements.in --constraint requirements.lock \
 		--output-file benchmarks/peers/requirements.lock
 
 .PHONY: clean
 clean: ## Remove what make made, but not the data in .dev
 	rm -rf .venv-bench benchmarks/peers/fastify/node_modules
-	rm -rf .venv-judge .schemathesis judge/node_modules tests/*/*/node_modules
+	rm -rf .venv-clients .venv-judge .schemathesis judge/node_modules tests/*/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
