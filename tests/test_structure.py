@@ -30,6 +30,8 @@ INTERNAL_CONSTRAINTS = {
     *(f"pk_{table}" for table in TABLES),
     *(f"fk_{table}_user_id_users" for table in TABLES),
     *(f"ck_{table}_revision_positive" for table in TABLES),
+    "pk_database_state",
+    "ck_database_state_one_row",
     "pk_idempotency_keys",
     "fk_idempotency_keys_user_id_users",
     "ck_idempotency_keys_key_length",
@@ -75,6 +77,7 @@ def test_every_table_forces_row_level_security(connection):
         sorted(
             [
                 ("alembic_version", False, False),
+                ("database_state", False, False),
                 *((table, True, True) for table in ("users", *OWNED)),
             ]
         ),
@@ -105,7 +108,7 @@ def test_only_the_maintenance_role_has_policies_across_owners(connection):
     rows = connection.execute(
         """
         SELECT tablename, roles::text, qual FROM pg_policies
-        WHERE policyname <> 'owner' ORDER BY tablename
+        WHERE policyname = 'maintenance' ORDER BY tablename
         """
     ).fetchall()
 
@@ -124,6 +127,24 @@ def test_only_the_maintenance_role_has_policies_across_owners(connection):
     )
     assert tables.TRASH_DAYS == 30
     assert tables.KEY_HOURS == 24
+
+
+def test_requests_can_remove_nothing_but_what_is_in_the_trash(connection):
+    rows = connection.execute(
+        """
+        SELECT tablename, policyname, permissive, cmd, roles::text, qual FROM pg_policies
+        WHERE policyname NOT IN ('owner', 'maintenance') ORDER BY tablename
+        """
+    ).fetchall()
+
+    assert_same_lines(
+        rows,
+        [
+            (table, "trash", "RESTRICTIVE", "DELETE", "{todo_app}", "(deleted_at IS NOT NULL)")
+            for table in sorted(TABLES)
+        ],
+        "Create the policy `trash` for each resource in its migration, as 0009 does.",
+    )
 
 
 def test_every_table_of_a_resource_has_the_revision_triggers(connection):
@@ -201,9 +222,9 @@ def test_every_operation_documents_its_errors(app):
         if "requestBody" in operation:
             assert {"400", "413", "415"} <= documented, (method, path)
         for status in documented - {"200", "201", "204", "304"}:
-            assert operation["responses"][status] == {
-                "$ref": f"#/components/responses/Problem{status}"
-            }
+            # A 412 holds the resource: Problem412Task.
+            reference = operation["responses"][status]["$ref"]
+            assert re.fullmatch(f"#/components/responses/Problem{status}[A-Za-z]*", reference)
 
 
 def test_every_route_is_documented(app):

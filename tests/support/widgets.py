@@ -9,11 +9,12 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.support.postgresql import execute
+from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
 from todo_api.resources.types import BooleanType, IntegerType, TextType
-from todo_api.resources.views import add_changes_route, add_collection_routes, add_item_routes
+from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ FIELDS = (
         name="size",
         type=IntegerType(minimum=0, maximum=2**40),
         default=1,
-        is_reset_by_put=True,
         is_filterable=True,
         is_sortable=True,
         description="The size of the widget.",
@@ -85,7 +85,7 @@ GUARDS = """
     FOR EACH ROW EXECUTE FUNCTION take_revision();
     CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON widgets
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision();
-    GRANT SELECT, INSERT, UPDATE ON widgets TO todo_app;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON widgets TO todo_app;
     ALTER TABLE widgets ENABLE ROW LEVEL SECURITY;
     ALTER TABLE widgets FORCE ROW LEVEL SECURITY;
     CREATE POLICY owner ON widgets
@@ -107,5 +107,8 @@ def add_widget_routes(app: Flask) -> None:
     blueprint = Blueprint("widgets", __name__, url_prefix="/api/<id:user_id>")
     add_collection_routes(blueprint, WIDGET)
     add_item_routes(blueprint, WIDGET)
-    add_changes_route(blueprint, WIDGET, "/widgets-changes")
     app.register_blueprint(blueprint)
+    # The changes and the trash of tasks and widgets together.
+    feeds = Blueprint("feeds", __name__, url_prefix="/api/<id:user_id>/all")
+    add_feed_routes(feeds, (*RESOURCES, WIDGET))
+    app.register_blueprint(feeds)
