@@ -67,7 +67,9 @@ def reference(converter: OpenAPIConverter, schema: type[Schema] | SchemaUnion) -
         return resolve(schema)
     components = converter.spec.components
     if schema.name not in components.schemas:
-        components.schema(schema.name, {"oneOf": [resolve(each) for each in schema.schemas]})
+        # openapi-typescript warns of a discriminator that leads to a schema without this type.
+        alternatives = [resolve(each) for each in schema.schemas]
+        components.schema(schema.name, {"type": "object", "oneOf": alternatives})
     return components.get_ref("schema", schema.name)
 
 
