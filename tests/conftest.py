@@ -33,7 +33,7 @@ from todo_api.startup import load_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from todo_api.auth.jwks import Pace
+    from todo_api.auth.jwks import FetchTimes
     from todo_api.settings import Settings
 
 # All Hypothesis examples of a test may share its client and user. They have no deadline, because
@@ -207,8 +207,8 @@ def make_app(make_settings, log_stream: io.StringIO):  # noqa: ARG001  configure
     """Return a function that makes an application with other settings; closed at the end."""
     with ExitStack() as stack:
 
-        def make(pace: Pace | None = None, **changes: str) -> Flask:
-            application = create_app(make_settings(**changes), pace)
+        def make(fetch_times: FetchTimes | None = None, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), fetch_times)
             stack.callback(application.services.pool.close)
             return application
 

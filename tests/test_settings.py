@@ -328,7 +328,7 @@ def test_secret_of_32_bytes_is_stored_unchanged(secret):
 def test_public_key_or_invalid_text_as_secret_is_refused(secret):
     faults = load_faults(WITH_TOKENS | {"JWT_SECRET": secret})
 
-    assert faults["JWT_SECRET"].startswith("It is no secret")
+    assert faults["JWT_SECRET"].startswith("This is not a shared secret")
 
 
 @pytest.mark.parametrize(
@@ -409,50 +409,50 @@ def test_public_key_may_be_pem_jwk_or_a_file(tmp_path, key):
 @pytest.mark.parametrize(
     ("key", "fault"),
     [
-        ("s3cret", "There is no such file, and it is no key."),
-        ("/no/such/s3cret.pem", "There is no such file, and it is no key."),
-        (".", "There is no such file, and it is no key."),
-        ("s3cret" * 1000, "There is no such file, and it is no key."),
-        ("s3cret\0", "There is no such file, and it is no key."),
-        (__file__, "It is neither a PEM nor a JSON Web Key."),
-        ("-----BEGIN PUBLIC KEY-----", "It is neither a PEM nor a JSON Web Key."),
+        ("s3cret", "This is neither a key nor the path of a readable file."),
+        ("/no/such/s3cret.pem", "This is neither a key nor the path of a readable file."),
+        (".", "This is neither a key nor the path of a readable file."),
+        ("s3cret" * 1000, "This is neither a key nor the path of a readable file."),
+        ("s3cret\0", "This is neither a key nor the path of a readable file."),
+        (__file__, "This is neither a PEM nor a JSON Web Key."),
+        ("-----BEGIN PUBLIC KEY-----", "This is neither a PEM nor a JSON Web Key."),
         (
             "-----BEGIN PUBLIC KEY-----\ns3cret\n-----END PUBLIC KEY-----",
-            "It is neither a PEM nor a JSON Web Key.",
+            "This is neither a PEM nor a JSON Web Key.",
         ),
-        ("{", "It is neither a PEM nor a JSON Web Key."),
-        ("{}", "It is neither a PEM nor a JSON Web Key."),
-        ('{"kty": ["RSA"]}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"kty": "RSA", "n": "s3cret"}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"keys": []}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"a":' * 100_000, "It is neither a PEM nor a JSON Web Key."),
+        ("{", "This is neither a PEM nor a JSON Web Key."),
+        ("{}", "This is neither a PEM nor a JSON Web Key."),
+        ('{"kty": ["RSA"]}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"kty": "RSA", "n": "s3cret"}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"keys": []}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"a":' * 100_000, "This is neither a PEM nor a JSON Web Key."),
         (
             P256.as_pem(private=True).decode(),
-            "It is a private key, which this server must not have.",
+            "This is a private key. Set the public key instead: the server needs no private one.",
         ),
         (
             json.dumps(P256.as_dict(private=True)),
-            "It is a private key, which this server must not have.",
+            "This is a private key. Set the public key instead: the server needs no private one.",
         ),
         (
             json.dumps(OctKey.import_key("s3cret-" * 5).as_dict(private=True)),
-            "It is a secret: that is what JWT_SECRET is for.",
+            "This is a shared secret. Set it in JWT_SECRET.",
         ),
         (
             json.dumps({"kty": "oct", "k": "AAAA"}),
-            "It is a secret: that is what JWT_SECRET is for.",
+            "This is a shared secret. Set it in JWT_SECRET.",
         ),
         (
             OKPKey.generate_key("X25519").as_pem(private=False).decode(),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
         (
             json.dumps(P256.as_dict(private=False, use="enc")),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
         (
             json.dumps(P256.as_dict(private=False, alg="RS256")),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
     ],
 )
@@ -468,7 +468,7 @@ def test_rsa_key_shorter_than_2048_bits_is_refused():
 
     faults = load_faults(WITH_TOKENS | {"JWT_PUBLIC_KEY": pem})
 
-    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs 2048 bits."}
+    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs at least 2048 bits."}
 
 
 def test_auth_mode_none_ignores_key_settings():

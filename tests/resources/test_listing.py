@@ -112,7 +112,7 @@ def test_unknown_or_repeated_parameter_is_refused(client, tasks_url):
     assert response.status_code == 422
     assert response.json["errors"] == [
         {"parameter": "limit", "detail": "Must be given once."},
-        {"parameter": "offset", "detail": "There is no such parameter."},
+        {"parameter": "offset", "detail": "Unknown parameter."},
     ]
 
 

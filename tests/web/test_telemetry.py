@@ -171,7 +171,9 @@ def test_failed_statement_is_an_event_without_the_row(
     assert "constraint=ck_tasks_test" in exception["value"]
     assert "update_item" in [frame["function"] for frame in exception["stacktrace"]["frames"]]
     assert "secret" not in str(event)
-    assert [line["event"] for line in log_lines() if line["level"] == "error"] == ["database error"]
+    assert [line["event"] for line in log_lines() if line["level"] == "error"] == [
+        "unexpected database error"
+    ]
 
 
 def test_request_without_a_bug_is_a_transaction_and_no_event(app_with_a_bug, task, sentry):

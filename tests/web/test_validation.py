@@ -360,7 +360,7 @@ def test_checks_run_in_the_order_of_the_contract(client, tasks_url):
 def test_every_operation_refuses_unknown_parameters(client, user_id, url):
     problem = check_problem(client.get(url.format(user_id)), 422, "invalid")
 
-    assert problem["errors"] == [{"parameter": "x", "detail": "There is no such parameter."}]
+    assert problem["errors"] == [{"parameter": "x", "detail": "Unknown parameter."}]
 
 
 def test_response_has_at_most_100_errors(client, tasks_url):
