@@ -1,4 +1,4 @@
-"""Charts as SVG that reads the same on a light and on a dark page."""
+"""Charts as SVG, with colors for light and dark pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600; font-size: 13px }
 .small { font-size: 11px; fill: #59636e }
 .axis { stroke: #d1d9e0; stroke-width: 1 }
-.first { fill: #0969da } .other { fill: #9aa5b1 } .limit { fill: #d1d9e0 }
+.first { fill: #0969da } .other { fill: #9aa5b1 } .grey { fill: #d1d9e0 }
 polyline { fill: none; stroke-width: 2 }
 .line0 { stroke: #0969da } .line1 { stroke: #bc4c00 } .line2 { stroke: #1a7f37 }
 .line3 { stroke: #8250df } .line4 { stroke: #bf3989 } .line5 { stroke: #59636e }
@@ -23,7 +23,7 @@ polyline { fill: none; stroke-width: 2 }
 .dot3 { fill: #8250df } .dot4 { fill: #bf3989 } .dot5 { fill: #59636e }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc } .small { fill: #9198a1 } .axis { stroke: #3d444d }
-  .first { fill: #4493f8 } .other { fill: #656c76 } .limit { fill: #3d444d }
+  .first { fill: #4493f8 } .other { fill: #656c76 } .grey { fill: #3d444d }
   .line0 { stroke: #4493f8 } .line1 { stroke: #f0883e } .line2 { stroke: #3fb950 }
   .line3 { stroke: #ab7df8 } .line4 { stroke: #db61a2 } .line5 { stroke: #9198a1 }
   .dot0 { fill: #4493f8 } .dot1 { fill: #f0883e } .dot2 { fill: #3fb950 }
@@ -51,22 +51,23 @@ def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start"
     )
 
 
-def bars(panels: Mapping[str, Mapping[str, float]], limits: frozenset[str], *, columns: int) -> str:
-    """A panel of horizontal bars each, from zero: by its title, the values by name.
+def bars(panels: Mapping[str, Mapping[str, float]], grey: frozenset[str], *, columns: int) -> str:
+    """Draw a panel of horizontal bars for each title. `panels` maps titles to values by name.
 
-    The first bar of each is the one that the others are compared with.
+    The first bar of a panel has another color, because the others are compared with it. The bars
+    of the names in `grey` are grey.
     """
-    wide, name_width, bar = 350.0, 130.0, 18.0
-    tall = bar * max(len(values) for values in panels.values()) + 44
+    width, name_width, bar = 350.0, 130.0, 18.0
+    height = bar * max(len(values) for values in panels.values()) + 44
     parts = []
-    for at, (title, values) in enumerate(panels.items()):
-        left, top = at % columns * wide, at // columns * tall
+    for number, (title, values) in enumerate(panels.items()):
+        left, top = number % columns * width, number // columns * height
         parts.append(text(left + name_width, top + 20, title, "title"))
-        most = max(values.values())
+        maximum = max(values.values())
         for row, (name, value) in enumerate(values.items()):
             y = top + 30 + row * bar
-            length = value / most * (wide - name_width - 70)
-            kind = "limit" if name in limits else "first" if row == 0 else "other"
+            length = value / maximum * (width - name_width - 70)
+            kind = "grey" if name in grey else "first" if row == 0 else "other"
             parts += [
                 text(left + name_width - 6, y + 12, name, "" if row == 0 else "small", "end"),
                 (
@@ -76,12 +77,12 @@ def bars(panels: Mapping[str, Mapping[str, float]], limits: frozenset[str], *, c
                 text(left + name_width + length + 5, y + 12, f"{value:,.0f}", "small"),
             ]
     rows = math.ceil(len(panels) / columns)
-    return svg(min(columns, len(panels)) * wide, rows * tall, parts)
+    return svg(min(columns, len(panels)) * width, rows * height, parts)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A panel of lines over an axis of x, each of points with x ascending; y is from zero."""
+    """A panel of lines. Each line is a list of points sorted by x. The y axis starts at 0."""
 
     title: str
     x: str
@@ -90,18 +91,18 @@ class Lines:
 
 
 def lines(panels: Sequence[Lines]) -> str:
-    """The panels side by side."""
-    wide, tall = 430.0, 300.0
+    """Draw the panels side by side."""
+    width, height = 430.0, 300.0
     parts: list[str] = []
-    for at, panel in enumerate(panels):
-        parts += panel_of_lines(panel, at * wide, wide, tall)
-    return svg(wide * len(panels), tall, parts)
+    for number, panel in enumerate(panels):
+        parts += draw_panel(panel, number * width, width, height)
+    return svg(width * len(panels), height, parts)
 
 
-def panel_of_lines(panel: Lines, left: float, wide: float, tall: float) -> list[str]:
-    x0, x1, y0, y1 = left + 55, left + wide - 95, tall - 45, 35.0
+def draw_panel(panel: Lines, left: float, width: float, height: float) -> list[str]:
+    x0, x1, y0, y1 = left + 55, left + width - 95, height - 45, 35.0
     xs = sorted({x for points in panel.series.values() for x, _ in points})
-    top = ceiling(max(y for points in panel.series.values() for _, y in points))
+    top = round_up(max(y for points in panel.series.values() for _, y in points))
 
     def position(value: float) -> float:
         return math.log10(value) if panel.log else value
@@ -112,7 +113,7 @@ def panel_of_lines(panel: Lines, left: float, wide: float, tall: float) -> list[
         share = (position(point[0]) - low) / ((high - low) or 1)
         return x0 + share * (x1 - x0), y0 - point[1] / top * (y0 - y1)
 
-    parts = [text(x0, 18, panel.title, "title"), text(x1, tall - 8, panel.x, "small", "end")]
+    parts = [text(x0, 18, panel.title, "title"), text(x1, height - 8, panel.x, "small", "end")]
     for step in range(5):
         _, y = place((xs[0], top * step / 4))
         parts += [
@@ -131,12 +132,12 @@ def panel_of_lines(panel: Lines, left: float, wide: float, tall: float) -> list[
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="dot{color}"/>' for x, y in placed
         ]
-        lowest = min(placed[-1][1] + 4, lowest - 13)  # names that would overlap move up
+        lowest = min(placed[-1][1] + 4, lowest - 13)  # a name moves up if it would overlap another
         parts.append(text(placed[-1][0] + 8, lowest, name, f"dot{color} small"))
     return parts
 
 
-def ceiling(value: float) -> float:
-    """A round number at or above, of which a quarter is round too."""
+def round_up(value: float) -> float:
+    """Return a round number that is not below the value and whose quarter is round, too."""
     unit = 10.0 ** math.floor(math.log10(value or 1))
     return next(unit * step for step in (1, 2, 4, 6, 8, 10) if unit * step >= value)

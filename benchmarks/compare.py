@@ -1,8 +1,8 @@
-"""Peers and limits beside this API, in turns, in one run: `make bench`.
+"""Compare this API with other frameworks and with upper bounds: `make bench`.
 
-Requests/s of each operation over the same database, medians of some rounds, and this API's share
-of each other contender: the median of the rounds' ratios, which the machine's own ups and downs
-reach less than they do a rate.
+All systems are measured alternately in one run, on the same database. The report has the median
+rate of each operation in requests/s, and this API's share of each other rate. The share is the
+median of the ratios in each round, because noise of the machine affects a ratio less than a rate.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from typing import TYPE_CHECKING
 
 import chart
 import pgbench
-from contenders import (
+from data import ROOT, WRITES, Size, migrated, write_tokens
+from load import CONNECTIONS, InvalidMeasurementError, measure, require_wrk
+from performance_page import replace_section, table
+from systems import (
     ALL,
     ASYNCPG,
     BARE_FLASK,
-    CONTENDERS,
     ONE_THREAD,
-    OURS,
     PEERS,
     SQLMODEL,
+    SYSTEMS,
+    THIS_API,
     THREADS,
     WORKERS,
     check,
     install_peers,
     serving,
 )
-from data import ROOT, WRITES, Size, migrated, write_tokens
-from document import replace_section, table
-from load import CONNECTIONS, VoidError, measure, require_wrk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from contenders import Contender, Server
     from data import Data
+    from systems import Server, System
 
 SIZE = Size(users=1000, tasks_per_user=60)
 
@@ -60,7 +60,7 @@ TITLES = {
     "mix": "mix, 70 % reads",
 }
 
-# What this API's requests/s have to be, as a share of another contender's.
+# The target for this API's rate, as a share of the rate of another system.
 TARGETS = {
     SQLMODEL.name: {
         "get": 2.0,
@@ -75,50 +75,51 @@ TARGETS = {
 }
 
 
-OWN = (OURS.name, ONE_THREAD.name)
+OWN = (THIS_API.name, ONE_THREAD.name)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One contender's turn: requests/s, and microseconds of its CPU for each request."""
+class Figures:
+    """The rate of a system in requests/s, and its CPU time for each request in microseconds."""
 
     rate: float
     cpu: float
 
 
 class Results:
-    """The cells of each operation and contender, by round, and what was void."""
+    """The figures of each operation, system and round, and the invalid measurements."""
 
     def __init__(self) -> None:
-        self._cells: dict[tuple[str, str], dict[int, Cell]] = {}
-        self.void: list[str] = []
+        self._figures: dict[tuple[str, str], dict[int, Figures]] = {}
+        self.invalid: list[str] = []
 
-    def add(self, operation: str, name: str, number: int, cell: Cell) -> None:
-        self._cells.setdefault((operation, name), {})[number] = cell
+    def add(self, operation: str, name: str, number: int, figures: Figures) -> None:
+        self._figures.setdefault((operation, name), {})[number] = figures
 
     def names(self, operation: str) -> list[str]:
-        return [name for of, name in self._cells if of == operation]
+        return [name for measured, name in self._figures if measured == operation]
 
     def operations(self) -> list[str]:
-        return list(dict.fromkeys(operation for operation, _ in self._cells))
+        return list(dict.fromkeys(operation for operation, _ in self._figures))
 
     def rate(self, operation: str, name: str) -> float:
-        return statistics.median(cell.rate for cell in self._cells[operation, name].values())
+        return statistics.median(round_.rate for round_ in self._figures[operation, name].values())
 
     def cpu(self, operation: str, name: str) -> float:
-        return statistics.median(cell.cpu for cell in self._cells[operation, name].values())
+        return statistics.median(round_.cpu for round_ in self._figures[operation, name].values())
 
-    def ratio(self, operation: str, other: str, of: str = OURS.name) -> float | None:
-        """What share of the other's rate this API's is, or None if they share no round."""
-        ours = self._cells.get((operation, of), {})
-        theirs = self._cells.get((operation, other), {})
-        ratios = [ours[at].rate / theirs[at].rate for at in ours.keys() & theirs.keys()]
+    def ratio(self, operation: str, other: str, name: str = THIS_API.name) -> float | None:
+        """Return the rate as a share of the other's rate, or None without a common round."""
+        rounds = self._figures.get((operation, name), {})
+        other_rounds = self._figures.get((operation, other), {})
+        common = rounds.keys() & other_rounds.keys()
+        ratios = [rounds[number].rate / other_rounds[number].rate for number in common]
         return statistics.median(ratios) if ratios else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured, for how long and how often."""
+    """The settings of a run: operations, rounds, and seconds of each measurement."""
 
     data: Data
     folder: Path
@@ -127,14 +128,14 @@ class Run:
     seconds: int
     tokens: bool
 
-    def results(self, contenders: Sequence[Contender]) -> Results:
-        """Serve all of them, and give each its turn of each operation in each round."""
+    def results(self, systems: Sequence[System]) -> Results:
+        """Start all systems, and measure each operation of each system in each round."""
         results = Results()
         with ExitStack() as stack:
             servers = []
-            for contender in contenders:
-                log = self.folder / f"{contender.name}.log"
-                server = serving(contender, self.data.url, log, tokens=self.tokens)
+            for system in systems:
+                log = self.folder / f"{system.name}.log"
+                server = serving(system, self.data.url, log, tokens=self.tokens)
                 servers.append(stack.enter_context(server))
             for server in servers:
                 self.data.reset(SIZE)
@@ -143,31 +144,33 @@ class Run:
             for number in range(self.rounds + 1):
                 first = number % len(servers)
                 for operation in self.operations:
-                    self.turns(results, operation, number, servers[first:] + servers[:first])
+                    self.add_round(results, operation, number, servers[first:] + servers[:first])
         return results
 
-    def turns(
+    def add_round(
         self, results: Results, operation: str, number: int, servers: Sequence[Server]
     ) -> None:
+        """Measure an operation of all systems. Round 0 is a warm-up, which does not count."""
         seconds = self.seconds if number else 1
         self.data.reset(SIZE)
-        for server, cell in self.cells(operation, seconds, servers):
-            name = server.contender.name if server else pgbench.NAME
-            if isinstance(cell, VoidError):
-                results.void.append(f"{name}: {cell}")
+        for server, figures in self.measure_all(operation, seconds, servers):
+            name = server.system.name if server else pgbench.NAME
+            if isinstance(figures, InvalidMeasurementError):
+                results.invalid.append(f"{name}: {figures}")
             elif number:
-                results.add(operation, name, number, cell)
+                results.add(operation, name, number, figures)
             if WRITES[operation]:
                 self.data.reset(SIZE)
 
-    def cells(
+    def measure_all(
         self, operation: str, seconds: int, servers: Sequence[Server]
-    ) -> Iterator[tuple[Server | None, Cell | VoidError]]:
+    ) -> Iterator[tuple[Server | None, Figures | InvalidMeasurementError]]:
+        """Yield the figures of each server, then, without a server, those of PostgreSQL alone."""
         for server in servers:
-            if operation in server.contender.operations:
+            if operation in server.system.operations:
                 try:
-                    yield server, self.cell(server, operation, seconds)
-                except VoidError as error:
+                    yield server, self.measure(server, operation, seconds)
+                except InvalidMeasurementError as error:
                     yield server, error
         if operation in pgbench.STATEMENTS and self.tokens:
             clients = WORKERS * THREADS
@@ -175,42 +178,44 @@ class Run:
                 rate = pgbench.rate(
                     operation, self.data, SIZE, self.folder, seconds=seconds, clients=clients
                 )
-                yield None, Cell(rate, 0)
-            except VoidError as error:
+                yield None, Figures(rate, 0)
+            except InvalidMeasurementError as error:
                 yield None, error
 
-    def cell(self, server: Server, operation: str, seconds: int) -> Cell:
-        before = server.cpu()
-        measured = measure(
+    def measure(self, server: Server, operation: str, seconds: int) -> Figures:
+        cpu_before = server.cpu()
+        measurement = measure(
             server.url,
             operation,
             self.data,
             SIZE,
             tokens=self.folder / "tokens" if self.tokens else None,
             seconds=seconds,
-            writes=not server.contender.limit,
+            writes=not server.system.is_upper_bound,
         )
-        return Cell(measured.rate, (server.cpu() - before) / measured.requests * 1e6)
+        return Figures(measurement.rate, (server.cpu() - cpu_before) / measurement.requests * 1e6)
 
 
-def verdicts(results: Results) -> list[list[str]]:
-    """A row for each target: reached or not, with as many threads as by default and with one."""
+def target_rows(results: Results) -> list[list[str]]:
+    """Return a row for each target: the share with the default threads, and with one thread."""
     rows = []
-    for name, of_operation in TARGETS.items():
-        for operation, least in of_operation.items():
-            ratios = [results.ratio(operation, name, of.name) for of in (OURS, ONE_THREAD)]
-            found = [verdict(ratio, least) for ratio in ratios if ratio is not None]
-            if found:
-                rows.append([name, TITLES[operation], f"{least:.2f}", *found])
+    for name, targets in TARGETS.items():
+        for operation, target in targets.items():
+            ratios = [
+                results.ratio(operation, name, system.name) for system in (THIS_API, ONE_THREAD)
+            ]
+            shares = [format_share(ratio, target) for ratio in ratios if ratio is not None]
+            if shares:
+                rows.append([name, TITLES[operation], f"{target:.2f}", *shares])
     return rows
 
 
-def verdict(ratio: float, least: float) -> str:
-    return f"{ratio:.2f}" if ratio >= least else f"**{ratio:.2f}, missed**"
+def format_share(ratio: float, target: float) -> str:
+    return f"{ratio:.2f}" if ratio >= target else f"**{ratio:.2f}, missed**"
 
 
-def rates(results: Results, names: Sequence[str]) -> str:
-    """Requests/s, and in parentheses this API's share of the other's."""
+def rate_table(results: Results, names: Sequence[str]) -> str:
+    """Return a table of requests/s, with this API's share of each rate in parentheses."""
     rows = []
     for operation in results.operations():
         row = [TITLES[operation]]
@@ -225,7 +230,7 @@ def rates(results: Results, names: Sequence[str]) -> str:
     return table(["requests/s (rate of this API / rate of this contender)", *names], rows)
 
 
-def costs(results: Results, names: Sequence[str]) -> str:
+def cpu_table(results: Results, names: Sequence[str]) -> str:
     rows = [
         [TITLES[operation]]
         + [
@@ -238,12 +243,20 @@ def costs(results: Results, names: Sequence[str]) -> str:
 
 
 def machine(data: Data) -> str:
-    """What it was measured on."""
+    """Return a description of the machine and the versions of all programs."""
     cpu = re.search(r"model name\s*: (.*)", text_of(Path("/proc/cpuinfo")))
     model = cpu[1] if cpu else platform.machine()
     lock = (PEERS / "requirements.lock").read_text()
     versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", lock, re.MULTILINE))
-    named = ["fastapi", "sqlmodel", "asyncpg", "uvicorn", "flask", "flask-sqlalchemy", "gunicorn"]
+    packages = [
+        "fastapi",
+        "sqlmodel",
+        "asyncpg",
+        "uvicorn",
+        "flask",
+        "flask-sqlalchemy",
+        "gunicorn",
+    ]
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
     npm = (PEERS / "fastify/package-lock.json").read_text()
     fastify = re.search(r'"node_modules/fastify": {\s+"version": "([\d.]+)"', npm)
@@ -251,7 +264,7 @@ def machine(data: Data) -> str:
         f"{os.cpu_count()} cores ({model}) shared by all of them, including wrk and PostgreSQL; "
         f"PostgreSQL {data.version()}, Python {platform.python_version()}, "
         f"Node {node.strip()[1:]}, Fastify {fastify[1] if fastify else ''}, "
-        + ", ".join(f"{name} {versions[name]}" for name in named)
+        + ", ".join(f"{name} {versions[name]}" for name in packages)
     )
 
 
@@ -259,68 +272,74 @@ def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def report(results: Results, opened: Results | None, setup: str) -> str:
-    """The whole section of docs/performance.md."""
-    names = [contender.name for contender in CONTENDERS]
-    parts = [setup, rates(results, [*names, pgbench.NAME])]
-    rows = verdicts(results)
+def report(results: Results, without_tokens: Results | None, setup: str) -> str:
+    """Return the generated section of docs/performance.md."""
+    names = [system.name for system in SYSTEMS]
+    parts = [setup, rate_table(results, [*names, pgbench.NAME])]
+    rows = target_rows(results)
     if rows:
         parts.append(table(["compared with", "operation", "target", *OWN], rows))
-    parts.append(costs(results, names))
-    if opened:
-        with_database = [contender.name for contender in CONTENDERS if not contender.limit]
-        parts += ["Without tokens on either side:", rates(opened, with_database)]
-    void = results.void + (opened.void if opened else [])
-    if void:
-        listed = "\n".join(f"- {reason}" for reason in void)
-        parts.append(f"Void cells, which are counted nowhere:\n\n{listed}")
+    parts.append(cpu_table(results, names))
+    if without_tokens:
+        with_database = [system.name for system in SYSTEMS if not system.is_upper_bound]
+        parts += ["All systems without tokens:", rate_table(without_tokens, with_database)]
+    invalid = results.invalid + (without_tokens.invalid if without_tokens else [])
+    if invalid:
+        reasons = "\n".join(f"- {reason}" for reason in invalid)
+        parts.append(f"Invalid measurements, which do not count:\n\n{reasons}")
     return "\n\n".join(parts) + "\n"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=5, help="of each cell")
+    parser.add_argument("--seconds", type=int, default=5, help="seconds of each measurement")
     parser.add_argument("--operations", nargs="+", choices=ALL, default=ALL)
-    parser.add_argument("--only-tokens", action="store_true", help="not once more without them")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--only-tokens", action="store_true", help="skip the run without tokens")
+    parser.add_argument("--write", action="store_true", help="write into docs/performance.md")
     return parser.parse_args()
 
 
 def main() -> None:
-    given = arguments()
+    options = arguments()
     require_wrk()
     install_peers()
     with tempfile.TemporaryDirectory() as name, migrated() as data:
         folder = Path(name)
         write_tokens(folder / "tokens", SIZE.users)
-        run = Run(data, folder, given.operations, given.rounds, given.seconds, tokens=True)
-        results = run.results(CONTENDERS)
-        opened = None
-        if not given.only_tokens:
-            run = Run(data, folder, given.operations, given.rounds, given.seconds, tokens=False)
-            opened = run.results([contender for contender in CONTENDERS if not contender.limit])
+        run = Run(data, folder, options.operations, options.rounds, options.seconds, tokens=True)
+        results = run.results(SYSTEMS)
+        without_tokens = None
+        if not options.only_tokens:
+            run = Run(
+                data, folder, options.operations, options.rounds, options.seconds, tokens=False
+            )
+            without_tokens = run.results(
+                [system for system in SYSTEMS if not system.is_upper_bound]
+            )
         setup = (
-            f"{given.rounds} rounds of {given.seconds} s for each cell, medians; {CONNECTIONS} "
-            f"keep-alive connections, {SIZE.users:,} users with {SIZE.tasks_per_user} tasks each; "
+            f"{options.rounds} rounds of {options.seconds} s for each measurement, medians; "
+            f"{CONNECTIONS} keep-alive connections, "
+            f"{SIZE.users:,} users with {SIZE.tasks_per_user} tasks each; "
             f"{WORKERS} processes, gunicorn's with {THREADS} threads each. {machine(data)}."
         )
-    text = report(results, opened, setup)
+    text = report(results, without_tokens, setup)
     print(text)
-    if given.write:
-        limits = frozenset(each.name for each in CONTENDERS if each.limit) | {pgbench.NAME}
+    if options.write:
+        upper_bounds = {system.name for system in SYSTEMS if system.is_upper_bound}
         panels = {
             f"{TITLES[operation]}, requests/s": {
                 name: results.rate(operation, name)
-                for name in (*(each.name for each in CONTENDERS), pgbench.NAME)
+                for name in (*(system.name for system in SYSTEMS), pgbench.NAME)
                 if name in results.names(operation)
             }
             for operation in results.operations()
         }
-        (ROOT / "docs/performance-peers.svg").write_text(chart.bars(panels, limits, columns=2))
+        grey = frozenset({*upper_bounds, pgbench.NAME})
+        (ROOT / "docs/performance-peers.svg").write_text(chart.bars(panels, grey, columns=2))
         replace_section("make bench", text)
-    if results.void or (opened and opened.void):
-        sys.exit("Some cells are void: see above.")
+    if results.invalid or (without_tokens and without_tokens.invalid):
+        sys.exit("Some measurements are invalid: see above.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured on: a database with so many users and tasks, the same before each cell."""
+"""The database of the benchmarks, with the same users and tasks before each measurement."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
-SECRET = "a-fake-secret-for-measurements-of-32-bytes"  # noqa: S105  it opens nothing
+SECRET = "a-fake-secret-for-measurements-of-32-bytes"  # noqa: S105  only the benchmarks use it
 
-# Durable as in production. What a server does in its own time, it does between the cells.
+# Durable as in production. `reset` vacuums and writes checkpoints between the measurements, so
+# PostgreSQL's own background work is off.
 OPTIONS = {
     "autovacuum": "off",
     "checkpoint_timeout": "1h",
@@ -33,13 +34,14 @@ OPTIONS = {
     "max_connections": "250",
 }
 
-# Between two of a server's statements, no connection is at work either.
-QUIET_LOOKS = 4
+# The checks in a row without a busy connection. One is not enough: between two statements of a
+# server, its connection is idle, too.
+IDLE_CHECKS = 4
 
-# Of a hundred requests of the mix. 70 of them read.
+# The operations of 100 requests of the mix: 70 of them read.
 MIX = {"get": 45, "list": 25, "create": 12, "patch": 9, "complete": 6, "delete": 3}
 
-# How many of a hundred requests of an operation change a task.
+# The number of writes in 100 requests of an operation.
 WRITES = {
     "get": 0,
     "list": 0,
@@ -57,13 +59,13 @@ def user_id(number: int) -> str:
 
 
 def task_id(number: int) -> str:
-    """The id of a task; those of the first user come first."""
+    """Return the id of a task. The first numbers are the tasks of the first user."""
     return f"01900000-0000-7000-8000-{number:012}"
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is in the database."""
+    """The number of rows in the database."""
 
     users: int
     tasks_per_user: int
@@ -71,13 +73,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Data:
-    """A migrated database, its size as it is when it has been reset."""
+    """A migrated database; `reset` fills it."""
 
     url: str
     cluster: Cluster
 
     def reset(self, size: Size) -> None:
-        """Fill the tables anew, so that every cell finds the same, on the same pages."""
+        """Fill the tables again, so that each measurement starts with the same rows and pages."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             await_idle(connection)
             with connection.transaction():
@@ -111,7 +113,7 @@ class Data:
             connection.execute("CHECKPOINT")
 
     def changes(self) -> int:
-        """How many changes there have been; the trigger counts them, whoever makes them."""
+        """Return the sum of all revisions: the trigger increases it by 1 for each change."""
         with psycopg.connect(self.url) as connection:
             row = connection.execute("SELECT sum(revision)::bigint FROM users").fetchone()
         assert row
@@ -124,25 +126,25 @@ class Data:
 
 
 def await_idle(connection: psycopg.Connection) -> None:
-    """Wait until the last requests of a load, which a server still had, have been done."""
-    quiet = 0
+    """Wait until the servers have executed the last requests of a load."""
+    idle_checks = 0
     for _ in range(400):
         busy = connection.execute(
             "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend'"
             " AND state <> 'idle' AND pid <> pg_backend_pid()"
         ).fetchall()
-        quiet = 0 if busy else quiet + 1
-        if quiet == QUIET_LOOKS:
+        idle_checks = 0 if busy else idle_checks + 1
+        if idle_checks == IDLE_CHECKS:
             return
         time.sleep(0.02)
-    raise TimeoutError("connections are still at work")
+    raise TimeoutError("Connections to the database are still busy.")
 
 
 @contextmanager
 def migrated() -> Iterator[Data]:
-    """An embedded PostgreSQL with an empty database that has our schema.
+    """Run an embedded PostgreSQL with an empty database that has the schema of this API.
 
-    From now on a SIGTERM ends this process as Ctrl-C does, so that no server is left behind.
+    It makes SIGTERM end this process as Ctrl-C does, so that the process stops its servers.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with temporary_cluster(options=OPTIONS) as cluster:
@@ -163,5 +165,5 @@ def token(user: int) -> str:
 
 
 def write_tokens(path: Path, users: int) -> None:
-    """A token for each user, in their order, a line each."""
+    """Write a token for each user, in the order of their numbers, one in each line."""
     path.write_text("".join(f"{token(user)}\n" for user in range(1, users + 1)))

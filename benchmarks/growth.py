@@ -1,7 +1,8 @@
-"""How this API holds out as things grow: `make bench-growth`.
+"""Measure this API with more data, clients and latency: `make bench-growth`.
 
-Requests/s and p99 with more tasks of one user, more tasks in all, more clients and a database that
-is further away; and what a worker's memory comes to. One part: `make bench-growth ARGS=clients`.
+Each section varies one size: the tasks of one user, all tasks, the clients, the latency of the
+database, or the number of requests, with the memory of a worker. `make bench-growth ARGS=clients`
+measures one section.
 """
 
 from __future__ import annotations
@@ -16,49 +17,51 @@ from typing import TYPE_CHECKING
 
 import chart
 from compare import TITLES, machine
-from contenders import OURS, THREADS, WORKERS, serving
 from data import ROOT, WRITES, Size, migrated, write_tokens
-from delay import delayed, round_trip
-from document import replace_section, table
-from load import CONNECTIONS, VoidError, measure, require_wrk
+from delay_proxy import delayed, round_trip
+from load import CONNECTIONS, InvalidMeasurementError, measure, require_wrk
+from performance_page import replace_section, table
+from systems import THIS_API, THREADS, WORKERS, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from contenders import Server
     from data import Data
-    from load import Measured
+    from load import Measurement
+    from systems import Server
 
 USERS = 10_000
 OPERATIONS = ("get", "list", "create", "patch")
 
 CLIENTS = (1, 2, 5, 10, 20, 50, 100, 200)
-MANY_CLIENTS, P95 = 100, 200  # milliseconds that 95 of a hundred requests of so many may take
-FAR, FAR_THREADS, FAR_RATE = 20, 8, 300  # milliseconds; threads a worker; requests/s at least
-EACH = 100  # tasks of each user, where there are many
-OF_ONE, IN_ALL = 1.5, 1.3  # times the cost of a request, at most
-WORKER_MB, GROWTH_MB = 80, 4  # at most, for a worker; and from the second tenth of a load on
+# Targets: the p95 in milliseconds with many clients, the rate in requests/s with a far database,
+# the cost of a request compared with the first size, and the memory of a worker in MB.
+MANY_CLIENTS, MAX_P95 = 100, 200
+FAR_MILLISECONDS, FAR_THREADS, MIN_FAR_RATE = 20, 8, 300
+MAX_RATIO_OF_ONE_USER, MAX_RATIO_OF_ALL_USERS = 1.5, 1.3
+MAX_MEMORY, MAX_GROWTH = 80, 4  # growth after the first 20 % of the requests
+TASKS_OF_EACH = 100  # of each of many users
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a part has found: a title, a table, a chart, and which targets were met."""
+    """The results of a section: a table, a chart, and each target with True if it is met."""
 
     title: str
     table: str
     panels: Sequence[chart.Lines]
-    verdicts: Sequence[tuple[str, bool]] = ()
+    targets: Sequence[tuple[str, bool]] = ()
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every part measures with."""
+    """The database, the settings and the invalid measurements of all sections."""
 
     data: Data
     folder: Path
     seconds: int
     requests: int
-    void: list[str]
+    invalid: list[str]
 
     @contextmanager
     def serving(
@@ -68,10 +71,10 @@ class Bench:
         self.data.reset(size)
         write_tokens(self.folder / "tokens", size.users)
         options = () if recycle else ("--max-requests", "0")
-        ours = replace(OURS, command=(*OURS.command, *options))
+        system = replace(THIS_API, command=(*THIS_API.command, *options))
         log = self.folder / "log"
         with serving(
-            ours, url or self.data.url, log, tokens=True, workers=WORKERS, threads=threads
+            system, url or self.data.url, log, tokens=True, workers=WORKERS, threads=threads
         ) as server:
             yield server
 
@@ -82,8 +85,8 @@ class Bench:
         size: Size,
         connections: int = CONNECTIONS,
         seconds: int | None = None,
-    ) -> Measured | None:
-        """A cell, on a database that is as it was before the first one; None if it is void."""
+    ) -> Measurement | None:
+        """Measure an operation, and reset the data after writes. None is an invalid measurement."""
         try:
             return measure(
                 server.url,
@@ -94,48 +97,55 @@ class Bench:
                 seconds=seconds or self.seconds,
                 connections=connections,
             )
-        except VoidError as error:
-            self.void.append(f"{error}, with {connections} clients")
+        except InvalidMeasurementError as error:
+            self.invalid.append(f"{error}, with {connections} clients")
             return None
         finally:
             if WRITES[operation]:
                 self.data.reset(size)
 
     def warm(self, server: Server, size: Size) -> None:
-        """Let each worker have connected, and have verified the tokens that it will see."""
+        """Warm up: each worker connects to the database and verifies the tokens."""
         for operation in OPERATIONS:
             self.measure(server, operation, size, seconds=1)
         self.measure(server, "get", size, seconds=2 * self.seconds)
 
 
-Cells = dict[str, dict[float, "Measured | None"]]
+# The measurements of each operation by the value on the x axis.
+Measurements = dict[str, dict[float, "Measurement | None"]]
 
 
-def shown(cells: Cells, over: str) -> str:
-    """A table of requests/s and p99 with a row for each x."""
-    xs = sorted({x for of in cells.values() for x in of})
-    rows = [[f"{x:,.10g}", *(shown_cell(of[x]) for of in cells.values())] for x in xs]
-    return table([f"{over} (requests/s / p99)", *(TITLES[name] for name in cells)], rows)
+def format_table(measurements: Measurements, x_title: str) -> str:
+    """Return a table of requests/s and p99 with a row for each x."""
+    xs = sorted({x for by_x in measurements.values() for x in by_x})
+    rows = [
+        [f"{x:,.10g}", *(format_measurement(by_x[x]) for by_x in measurements.values())] for x in xs
+    ]
+    return table([f"{x_title} (requests/s / p99)", *(TITLES[name] for name in measurements)], rows)
 
 
-def shown_cell(measured: Measured | None) -> str:
-    return f"{measured.rate:,.0f} / {measured.p99:,.1f} ms" if measured else "void"
+def format_measurement(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return "invalid"
+    return f"{measurement.rate:,.0f} / {measurement.p99:,.1f} ms"
 
 
-def panels(cells: Cells, over: str, *, log: bool = True) -> list[chart.Lines]:
-    values: Mapping[str, Callable[[Measured], float]] = {
-        "requests/s": lambda measured: measured.rate,
-        "p99, ms": lambda measured: measured.p99,
+def panels(measurements: Measurements, x_title: str, *, log: bool = True) -> list[chart.Lines]:
+    values: Mapping[str, Callable[[Measurement], float]] = {
+        "requests/s": lambda measurement: measurement.rate,
+        "p99, ms": lambda measurement: measurement.p99,
     }
     return [
         chart.Lines(
             title,
-            over,
+            x_title,
             {
                 TITLES[name]: [
-                    (x, value(measured)) for x, measured in sorted(of.items()) if measured
+                    (x, value(measurement))
+                    for x, measurement in sorted(by_x.items())
+                    if measurement
                 ]
-                for name, of in cells.items()
+                for name, by_x in measurements.items()
             },
             log,
         )
@@ -143,137 +153,147 @@ def panels(cells: Cells, over: str, *, log: bool = True) -> list[chart.Lines]:
     ]
 
 
-def over_sizes(bench: Bench, sizes: Mapping[float, Size], operations: Sequence[str]) -> Cells:
-    cells: Cells = {name: {} for name in operations}
+def measure_sizes(
+    bench: Bench, sizes: Mapping[float, Size], operations: Sequence[str]
+) -> Measurements:
+    measurements: Measurements = {name: {} for name in operations}
     for x, size in sizes.items():
         with bench.serving(size) as server:
             bench.warm(server, size)
             for name in operations:
-                cells[name][x] = bench.measure(server, name, size)
-    return cells
+                measurements[name][x] = bench.measure(server, name, size)
+    return measurements
 
 
-def growth(cells: Cells, over: str, since: float, most: float) -> list[tuple[str, bool]]:
-    """How many times as much a request costs at the largest size as at `since`."""
-    verdicts = []
-    for name, of in cells.items():
-        small, large = of[since], of[max(of)]
-        times = small.rate / large.rate if small and large else None
-        found = f"{times:.2f} times the cost" if times else "void"
+def compare_costs(
+    measurements: Measurements, x_title: str, first: float, max_ratio: float
+) -> list[tuple[str, bool]]:
+    """Compare the cost of a request at the largest x with its cost at `first`."""
+    targets = []
+    for name, by_x in measurements.items():
+        last = max(by_x)
+        small, large = by_x[first], by_x[last]
+        ratio = small.rate / large.rate if small and large else None
+        result = f"{ratio:.2f} times the cost" if ratio else "invalid"
         text = (
-            f"{TITLES[name]} from {since:,.10g} {over} to {max(of):,.10g}: {found}, {most} at most"
+            f"{TITLES[name]} from {first:,.10g} {x_title} to {last:,.10g}: {result}, "
+            f"{max_ratio} at most"
         )
-        verdicts.append((text, times is not None and times <= most))
-    return verdicts
+        targets.append((text, ratio is not None and ratio <= max_ratio))
+    return targets
 
 
 def tasks_of_one(bench: Bench) -> Section:
     sizes = {float(count): Size(1, count) for count in (10, 100, 1_000, 10_000, 100_000)}
-    cells = over_sizes(bench, sizes, OPERATIONS)
-    over = "tasks of one user"
-    verdicts = growth(cells, over, 100, OF_ONE)
-    return Section("One user with many tasks", shown(cells, over), panels(cells, over), verdicts)
+    measurements = measure_sizes(bench, sizes, OPERATIONS)
+    x_title = "tasks of one user"
+    return Section(
+        "One user with many tasks",
+        format_table(measurements, x_title),
+        panels(measurements, x_title),
+        compare_costs(measurements, x_title, 100, MAX_RATIO_OF_ONE_USER),
+    )
 
 
 def tasks_in_all(bench: Bench) -> Section:
-    """Each user has as many, so that a page is as long with few users as with many."""
+    """Increase the number of users. Each has 100 tasks, so that all pages have the same length."""
     counts = (1_000, 10_000, 100_000, 1_000_000)
-    sizes = {float(count): Size(count // EACH, EACH) for count in counts}
-    cells = over_sizes(bench, sizes, OPERATIONS)
-    over = "tasks in all"
-    title = f"Up to {USERS:,} users with {EACH} tasks each"
+    sizes = {float(count): Size(count // TASKS_OF_EACH, TASKS_OF_EACH) for count in counts}
+    measurements = measure_sizes(bench, sizes, OPERATIONS)
+    x_title = "tasks in all"
     return Section(
-        title, shown(cells, over), panels(cells, over), growth(cells, over, 1_000, IN_ALL)
+        f"Up to {USERS:,} users with {TASKS_OF_EACH} tasks each",
+        format_table(measurements, x_title),
+        panels(measurements, x_title),
+        compare_costs(measurements, x_title, 1_000, MAX_RATIO_OF_ALL_USERS),
     )
 
 
 def clients(bench: Bench) -> Section:
     size = Size(USERS, 10)
-    cells: Cells = {name: {} for name in WRITES}
+    measurements: Measurements = {name: {} for name in WRITES}
     with bench.serving(size) as server:
         bench.warm(server, size)
         for count in CLIENTS:
             for name in WRITES:
-                cells[name][count] = bench.measure(server, name, size, connections=count)
-    verdicts = []
-    for name, of in cells.items():
-        many = of[MANY_CLIENTS]
-        found = f"p95 {many.p95:.0f} ms" if many else "void"
-        text = f"{TITLES[name]} with {MANY_CLIENTS} clients: {found}, under {P95} ms"
-        verdicts.append((text, many is not None and many.p95 < P95))
-    over = "clients"
-    return Section("Many clients", shown(cells, over), panels(cells, over), verdicts)
+                measurements[name][count] = bench.measure(server, name, size, connections=count)
+    targets = []
+    for name, by_x in measurements.items():
+        many = by_x[MANY_CLIENTS]
+        result = f"p95 {many.p95:.0f} ms" if many else "invalid"
+        text = f"{TITLES[name]} with {MANY_CLIENTS} clients: {result}, under {MAX_P95} ms"
+        targets.append((text, many is not None and many.p95 < MAX_P95))
+    x_title = "clients"
+    return Section(
+        "Many clients", format_table(measurements, x_title), panels(measurements, x_title), targets
+    )
 
 
 def distance(bench: Bench) -> Section:
     size = Size(1_000, 60)
     operations = ("get", "list", "create", "mix")
-    cells: Cells = {name: {} for name in operations}
-    found = []
-    for milliseconds in (None, 0, 1, 5, FAR):
-        way = (
+    measurements: Measurements = {name: {} for name in operations}
+    rows = []
+    for milliseconds in (None, 0, 1, 5, FAR_MILLISECONDS):
+        database_url = (
             nullcontext(bench.data.url)
             if milliseconds is None
             else delayed(bench.data.url, milliseconds)
         )
-        with way as url, bench.serving(size, url=url, threads=FAR_THREADS) as server:
+        with database_url as url, bench.serving(size, url=url, threads=FAR_THREADS) as server:
             bench.warm(server, size)
-            taken = round_trip(url)
-            rates = []
+            round_trip_milliseconds = round_trip(url)
+            columns = []
             for name in operations:
-                measured = bench.measure(server, name, size, connections=4 * CONNECTIONS)
-                rates.append(shown_cell(measured))
+                measurement = bench.measure(server, name, size, connections=4 * CONNECTIONS)
+                columns.append(format_measurement(measurement))
                 if milliseconds is not None:
-                    cells[name][taken] = measured
-            what = "no proxy, Unix socket" if milliseconds is None else f"{milliseconds} ms"
-            found.append([what, f"{taken:.2f} ms", *rates])
-    head = [
-        "delay (requests/s / p99)",
-        "round trip with this delay",
-        *(TITLES[name] for name in cells),
-    ]
-    verdicts = []
-    for name, of in cells.items():
-        far = of[max(of)]
-        rate = f"{far.rate:.0f} requests/s" if far else "void"
-        text = f"{TITLES[name]} at {FAR} ms: {rate}, {FAR_RATE} at least"
-        verdicts.append((text, far is not None and far.rate >= FAR_RATE))
-    over = "a round trip, ms"
+                    measurements[name][round_trip_milliseconds] = measurement
+            delay = "none: the socket" if milliseconds is None else f"{milliseconds} ms"
+            rows.append([delay, f"{round_trip_milliseconds:.2f} ms", *columns])
+    head = ["delay (requests/s / p99)", "round trip", *(TITLES[name] for name in measurements)]
+    targets = []
+    for name, by_x in measurements.items():
+        far = by_x[max(by_x)]
+        rate = f"{far.rate:.0f} requests/s" if far else "invalid"
+        text = f"{TITLES[name]} at {FAR_MILLISECONDS} ms: {rate}, {MIN_FAR_RATE} at least"
+        targets.append((text, far is not None and far.rate >= MIN_FAR_RATE))
+    x_title = "a round trip, ms"
     title = f"A database that is far away ({WORKERS} workers, {FAR_THREADS} threads each)"
-    return Section(title, table(head, found), panels(cells, over, log=False), verdicts)
+    return Section(title, table(head, rows), panels(measurements, x_title, log=False), targets)
 
 
 def memory(bench: Bench) -> Section:
-    """What each worker has resident, if none is replaced meanwhile as gunicorn.conf.py has it."""
+    """Measure the resident memory of the workers. No worker is replaced at max_requests."""
     size = Size(1_000, 60)
     tenth = bench.requests / 10
     with bench.serving(size, recycle=False) as server:
         points = [(0.0, max(server.memory()))]
-        done, operations = 0, ("mix", "get", "not_modified", "list", "complete")
-        while done < bench.requests:
+        requests, operations = 0, ("mix", "get", "not_modified", "list", "complete")
+        while requests < bench.requests:
             name = operations[len(points) % len(operations)]
-            until = min(done + tenth, bench.requests)
-            while done < until:
-                measured = bench.measure(server, name, size, seconds=max(bench.seconds, 5))
-                if measured is None:
-                    raise VoidError(bench.void[-1])
-                done += measured.requests
-            points.append((float(done), max(server.memory())))
+            next_point = min(requests + tenth, bench.requests)
+            while requests < next_point:
+                measurement = bench.measure(server, name, size, seconds=max(bench.seconds, 5))
+                if measurement is None:
+                    raise InvalidMeasurementError(bench.invalid[-1])
+                requests += measurement.requests
+            points.append((float(requests), max(server.memory())))
     idle, warm, last = points[0][1], points[2][1] if len(points) > 2 else 0, points[-1][1]  # noqa: PLR2004
     rows = [[f"{count:,.0f}", f"{size:.1f}"] for count, size in points]
     panel = chart.Lines("MB of the larger worker", "requests", {"": points}, log=False)
-    verdicts = [
-        (f"{idle:.1f} MB idle, {last:.1f} at the end, {WORKER_MB} at most", last <= WORKER_MB),
+    targets = [
+        (f"{idle:.1f} MB idle, {last:.1f} at the end, {MAX_MEMORY} at most", last <= MAX_MEMORY),
         (
-            f"{last - warm:+.1f} MB after the first 10 % of the requests, {GROWTH_MB} at most",
-            last - warm <= GROWTH_MB,
+            f"{last - warm:+.1f} MB after the first 20 % of the requests, {MAX_GROWTH} at most",
+            last - warm <= MAX_GROWTH,
         ),
     ]
     title = "A worker's memory"
-    return Section(title, table(["requests", "MB of the larger worker"], rows), [panel], verdicts)
+    return Section(title, table(["requests", "MB of the larger worker"], rows), [panel], targets)
 
 
-PARTS: dict[str, Callable[[Bench], Section]] = {
+SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "tasks-of-one": tasks_of_one,
     "tasks-in-all": tasks_in_all,
     "clients": clients,
@@ -284,41 +304,44 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=[], metavar="part", help=", ".join(PARTS))
-    parser.add_argument("--seconds", type=int, default=5, help="of each cell")
-    parser.add_argument("--requests", type=int, default=1_000_000, help="of the memory's part")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - PARTS.keys():
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    return given
+    parser.add_argument(
+        "sections", nargs="*", default=[], metavar="section", help=", ".join(SECTIONS)
+    )
+    parser.add_argument("--seconds", type=int, default=5, help="seconds of each measurement")
+    parser.add_argument(
+        "--requests", type=int, default=1_000_000, help="requests of the section `memory`"
+    )
+    parser.add_argument("--write", action="store_true", help="write into docs/performance.md")
+    options = parser.parse_args()
+    if unknown := set(options.sections) - SECTIONS.keys():
+        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    return options
 
 
 def main() -> None:
-    given = arguments()
+    options = arguments()
     require_wrk()
-    missed = False
-    with tempfile.TemporaryDirectory() as name, migrated() as data:
-        bench = Bench(data, Path(name), given.seconds, given.requests, [])
-        for part in given.parts or PARTS:
-            section = PARTS[part](bench)
+    is_missed = False
+    with tempfile.TemporaryDirectory() as folder, migrated() as data:
+        bench = Bench(data, Path(folder), options.seconds, options.requests, [])
+        for name in options.sections or SECTIONS:
+            section = SECTIONS[name](bench)
             lines = [
-                f"- {'target met' if held else '**target missed**'}: {text}"
-                for text, held in section.verdicts
+                f"- {'met' if is_met else '**missed**'}: {text}" for text, is_met in section.targets
             ]
             parts = [section.table, "\n".join(lines)] if lines else [section.table]
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)
-            missed |= not all(held for _, held in section.verdicts)
-            if given.write:
-                picture = f"performance-{part}.svg"
+            is_missed |= not all(is_met for _, is_met in section.targets)
+            if options.write:
+                picture = f"performance-{name}.svg"
                 (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
-                setup = f"{given.seconds} s for each measurement. {machine(data)}."
+                setup = f"Measurements of {options.seconds} s. {machine(data)}."
                 parts += [f"![{section.title}]({picture})", setup]
-                replace_section(f"make bench-growth: {part}", "\n\n".join(parts) + "\n")
-        for reason in bench.void:
-            print(f"void: {reason}")
-    if missed or bench.void:
-        sys.exit("A target was missed, or a measurement is void: see above.")
+                replace_section(f"make bench-growth: {name}", "\n\n".join(parts) + "\n")
+        for reason in bench.invalid:
+            print(f"invalid: {reason}")
+    if is_missed or bench.invalid:
+        sys.exit("A target was missed, or measurements are invalid: see above.")
 
 
 if __name__ == "__main__":

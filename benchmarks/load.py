@@ -1,4 +1,4 @@
-"""wrk, and what it measured: a cell in which anything went wrong is none."""
+"""A load by wrk, and its figures. A measurement with any error is invalid."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).with_suffix(".lua")
 CONNECTIONS = 16
-LIMIT = 50  # tasks that a list asks for
+LIMIT = 50  # the `limit` of a list request
 
 
-class VoidError(Exception):
-    """The cell cannot be counted; the message says why."""
+class InvalidMeasurementError(Exception):
+    """The measurement does not count; the message has the reason."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One cell; the latencies are in milliseconds."""
+class Measurement:
+    """The figures of one measurement; the latencies are in milliseconds."""
 
     requests: int
     seconds: float
     p50: float
     p95: float
     p99: float
-    most: float
+    maximum: float
 
     @property
     def rate(self) -> float:
@@ -44,12 +44,12 @@ class Measured:
 
 
 def require_wrk() -> None:
-    """Install wrk where that can be done, or end with a message that says what is missing."""
+    """Install wrk if apt-get and root are available. Exit with a message if it is missing."""
     if shutil.which("wrk") is None and os.geteuid() == 0 and shutil.which("apt-get"):
         install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk"
         subprocess.run(["sh", "-c", install], stdout=subprocess.DEVNULL, check=False)
     if shutil.which("wrk") is None:
-        sys.exit("wrk is needed, which makes the load: apt-get install wrk, or brew install wrk")
+        sys.exit("wrk is needed: apt-get install wrk, or brew install wrk")
 
 
 def measure(
@@ -62,13 +62,14 @@ def measure(
     seconds: float,
     connections: int = CONNECTIONS,
     writes: bool = True,
-) -> Measured:
-    """Ask for the operation for so long, over keep-alive connections.
+) -> Measurement:
+    """Send requests of the operation for `seconds`, on keep-alive connections.
 
-    Raises VoidError if an answer was an error, a connection broke, or the database has not as many
-    changes more as there were requests for one (unless `writes` says that there is no database).
+    Raises InvalidMeasurementError if a response is an error, if a connection is lost, or if the
+    number of changes in the database differs from the number of write requests. If `writes` is
+    False, the server has no database, and the changes are not compared.
     """
-    before = data.changes()
+    changes_before = data.changes()
     environ = {
         "OPERATION": operation,
         "TOKENS": str(tokens or ""),
@@ -78,7 +79,7 @@ def measure(
         "MIX": " ".join(f"{name}={share}" for name, share in MIX.items()),
         "ETAG": etag(12345).replace("12345", "%d"),
     }
-    ended = subprocess.run(
+    process = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", SCRIPT, url],
         env=os.environ | environ,
         capture_output=True,
@@ -86,24 +87,29 @@ def measure(
         timeout=seconds + 60,
         check=False,
     )
-    _, found, result = ended.stdout.partition("RESULT ")
-    if not found:
-        raise VoidError(f"{operation}: wrk failed: {ended.stdout}{ended.stderr}")
-    counted = json.loads(result)
-    refused, broken = counted.pop("refused"), counted.pop("broken")
-    if refused or broken or not counted["requests"]:
-        raise VoidError(
-            f"{operation}: of {counted['requests']} requests, {refused} were answered with 400 or "
-            f"above; {broken} times a connection broke or timed out"
+    _, separator, result = process.stdout.partition("RESULT ")
+    if not separator:
+        raise InvalidMeasurementError(f"{operation}: wrk failed: {process.stdout}{process.stderr}")
+    figures = json.loads(result)
+    errors, lost = figures.pop("errors"), figures.pop("lost")
+    if errors or lost or not figures["requests"]:
+        raise InvalidMeasurementError(
+            f"{operation}: {figures['requests']} requests, {errors} responses with a status of 400 "
+            f"or above, {lost} connections lost or timed out"
         )
     if writes:
-        expect_changes(operation, counted["requests"], data.changes() - before, connections)
-    return Measured(**counted)
+        changes = data.changes() - changes_before
+        check_changes(operation, figures["requests"], changes, connections)
+    return Measurement(**figures)
 
 
-def expect_changes(operation: str, requests: int, changes: int, connections: int) -> None:
-    # What was under way at the end has been done, or not; a mix ends within its hundred.
+def check_changes(operation: str, requests: int, changes: int, connections: int) -> None:
+    """Raise InvalidMeasurementError unless the requests made the expected number of changes."""
+    # At the end, one request of each connection may or may not be executed, and a mix can be within
+    # its series of 100 requests.
     share = WRITES[operation] / 100
-    slack = connections + (100 if operation == "mix" else 0) if share else 0
-    if abs(changes - requests * share) > slack:
-        raise VoidError(f"{operation}: {requests} requests made {changes} changes in the database")
+    tolerance = connections + (100 if operation == "mix" else 0) if share else 0
+    if abs(changes - requests * share) > tolerance:
+        raise InvalidMeasurementError(
+            f"{operation}: {requests} requests made {changes} changes in the database"
+        )

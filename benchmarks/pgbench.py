@@ -1,6 +1,6 @@
-"""PostgreSQL alone: this API's own statements by pgbench, each after the one that sets its user.
+"""PostgreSQL alone: pgbench runs the statements of this API, each after one that sets the owner.
 
-As the API sends them, in one pipeline that is one implicit transaction.
+pgbench sends both in one pipeline, which is one implicit transaction, as the API does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import psycopg
-from load import LIMIT, VoidError
+from load import LIMIT, InvalidMeasurementError
 
 from todo_api.db.database import ACT_AS_OWNER_IN_TIME
 from todo_api.resources.pages import list_statement
@@ -32,8 +32,9 @@ STATEMENTS = {
     "complete": TASK.statements.update(("completed",), conditional=False),
 }
 
-# What stands for a parameter. pgbench's variables are the parameters of its prepared statements.
-VALUES = {
+# The SQL expressions that replace the parameters of a statement. pgbench sends its variables as
+# parameters of prepared statements.
+EXPRESSIONS = {
     "owner": "('00000000-0000-4000-8000-' || lpad(:user, 12, '0'))",
     "id": "('01900000-0000-7000-8000-' || lpad(:task, 12, '0'))",
     "attempt": "uuidv7()",
@@ -48,41 +49,41 @@ VALUES = {
 
 
 def script(operation: str, size: Size) -> str:
-    values = VALUES | ({"id": "uuidv7()"} if operation == "create" else {})
-    both = f"{ACT_AS_OWNER_IN_TIME.sql.decode()};\n{STATEMENTS[operation].sql.decode()};"
-    filled = re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], both).replace("%%", "%")
-    # In a format of to_char, pgbench would take these for variables: \072 is a colon.
-    filled = re.sub(r"'([^']*HH24:MI:SS[^']*)'", escaped, filled)
+    expressions = EXPRESSIONS | ({"id": "uuidv7()"} if operation == "create" else {})
+    sql = f"{ACT_AS_OWNER_IN_TIME.sql.decode()};\n{STATEMENTS[operation].sql.decode()};"
+    sql = re.sub(r"%\((\w+)\)s", lambda match: expressions[match[1]], sql).replace("%%", "%")
+    # pgbench would read the colons in a format of to_char as variables: \072 is a colon.
+    sql = re.sub(r"'([^']*HH24:MI:SS[^']*)'", escape_colons, sql)
     return (
         f"\\set user random(1, {size.users})\n"
         f"\\set task (:user - 1) * {size.tasks_per_user} + random(1, {size.tasks_per_user})\n"
         "\\set change random(1, 1000000000)\n"
-        f"\\startpipeline\n{filled}\n\\endpipeline\n"
+        f"\\startpipeline\n{sql}\n\\endpipeline\n"
     )
 
 
-def escaped(literal: re.Match[str]) -> str:
+def escape_colons(literal: re.Match[str]) -> str:
     return "E'" + literal[1].replace(":", "\\072") + "'"
 
 
 def rate(
     operation: str, data: Data, size: Size, folder: Path, *, seconds: int, clients: int
 ) -> float:
-    """Transactions a second. Raises VoidError if one of them failed."""
+    """Return transactions per second. Raises InvalidMeasurementError if a transaction failed."""
     path = folder / f"{operation}.sql"
     path.write_text(script(operation, size))
     with psycopg.connect(data.url) as connection:
-        found = connection.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'").fetchone()
-    assert found
+        row = connection.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'").fetchone()
+    assert row
     options = ("-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(seconds))
-    ended = subprocess.run(
-        [f"{found[0]}/pgbench", *options, "-f", path, data.url],
+    process = subprocess.run(
+        [f"{row[0]}/pgbench", *options, "-f", path, data.url],
         capture_output=True,
         text=True,
         timeout=seconds + 60,
         check=False,
     )
-    tps = re.search(r"tps = ([\d.]+)", ended.stdout)
-    if ended.returncode or tps is None or "failed transactions: 0 " not in ended.stdout:
-        raise VoidError(f"pgbench, {operation}: {ended.stdout}{ended.stderr}")
+    tps = re.search(r"tps = ([\d.]+)", process.stdout)
+    if process.returncode or tps is None or "failed transactions: 0 " not in process.stdout:
+        raise InvalidMeasurementError(f"pgbench, {operation}: {process.stdout}{process.stderr}")
     return float(tps[1])

@@ -1,8 +1,7 @@
-"""What verifying tokens costs: a warm GET of one task with and without; `make bench-tokens`.
+"""Measure the cost of token verification, by a GET of one task: `make bench-tokens` (needs wrk).
 
-Three gunicorns on one embedded PostgreSQL take turns for ROUNDS rounds: without tokens, with one
-token that is verified once and then remembered, and with more tokens than are remembered.
-Needs wrk, a package of Debian.
+Three loads alternate for ROUNDS rounds: without tokens, with one token, which is verified once and
+then cached, and with more tokens than the cache holds.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ end
 
 @contextmanager
 def serving(**environ: str) -> Iterator[str]:
-    """A gunicorn with these settings, and where it is."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    """Run gunicorn with these settings, and yield its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn"],
         cwd=ROOT,
@@ -71,8 +70,8 @@ def serving(**environ: str) -> Iterator[str]:
 
 
 def rate(url: str, folder: Path, tokens: Path, seconds: int = SECONDS) -> float:
-    """Requests a second, all of them answered with 200."""
-    ended = subprocess.run(
+    """Return requests per second. Raises AssertionError unless all responses are 200."""
+    output = subprocess.run(
         ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(folder / "wrk.lua"), url],
         env=os.environ | {"TOKENS": str(tokens)},
         capture_output=True,
@@ -80,10 +79,10 @@ def rate(url: str, folder: Path, tokens: Path, seconds: int = SECONDS) -> float:
         timeout=seconds + 30,
         check=True,
     ).stdout
-    assert "Non-2xx" not in ended, ended
-    found = re.search(r"Requests/sec:\s+([\d.]+)", ended)
-    assert found, ended
-    return float(found[1])
+    assert "Non-2xx" not in output, output
+    match = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    assert match, output
+    return float(match[1])
 
 
 def main() -> None:
@@ -94,7 +93,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "wrk.lua").write_text(SCRIPT)
-        many = [
+        tokens = [
             jwt.encode(
                 {"alg": "Ed25519"},
                 {"sub": USER, "exp": now + 3600, "jti": str(number)},
@@ -103,8 +102,8 @@ def main() -> None:
             )
             for number in range(VERIFIED_TOKENS * 3)
         ]
-        (folder / "one").write_text(f"{many[0]}\n")
-        (folder / "many").write_text("\n".join(many) + "\n")
+        (folder / "one").write_text(f"{tokens[0]}\n")
+        (folder / "many").write_text("\n".join(tokens) + "\n")
         cluster = stack.enter_context(temporary_cluster())
         database = {"DATABASE_URL": cluster.create_database("bench")}
         subprocess.run(
@@ -115,29 +114,29 @@ def main() -> None:
             check=True,
         )
         public = json.dumps(key.as_dict(private=False))
-        open_url = stack.enter_context(serving(AUTH_MODE="none", **database))
-        closed_url = stack.enter_context(serving(JWT_PUBLIC_KEY=public, **database))
-        made = urllib.request.Request(
-            f"{open_url}/api/{USER}/tasks",
+        url_without_auth = stack.enter_context(serving(AUTH_MODE="none", **database))
+        url_with_auth = stack.enter_context(serving(JWT_PUBLIC_KEY=public, **database))
+        create = urllib.request.Request(
+            f"{url_without_auth}/api/{USER}/tasks",
             data=b'{"title": "Buy oat milk"}',
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(made, timeout=5) as answer:
-            path = answer.headers["Location"]
+        with urllib.request.urlopen(create, timeout=5) as response:
+            path = response.headers["Location"]
         columns = {
-            "no tokens": (open_url, "one"),
-            "one token": (closed_url, "one"),
-            "many tokens": (closed_url, "many"),
+            "no tokens": (url_without_auth, "one"),
+            "one token": (url_with_auth, "one"),
+            "many tokens": (url_with_auth, "many"),
         }
         rates: dict[str, list[float]] = {name: [] for name in columns}
         for number in range(ROUNDS + 1):
-            for name, (url, tokens) in columns.items():
-                measured = rate(url + path, folder, folder / tokens)
+            for name, (url, file) in columns.items():
+                measured = rate(url + path, folder, folder / file)
                 if number:  # the first round warms up
                     rates[name].append(measured)
     base = rates["no tokens"]
     for name, measured in rates.items():
-        ratios = [mine / other for mine, other in zip(measured, base, strict=True)]
+        ratios = [value / base_value for value, base_value in zip(measured, base, strict=True)]
         print(
             f"{name:12} {statistics.median(measured):7.0f} requests/s, "
             f"{statistics.median(ratios):5.1%} of the rate without tokens"

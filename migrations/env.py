@@ -1,4 +1,4 @@
-"""How migrations run: in one transaction, one process at a time, never waiting long for a lock."""
+"""Run migrations: in one transaction, one process at a time, with short waits for locks."""
 
 from __future__ import annotations
 
@@ -32,28 +32,27 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-# Those of all resources, and those that belong to none.
+# The metadata of all tables, also of those without a resource.
 metadata = RESOURCES[0].table.metadata
 
 SCHEMA_VERSION_FILE = "todo_api/db/schema_version.py"
 
-# Any number, the same in every process: the lock by which migrations take turns.
+# An arbitrary number, the same in every process: the advisory lock that one migration holds.
 TURN = 8_101_977
 WAIT_FOR_TURN = "120s"
 
-# Whoever waits for a lock makes every later request wait behind it, so a migration gives up soon;
-# and what needs longer than this is not made to run beside requests.
+# Requests wait behind a migration that waits for a lock, so a migration fails after 5 s of waiting.
+# A statement of more than 60 s is not suitable to run while the API serves requests.
 LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "60s"
 
 
 def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
-    """Add to a generated migration what Alembic does not compare, and number it.
+    """Number a generated migration, and add the parts that Alembic does not compare.
 
-    CHECK constraints; the trigger, the rights and row-level security of a new resource; and new
-    revisions for the rows of a resource that has a new member.
-    Numbers are in order, since /health asks the database for a migration or a later one.
-    SCHEMA_VERSION becomes the new number.
+    These are CHECK constraints; the trigger, grants and row-level security of a new resource; and
+    the renewal of the rows of a resource that has a new member. Numbers ascend, because /health
+    compares the number in the database with SCHEMA_VERSION, which becomes the new number.
     """
     script = ScriptDirectory.from_config(context.config)
     head = script.get_current_head() or "0000"
@@ -68,16 +67,16 @@ def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
 
 
 def set_schema_version(file: Path, number: str) -> None:
-    """Write the number into the checkout of these migrations, if they are in one."""
+    """Write the number into the code, if these migrations are in a checkout."""
     if file.exists():
         line = re.compile('SCHEMA_VERSION = "[0-9]+"')
         file.write_text(line.sub(f'SCHEMA_VERSION = "{number}"', file.read_text()))
 
 
 def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
-    """Yield what adds the CHECK constraints that the database does not have.
+    """Yield an operation for each CHECK constraint that a table in the database does not have.
 
-    Those of a new table are in its CREATE TABLE.
+    CREATE TABLE contains the CHECK constraints of a new table.
     """
     inspector = inspect(connection)
     for table in metadata.tables.values():
@@ -91,8 +90,9 @@ def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
                     yield CreateCheckConstraintOp.from_constraint(constraint)
 
 
-# What every resource has: revisions, and two walls around its owner's rows. The policy's setting is
-# '' after a transaction that had set it, and NULL before the first one: no user, and no row.
+# The trigger, the grants and row-level security of every resource. The policy's setting is NULL
+# before the first transaction that sets it, and '' after it. In both cases there is no user, and no
+# row is visible.
 PROTECTION = (
     (
         "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON {table}"
@@ -123,7 +123,7 @@ PROTECTION = (
 
 
 def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
-    """Yield what protects the tables of resources that the database does not have."""
+    """Yield the statements of PROTECTION for each table that the database does not have."""
     existing = inspect(connection).get_table_names()
     for resource in RESOURCES:
         if resource.table.name not in existing:
@@ -157,9 +157,9 @@ def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
 
 
 def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
-    """Let each login drop to the application's roles, to those that a migration has made.
+    """Grant each login the application's roles that exist, so that it may SET ROLE to them.
 
-    From PostgreSQL 16 on, not even who creates a role may SET ROLE to it until it is granted.
+    From PostgreSQL 16 on, the creator of a role needs this grant, too.
     """
     privilege = "SET" if connection.info.server_version >= 160000 else "MEMBER"  # noqa: PLR2004
     missing = connection.execute(
@@ -178,7 +178,7 @@ def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str])
             with connection.transaction():
                 connection.execute(grant)
         except psycopg.errors.UniqueViolation:
-            pass  # another database's migration has just granted it: roles belong to the cluster
+            pass  # a migration of another database has just granted it: databases share roles
         except psycopg.errors.InsufficientPrivilege:
             sys.exit(f"As a role that may: {sql.SQL(' ').join(grants).as_string(connection)}")
 
@@ -213,7 +213,7 @@ def run() -> None:
     url = settings.migration_database_url
     engine = create_engine(
         "postgresql+psycopg://",
-        # Nothing is prepared: should the URL be a pooler's, it may not carry it.
+        # No prepared statements: if the URL is a pooler's, the pooler may not support them.
         creator=lambda: psycopg.connect(url, prepare_threshold=None),
         poolclass=NullPool,
     )

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
-from faults.pgbouncer import PGBOUNCER, Pooler, pgbouncer
+from fault_injection.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from tests.support.api import Task
 from tests.support.make_run import data_of, link_source
 from tests.support.postgresql import DIVIDE, VOLATILE, at_database, execute, migrate
@@ -187,7 +187,7 @@ def make_settings(database_url: str, pooler: Pooler | None):
     def make(**changes: str) -> Settings:
         environ = {"DATABASE_URL": database_url, "AUTH_MODE": "none"} | changes
         if pooler:
-            environ["DATABASE_URL"] = pooler.through(environ["DATABASE_URL"])
+            environ["DATABASE_URL"] = pooler.pooled_url(environ["DATABASE_URL"])
             environ.setdefault("DATABASE_PREPARE", "false")
         return load_settings(environ)
 

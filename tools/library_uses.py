@@ -9,7 +9,7 @@ A use is
 - an import of, or an attribute of, a module in UNDOCUMENTED; and each of its members that a
   subclass overrides or uses;
 - a member in MEMBERS;
-- a line with the comment `# private: LIBRARY.NAME: reason`, for what the rules above do not see.
+- a line with the comment `# private: LIBRARY.NAME: reason`, for uses that the other rules miss.
 
 The modules are read and not imported; the libraries are imported.
 """
@@ -51,7 +51,7 @@ UNDOCUMENTED = {
     "psycopg.types.string": "the loaders' classes are not documented",
 }
 
-# Members by which to recognise a value of an undocumented class, and that class.
+# Members that identify a value of an undocumented class, with that class.
 MEMBERS = {
     "START_CTX": "gunicorn.arbiter.Arbiter",
     "WORKERS": "gunicorn.arbiter.Arbiter",
@@ -101,7 +101,7 @@ def is_of_library(name: str) -> bool:
 
 @cache
 def library_object(name: str) -> object:
-    """Import what a dotted name stands for. Raises ImportError."""
+    """Import the object of a dotted name. Raises ImportError."""
     module, _, attribute = name.rpartition(".")
     try:
         return importlib.import_module(name)
@@ -130,7 +130,7 @@ def members(of: type) -> frozenset[str]:
 
 
 class Class(NamedTuple):
-    """A class of ours, and the dotted names of its bases."""
+    """A class of this project, and the dotted names of its bases."""
 
     node: ast.ClassDef
     bases: tuple[str, ...]
@@ -138,7 +138,7 @@ class Class(NamedTuple):
 
 @dataclass
 class Module:
-    """A module of ours, parsed."""
+    """A parsed module of this project."""
 
     file: str
     name: str
@@ -150,7 +150,7 @@ class Module:
 
     @cached_property
     def imports(self) -> dict[str, str]:
-        """Return what each imported name stands for."""
+        """Return the full dotted name of each imported name."""
         names: dict[str, str] = {}
         for node in ast.walk(self.tree):
             match node:
@@ -172,7 +172,7 @@ class Module:
         }
 
     def dotted(self, node: ast.expr) -> str:
-        """Return the dotted name of an expression, from its import on; `?` for another one."""
+        """Return the dotted name of an expression, its import resolved; `?` without a name."""
         match node:
             case ast.Name(id=name):
                 return self.imports.get(name, f"{self.name}.{name}")
@@ -196,9 +196,9 @@ class Project:
             if base in self.classes:
                 yield from self.library_classes(self.classes[base].bases)
             elif is_of_library(base):
-                found = library_object(base)
-                if isinstance(found, type):
-                    yield from (each for each in found.__mro__ if each is not object)
+                library_class = library_object(base)
+                if isinstance(library_class, type):
+                    yield from (each for each in library_class.__mro__ if each is not object)
 
     def inherited(self, of: Class, name: str) -> str | None:
         """Return the full name of a member that a library's class defines, or None."""
@@ -209,8 +209,8 @@ class Project:
 
     def uses(self) -> list[Use]:
         """Return all uses, each once for a line."""
-        found = {use for module in self.modules for use in self.uses_of(module)}
-        return sorted(use for use in found if not is_documented(use.name))
+        uses = {use for module in self.modules for use in self.uses_of(module)}
+        return sorted(use for use in uses if not is_documented(use.name))
 
     def uses_of(self, module: Module) -> Iterator[Use]:
         skipped = set(typing_only(module.tree))
@@ -256,7 +256,7 @@ def defined_names(node: ast.stmt) -> Iterator[str]:
 
 
 def typing_only(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield the imports that only a type checker runs: nothing breaks with them."""
+    """Yield the imports that only a type checker runs, which cannot fail at run time."""
     for node in ast.walk(tree):
         match node:
             case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body):
@@ -264,7 +264,7 @@ def typing_only(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def module_uses(module: Module, node: ast.AST) -> Iterator[str]:
-    """Yield the private names in a node that need no knowledge of our classes."""
+    """Yield the private names in a node, without those that depend on a class's bases."""
     match node:
         case ast.Import(names=aliases):
             yield from private_imports(alias.name for alias in aliases)

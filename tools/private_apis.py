@@ -2,9 +2,9 @@
 
     python -m tools.private_apis [--list] [ROOT]
 
-Prints each use (library_uses.py says what that is) as FILE:LINE: NAME, then how many there are.
-Exits 1 if a use stands in no row of docs/decisions/0009-private-apis.md, or if a row names a use, a
-test or a pin that does not exist. With --list, only lists. ROOT is another checkout.
+It prints each use (library_uses.py defines a use) as FILE:LINE: NAME, then the number of uses. It
+exits with 1 if a use has no row in docs/decisions/0009-private-apis.md, or if a row names a use, a
+test or a pin that does not exist. With --list, it only lists the uses. ROOT is another checkout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def read_rows(page: str) -> Iterator[Row]:
-    """Yield the rows of the tables that have a cell for each part of a row.
+    """Yield the rows of the tables that have all columns.
 
     In the first cell, a name that begins with a dot is a member of the cell's first name.
     """
@@ -73,7 +73,7 @@ def row_faults(row: Row, uses: list[Use], tests: str, setup: str) -> Iterator[st
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="List uses of private parts of libraries.")
-    parser.add_argument("--list", action="store_true", help="only list")
+    parser.add_argument("--list", action="store_true", help="list the uses without a check")
     parser.add_argument("root", nargs="?", type=Path, default=ROOT)
     arguments = parser.parse_args()
     root: Path = arguments.root
@@ -87,10 +87,10 @@ def main() -> int:
         return 0
     tests = "\n".join(path.read_text() for path in sorted((root / "tests").rglob("test_*.py")))
     rows = list(read_rows((root / PAGE).read_text()))
-    found = list(faults(uses, rows, tests, (root / "setup.cfg").read_text()))
-    for fault in found:
-        print(fault, file=sys.stderr)
-    return 1 if found else 0
+    messages = list(faults(uses, rows, tests, (root / "setup.cfg").read_text()))
+    for message in messages:
+        print(message, file=sys.stderr)
+    return 1 if messages else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The limits: what Flask and WSGI under the same gunicorn take for the same bytes and no work."""
+"""Upper bounds: Flask and WSGI send the same bytes under the same gunicorn, without any work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ flask = Flask(__name__)
 
 
 @flask.get("/api/<user_id>/tasks/<task_id>")
-def get_task(user_id: str, task_id: str) -> Response:  # noqa: ARG001  what it is comes from the path
+def get_task(user_id: str, task_id: str) -> Response:  # noqa: ARG001  the route defines the arguments
     return Response(TASK, mimetype=JSON)
 
 
@@ -45,7 +45,7 @@ def create_task(user_id: str) -> Response:  # noqa: ARG001
 
 
 def wsgi(environ: dict, start_response: Callable) -> Iterable[bytes]:
-    """The same three, without a framework."""
+    """Serve the same three operations without a framework."""
     status, body = "200 OK", TASK
     if environ["REQUEST_METHOD"] == "POST":
         json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

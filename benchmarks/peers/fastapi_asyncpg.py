@@ -1,4 +1,4 @@
-"""FastAPI on a pool of asyncpg, tuned by hand: one statement a request, prepared; orjson."""
+"""FastAPI with an asyncpg pool: one prepared statement for each request, and orjson."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Completion(Body):
 
 
 async def leave_alone(_: asyncpg.Connection) -> None:
-    """In place of the statement that asyncpg runs at each release: nothing here needs a reset."""
+    """Replace the reset of asyncpg at each release: these connections have no state to reset."""
 
 
 @asynccontextmanager

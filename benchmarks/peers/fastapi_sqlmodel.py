@@ -1,4 +1,4 @@
-"""FastAPI with SQLModel on asyncpg, as their documentation has it."""
+"""FastAPI with SQLModel on asyncpg, as in their documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flask with Flask-SQLAlchemy and marshmallow, as their documentation has it."""
+"""Flask with Flask-SQLAlchemy and marshmallow, as in their documentation."""
 
 from __future__ import annotations
 

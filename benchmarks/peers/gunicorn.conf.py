@@ -1,4 +1,4 @@
-"""gunicorn as the project's own gunicorn.conf.py has it, for a peer or a limit."""
+"""Settings of gunicorn for the peers and upper bounds, as in this project's gunicorn.conf.py."""
 
 import os
 import sys
@@ -16,5 +16,5 @@ control_socket_disable = True
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Give each worker a number: that of the project has it so, and no other asks."""
+    """Set `worker.slot`, which the worker class of this API needs. Other classes ignore it."""
     worker.slot = len(server.WORKERS)

@@ -1,4 +1,4 @@
-"""Who a request of the Python peers is from: tokens verified once, and remembered by digest."""
+"""The authentication of the Python peers. A token is verified once, then cached by its digest."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ verified: dict[bytes, tuple[str, float]] = {}
 
 
 def user_of(authorization: str | None) -> str | None:
-    """The user of a good Authorization field, else None."""
+    """Return the user of a valid Authorization header, or None."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer":
         return None
     digest = hashlib.sha256(token.encode()).digest()
-    found = verified.get(digest)
-    if found is None:
+    cached = verified.get(digest)
+    if cached is None:
         try:
             claims = jwt.decode(
                 token, SECRET, algorithms=["HS256"], options={"require": ["exp", "sub"]}
@@ -30,6 +30,6 @@ def user_of(authorization: str | None) -> str | None:
             return None
         if len(verified) >= VERIFIED_TOKENS:
             del verified[next(iter(verified))]
-        found = verified[digest] = (claims["sub"], claims["exp"])
-    user, expires_at = found
+        cached = verified[digest] = (claims["sub"], claims["exp"])
+    user, expires_at = cached
     return user if expires_at > time.time() else None

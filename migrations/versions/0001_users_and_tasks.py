@@ -8,7 +8,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# What Python's str.strip() removes.
+# The characters that Python's str.strip() removes.
 WHITE_SPACE = (
     r"U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003"
     r"\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000'"

@@ -9,8 +9,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # The upsert locks the owner's row until the end of the transaction, so numbers become visible
-    # in order. clock_timestamp() is read after the wait for that lock; now() would be from before.
+    # The upsert locks the owner's row until the end of the transaction, so revisions become visible
+    # in order. clock_timestamp() is the time after the wait for that lock, now() the time before.
     op.execute("""
         CREATE FUNCTION take_revision() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN

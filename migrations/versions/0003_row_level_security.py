@@ -1,4 +1,4 @@
-"""Row-level security, and the role that requests run as."""
+"""Row-level security, and the role of all requests."""
 
 from alembic import op
 
@@ -11,8 +11,8 @@ OWNER_COLUMN = {"users": "id", "tasks": "user_id"}
 
 
 def upgrade() -> None:
-    # Roles belong to the cluster: another database's migration may have made it, or make it now.
-    # It stays at a downgrade for the same reason.
+    # All databases of a cluster share its roles. The migration of another database may have created
+    # the role, or create it at the same time. A downgrade does not drop it for the same reason.
     op.execute("""
         DO $$
         BEGIN
@@ -24,7 +24,7 @@ def upgrade() -> None:
                 NULL;
             WHEN insufficient_privilege THEN
                 RAISE EXCEPTION 'There is no role todo_app, and % may not create it.', current_user
-                -- A later migration wants the second one: told of both, one has to ask but once.
+                -- The hint names todo_maintenance, too, which a later migration needs.
                 USING HINT = format(
                     'As a role that may: CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO %1$I; '
                     'CREATE ROLE todo_maintenance NOLOGIN; GRANT todo_maintenance TO %1$I;',
@@ -47,8 +47,8 @@ def upgrade() -> None:
     op.execute("GRANT SELECT, INSERT, UPDATE ON users, tasks TO todo_app")
     op.execute("GRANT DELETE ON users TO todo_app")
     op.execute("GRANT SELECT ON alembic_version TO todo_app")
-    # The setting is '' after a transaction that had set it, NULL before the first one: either way
-    # there is no user, and no row.
+    # The setting is NULL before the first transaction that sets it, and '' after it. In both cases
+    # there is no user, and no row is visible.
     for table, column in OWNER_COLUMN.items():
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")

@@ -1,4 +1,4 @@
-"""What delta sync and the trash read: tasks by revision, deleted tasks, what has been purged."""
+"""Delta sync and the trash: their indexes, and the last purged revision of a user."""
 
 import sqlalchemy as sa
 from alembic import op

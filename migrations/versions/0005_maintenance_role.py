@@ -1,4 +1,4 @@
-"""The role that purges: the one way across users, and it sees nothing but old trash."""
+"""The role of the purge: it has access to all users, but only to old rows of the trash."""
 
 from alembic import op
 
@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # As for todo_app: roles belong to the cluster, and stay at a downgrade.
+    # As todo_app: all databases of a cluster share its roles, so a downgrade does not drop them.
     op.execute("""
         DO $$
         BEGIN

@@ -1,4 +1,4 @@
-"""The attempt that a task was last changed by, so that a repeated one recognises itself."""
+"""The attempt that last changed a task, so that a retry detects whether it was applied."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ branch_labels = None
 depends_on = None
 
 
-# As 0002 has it, and the stamp.
+# The function of migration 0002, with one line more: it stores the attempt.
 STAMPING = """
         CREATE OR REPLACE FUNCTION take_revision() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -30,7 +30,7 @@ STAMP = "            NEW.attempt := nullif(current_setting('todo.attempt', true)
 
 
 def upgrade() -> None:
-    # Nullable: a change by hand has none, nor has one by the version before this.
+    # Nullable: manual changes have no attempt, nor do changes by the previous version.
     op.add_column("tasks", sa.Column("attempt", sa.Uuid()))
     op.execute(STAMPING)
 

@@ -1,4 +1,4 @@
-"""What requests with an Idempotency-Key were answered."""
+"""The stored responses to requests with an Idempotency-Key."""
 
 import sqlalchemy as sa
 from alembic import op

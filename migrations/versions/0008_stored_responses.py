@@ -1,4 +1,4 @@
-"""Stored responses of any kind: status and headers beside the body."""
+"""Stored responses with status and headers, not only with a body."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # The version before this goes on beside it: it writes task_id and revision, and reads them.
+    # The previous version of the API runs during the upgrade. It writes and reads task_id and
+    # revision.
     op.add_column("idempotency_keys", sa.Column("status", sa.SmallInteger()))
     op.add_column("idempotency_keys", sa.Column("headers", sa.JSON()))
     op.alter_column("idempotency_keys", "task_id", nullable=True)
@@ -18,7 +19,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Rows of this version have no task_id: their requests, if repeated, are new ones.
+    # Rows of this version have no task_id. A repeated request with such a key counts as a new one.
     op.execute("ALTER TABLE idempotency_keys NO FORCE ROW LEVEL SECURITY")
     op.execute("DELETE FROM idempotency_keys WHERE task_id IS NULL OR revision IS NULL")
     op.execute("ALTER TABLE idempotency_keys FORCE ROW LEVEL SECURITY")

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from faults.proxy import Proxy
-from faults.servers import postgresql
+from fault_injection.proxy import Proxy
+from fault_injection.servers import postgresql
 from todo_api.db.admission import AdmissionLimiter
 from todo_api.db.circuit_breaker import CircuitBreaker
 from todo_api.db.pool import Pool
@@ -202,8 +202,8 @@ def test_request_waits_two_seconds_for_the_database_with_few_connection_attempts
 ):
     client = make_proxied_app(REQUEST_TIMEOUT="30").test_client()
     assert client.get(tasks_url).status_code == 200
-    proxy.turn_away()
-    proxy.cut()
+    proxy.accept_and_reset()
+    proxy.reset_connections()
     connects = proxy.connects
     threading.Timer(2, proxy.forward).start()
 
@@ -227,7 +227,7 @@ def test_requests_are_refused_at_once_during_an_outage(proxied_app, proxy, tasks
     client = proxied_app.test_client()
     assert client.get(tasks_url).status_code == 200
     proxy.refuse()
-    proxy.cut()
+    proxy.reset_connections()
     assert_unavailable(client.get(tasks_url))
     started_at = time.monotonic()
 

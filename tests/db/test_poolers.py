@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import func, literal_column, select
 
-from faults.pgbouncer import PGBOUNCER, pgbouncer
+from fault_injection.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.postgresql import execute, migrate
 from todo_api.commands.purge import purge
 from todo_api.db.database import Database
@@ -144,7 +144,7 @@ def test_migrations_and_purges_work_through_a_pooler(new_database, server, user_
     """A direct URL is recommended, but the URL of the pooler works, too."""
     direct = new_database("pooled")
     with pgbouncer(server, pool_size=1) as bouncer:
-        url = bouncer.through(direct)
+        url = bouncer.pooled_url(direct)
         for revision in ("head", "base", "head"):
             migrate(url, revision)
         for _ in range(2):

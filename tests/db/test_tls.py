@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from faults.clients import Client
-from faults.servers import Api, environment, free_port, serving
+from fault_injection.clients import Client
+from fault_injection.servers import Api, environment, free_port, serving
 from tests.support import ROOT
 from tests.support.postgresql import VOLATILE
 from todo_api.commands.embedded import Cluster
@@ -189,7 +189,7 @@ def running(api):
     """Start the server and wait for /livez, which needs no database; stop it at the end."""
     try:
         api.start()
-        api.await_answer("/livez")
+        api.wait_for_success("/livez")
         yield
     finally:
         api.stop()
@@ -225,7 +225,7 @@ def test_corrected_password_needs_no_restart(tls_server, server_environ, tmp_pat
         refused = client.request("GET", "/health")
         connection.execute(f"ALTER ROLE todo PASSWORD '{new_password}'")
         try:
-            api.await_answer("/health")
+            api.wait_for_success("/health")
             exercise_api(client)
         finally:
             connection.execute(f"ALTER ROLE todo PASSWORD '{PASSWORD}'")

@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from faults.servers import ROOT, environment
+from fault_injection.servers import ROOT, environment
 
 FOLDER = ROOT / "deploy" / "prometheus"
 (GROUP,) = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from faults.clients import Client
-from faults.servers import HOST, ROOT, await_that, free_port, postgresql
+from fault_injection.clients import Client
+from fault_injection.servers import HOST, ROOT, free_port, postgresql, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -328,7 +328,7 @@ def started(command, environ):
     with subprocess.Popen(command, env=environ, start_new_session=True) as process:
         try:
             with Client(address) as client:
-                await_that(lambda: process.poll() is not None or is_live(client), "/livez responds")
+                wait_until(lambda: process.poll() is not None or is_live(client), "/livez responds")
             assert process.poll() is None, "the process has ended; its output is above"
             yield process, address
         finally:

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from faults.clients import Client
-from faults.nginx import NGINX, SHIPPED, has_ipv6, in_front_of
-from faults.servers import HOST, await_that, free_port, serving
+from fault_injection.clients import Client
+from fault_injection.nginx import NGINX, NGINX_FOLDER, has_ipv6, nginx_proxy
+from fault_injection.servers import HOST, free_port, serving, wait_until
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
@@ -38,9 +38,11 @@ pytestmark = [
     ),
 ]
 
-HTTP, SERVER = ((SHIPPED / "todo-api" / name).read_text() for name in ("http.conf", "server.conf"))
+HTTP, SERVER = (
+    (NGINX_FOLDER / "todo-api" / name).read_text() for name in ("http.conf", "server.conf")
+)
 MAX_CONNECTIONS = int(
-    re.search(r"max_conns=(\d+)", (SHIPPED / "todo-api/upstream.conf").read_text())[1]
+    re.search(r"max_conns=(\d+)", (NGINX_FOLDER / "todo-api/upstream.conf").read_text())[1]
 )
 
 
@@ -52,7 +54,7 @@ def api(database_url: str):
 
 @pytest.fixture(scope="module")
 def nginx(api):
-    with in_front_of(api.address) as running:
+    with nginx_proxy(api.address) as running:
         yield running
 
 
@@ -165,7 +167,7 @@ def test_access_log_is_json_without_query_strings(send_request, nginx, tasks_url
 
 
 def await_line(log: Path, text: str) -> str:
-    await_that(lambda: text in log.read_text(), f"{log} contains {text}")
+    wait_until(lambda: text in log.read_text(), f"{log} contains {text}")
     return next(line for line in log.read_text().splitlines() if text in line)
 
 
@@ -239,7 +241,7 @@ def test_rate_limit_applies_to_one_client():
     """Without an upstream, nginx responds at once, even on a slow machine."""
     flood = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 400
 
-    with in_front_of((HOST, free_port())) as nginx:
+    with nginx_proxy((HOST, free_port())) as nginx:
         responses = exchange(nginx.address, flood, "127.0.0.2").decode()
         other = make_client(nginx.address, "127.0.0.3")("GET", "/livez")
 
@@ -255,7 +257,7 @@ def test_requests_over_the_connection_limit_are_refused_at_once(database_url):
     """Suspend gunicorn, so that the accepted requests are still open when the next one arrives."""
     with (
         serving(database_url) as api,
-        in_front_of(api.address) as nginx,
+        nginx_proxy(api.address) as nginx,
         ExitStack() as connections,
     ):
         workers = api.workers()
@@ -268,7 +270,7 @@ def test_requests_over_the_connection_limit_are_refused_at_once(database_url):
                 )
                 for number in range(MAX_CONNECTIONS)
             ]
-            await_that(
+            wait_until(
                 lambda: connections_to(api.port) >= MAX_CONNECTIONS,
                 "all requests have reached gunicorn",
             )
@@ -307,7 +309,7 @@ def connections_to(port: int) -> int:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_response_is_502_without_gunicorn(method):
-    with in_front_of((HOST, free_port())) as nginx:
+    with nginx_proxy((HOST, free_port())) as nginx:
         response = make_client(nginx.address, "127.0.0.1")(method, "/api/x/tasks")
 
     assert_problem(response, 502)
@@ -317,7 +319,7 @@ def test_response_is_502_without_gunicorn(method):
 def test_response_is_504_when_gunicorn_does_not_respond_in_time(database_url, request):
     if not request.config.option.full:
         pytest.skip("takes 15 s; runs with --full")
-    with serving(database_url) as api, in_front_of(api.address) as nginx:
+    with serving(database_url) as api, nginx_proxy(api.address) as nginx:
         workers = api.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
@@ -376,7 +378,7 @@ def test_change_is_never_sent_twice(method, received, status):
     upstream.start()
     # With one nginx process, the second request uses the connection of the first.
     one_process = ("nginx.conf", "worker_processes auto", "worker_processes 1")
-    with in_front_of(upstream.address, one_process) as nginx:
+    with nginx_proxy(upstream.address, one_process) as nginx:
         send_request = make_client(nginx.address, "127.0.0.1")
         assert send_request("GET", "/").status == 200
 
@@ -413,7 +415,7 @@ def test_allowed_origin_can_read_error_responses(api):
     readable = set(EXPOSED.split(", "))
     no_origin = 'map $http_origin $todo_origin {\n    default "";\n'
     one_origin = f'{no_origin}    "https://app.example" $http_origin;\n'
-    with in_front_of(api.address, ("todo-api/http.conf", no_origin, one_origin)) as nginx:
+    with nginx_proxy(api.address, ("todo-api/http.conf", no_origin, one_origin)) as nginx:
         send_request = make_client(nginx.address, "127.0.0.1")
         allowed = send_request("GET", "/metrics", headers={"Origin": "https://app.example"})
         other = send_request("GET", "/metrics", headers={"Origin": "https://other.example"})
@@ -449,7 +451,7 @@ def tls_nginx(api, tmp_path):
             f"listen [::1]:{port} ssl http2;" if has_ipv6() else "",
         ),
     ]
-    with in_front_of(api.address, *changes) as nginx:
+    with nginx_proxy(api.address, *changes) as nginx:
         nginx.secure_port, nginx.certificate = port, certificate
         yield nginx
 

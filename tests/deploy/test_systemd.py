@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.servers import ROOT, Api, environment
+from fault_injection.servers import ROOT, Api, environment
 
 pytestmark = pytest.mark.slow
 

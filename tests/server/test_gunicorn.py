@@ -20,10 +20,18 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from faults import hostile
-from faults.clients import Client
-from faults.hostile import FORMS, SMUGGLED, assert_refused, chunked, exchange, get, one_answer, post
-from faults.servers import ROOT, await_that, children, environment, free_port, serving
+from fault_injection import invalid_requests
+from fault_injection.clients import Client
+from fault_injection.invalid_requests import (
+    SMUGGLED_REQUEST,
+    assert_refused,
+    chunked,
+    exchange,
+    get,
+    parse_response,
+    post,
+)
+from fault_injection.servers import ROOT, children, environment, free_port, serving, wait_until
 from todo_api.server import slots
 
 pytestmark = pytest.mark.slow
@@ -51,15 +59,15 @@ def api(request, database_url):
         assert {json.loads(line)["level"] for line in log.splitlines()} <= {"info", "warning"}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INVALID_REQUESTS)
 def test_malformed_request_is_refused_once_and_the_connection_is_closed(api, form):
-    status, request_bytes = FORMS[form]
+    status, request_bytes = INVALID_REQUESTS[form]
 
-    assert_refused(exchange(api.address, request_bytes + SMUGGLED), status)
+    assert_refused(exchange(api.address, request_bytes + SMUGGLED_REQUEST), status)
 
 
 def test_response_to_malformed_request_announces_the_close(api):
-    response = one_answer(exchange(api.address, get(host=b"")))
+    response = parse_response(exchange(api.address, get(host=b"")))
 
     assert response.headers["connection"] == "close"
     assert response.json["type"] == "/problems/malformed"
@@ -67,7 +75,7 @@ def test_response_to_malformed_request_announces_the_close(api):
 
 
 def test_too_deeply_nested_json_is_refused(api):
-    assert_refused(exchange(api.address, hostile.deep(10_000)), 400)
+    assert_refused(exchange(api.address, invalid_requests.nested_json_request(10_000)), 400)
 
 
 def test_error_response_to_head_has_no_body(api):
@@ -79,7 +87,7 @@ def test_error_response_to_head_has_no_body(api):
 
 
 def test_http_1_0_request_needs_no_host(api):
-    response = one_answer(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
+    response = parse_response(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
 
     assert response.status == 200
 
@@ -88,7 +96,7 @@ def test_http_1_0_request_needs_no_host(api):
     "line", [b"GET http://a/livez HTTP/1.1", b"GET http://a:80/livez HTTP/1.0"]
 )
 def test_target_in_absolute_form_is_served(api, line):
-    response = one_answer(exchange(api.address, get(b"Connection: close", line=line)))
+    response = parse_response(exchange(api.address, get(b"Connection: close", line=line)))
 
     assert response.status == 200
 
@@ -96,7 +104,7 @@ def test_target_in_absolute_form_is_served(api, line):
 def test_headers_with_an_underscore_are_dropped(api):
     request_bytes = get(b"X_Request_Id: other", b"X-Request-Id: own", b"Connection: close")
 
-    assert one_answer(exchange(api.address, request_bytes)).headers["x-request-id"] == "own"
+    assert parse_response(exchange(api.address, request_bytes)).headers["x-request-id"] == "own"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_headers_with_an_underscore_are_dropped(api):
     ],
 )
 def test_connection_option_close_closes_the_connection(api, fields):
-    response = one_answer(exchange(api.address, get(*fields)))
+    response = parse_response(exchange(api.address, get(*fields)))
 
     assert response.headers["connection"] == "close"
 
@@ -133,9 +141,9 @@ def test_http_1_0_connection_stays_open_with_keep_alive(api):
 
 
 def test_unread_chunks_are_not_parsed_as_a_request(api):
-    request_bytes = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED
+    request_bytes = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED_REQUEST
 
-    assert one_answer(exchange(api.address, request_bytes)).status == 200
+    assert parse_response(exchange(api.address, request_bytes)).status == 200
 
 
 def send_in_turn(address, *requests: bytes) -> list[tuple[int, str]]:
@@ -152,7 +160,7 @@ def send_in_turn(address, *requests: bytes) -> list[tuple[int, str]]:
 
 
 NEXT = get(b"X-Request-Id: next")
-UNREAD = SMUGGLED * 400  # about 32 KiB
+UNREAD = SMUGGLED_REQUEST * 400  # about 32 KiB
 
 
 @pytest.mark.parametrize(
@@ -161,8 +169,13 @@ UNREAD = SMUGGLED * 400  # about 32 KiB
         (404, get(b"Content-Length: %d" % len(UNREAD), line=b"POST /nothing HTTP/1.1") + UNREAD),
         (415, post(b"Content-Type: text/plain", b"Content-Length: 5", body=b"12345")),
         (415, get(b"Content-Length: %d" % len(UNREAD), line=post().split(b"\r\n")[0]) + UNREAD),
-        (201, chunked(b"19\r\n" + hostile.TITLE + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
-        (201, post(b"Expect: 100-continue", hostile.LENGTH, body=hostile.TITLE)),
+        (201, chunked(b"19\r\n" + invalid_requests.BODY + b"\r\n0\r\nX-Trailer: 1\r\n\r\n")),
+        (
+            201,
+            post(
+                b"Expect: 100-continue", invalid_requests.CONTENT_LENGTH, body=invalid_requests.BODY
+            ),
+        ),
     ],
 )
 def test_body_is_not_parsed_as_the_next_request(api, status, request_bytes):
@@ -179,7 +192,7 @@ def test_clients_that_send_nothing_do_not_delay_others(api):
     """The worker gthread of gunicorn blocks a thread for 5 s for each of these clients."""
     with ExitStack() as idle:
         for _ in range(6):
-            idle.enter_context(hostile.silent(api.address, b""))
+            idle.enter_context(invalid_requests.connect_and_send(api.address, b""))
         started_at = time.monotonic()
 
         with Client(api.address) as client:
@@ -190,7 +203,11 @@ def test_clients_that_send_nothing_do_not_delay_others(api):
 
 def test_pipelined_requests_are_answered_in_order(api):
     """The worker may read the next request together with a body; then no more bytes arrive."""
-    request_bytes = get() + post(hostile.LENGTH, body=hostile.TITLE) + get(b"Connection: close")
+    request_bytes = (
+        get()
+        + post(invalid_requests.CONTENT_LENGTH, body=invalid_requests.BODY)
+        + get(b"Connection: close")
+    )
 
     received = exchange(api.address, request_bytes)
 
@@ -199,7 +216,7 @@ def test_pipelined_requests_are_answered_in_order(api):
 
 
 def test_response_is_sent_at_once(api):
-    with hostile.silent(api.address, get()) as connection:
+    with invalid_requests.connect_and_send(api.address, get()) as connection:
         received = connection.recv(65536)
 
     head, _, body = received.partition(b"\r\n\r\n")
@@ -211,8 +228,8 @@ def test_idle_connection_is_closed(database_url):
     settings = {"WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--keep-alive 1"}
     with (
         serving(database_url, **settings) as server,
-        hostile.silent(server.address, get()) as used,
-        hostile.silent(server.address, b"") as silent,
+        invalid_requests.connect_and_send(server.address, get()) as used,
+        invalid_requests.connect_and_send(server.address, b"") as silent,
     ):
         assert used.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
@@ -226,7 +243,7 @@ def test_clients_that_do_not_close_do_not_delay_others(api):
         started_at = time.monotonic()
         for _ in range(12):
             connection = connections.enter_context(
-                hostile.silent(api.address, get(b"Connection: close"))
+                invalid_requests.connect_and_send(api.address, get(b"Connection: close"))
             )
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
@@ -234,11 +251,11 @@ def test_clients_that_do_not_close_do_not_delay_others(api):
 
 
 def test_server_closes_a_connection_that_the_client_leaves_open(api):
-    with hostile.silent(api.address, get(b"Connection: close")) as connection:
+    with invalid_requests.connect_and_send(api.address, get(b"Connection: close")) as connection:
         while connection.recv(65536):
             pass
         # The other direction is closed, too: the server no longer accepts data.
-        await_that(lambda: is_reset(connection), "the connection is reset")
+        wait_until(lambda: is_reset(connection), "the connection is reset")
 
 
 def is_reset(connection: socket.socket) -> bool:
@@ -255,7 +272,7 @@ def test_master_writes_no_metrics_files(database_url):
     with serving(database_url, WEB_CONCURRENCY="2", METRICS="true") as api:
         (folder,) = parent.glob(f"{slots.PREFIX}{api.process.pid}-*")
 
-        await_that(lambda: len(list(folder.glob("counter_*"))) >= 2, "both workers have files")
+        wait_until(lambda: len(list(folder.glob("counter_*"))) >= 2, "both workers have files")
 
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {"0", "1"}
 
@@ -265,7 +282,7 @@ def test_killed_worker_is_replaced(database_url):
         (killed,) = api.workers()
         os.kill(killed, signal.SIGKILL)
 
-        await_that(lambda: api.workers() not in ([], [killed]), "another worker has started")
+        wait_until(lambda: api.workers() not in ([], [killed]), "another worker has started")
         with Client(api.address) as client:
             assert client.request("GET", "/health").status == 200
 
@@ -277,10 +294,10 @@ def test_stop_waits_for_requests_in_progress(database_url):
         socket.create_connection(api.address, timeout=60) as connection,
     ):
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        connection.sendall(post(hostile.LENGTH, body=hostile.TITLE))
-        await_that(lambda: is_lock_awaited(holder), "the request waits for the lock")
+        connection.sendall(post(invalid_requests.CONTENT_LENGTH, body=invalid_requests.BODY))
+        wait_until(lambda: is_lock_awaited(holder), "the request waits for the lock")
         api.process.terminate()
-        await_that(lambda: not is_listening(api.address), "the server refuses connections")
+        wait_until(lambda: not is_listening(api.address), "the server refuses connections")
         holder.commit()
         response = HTTPResponse(connection)
         response.begin()
@@ -310,16 +327,16 @@ def test_incomplete_request_does_not_delay_the_end_of_a_worker(database_url):
     """The worker gthread of gunicorn waits for the request until it is killed after 30 s."""
     with (
         serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="0.1") as api,
-        hostile.silent(api.address, get()[:-2]),
-        hostile.silent(api.address, post(b"Content-Length: 9", body=b"{")),
+        invalid_requests.connect_and_send(api.address, get()[:-2]),
+        invalid_requests.connect_and_send(api.address, post(b"Content-Length: 9", body=b"{")),
     ):
         (before,) = api.workers()
         # This response shows that the only worker has begun to read the two requests above.
         with Client(api.address) as client:
             assert client.request("GET", "/livez").status == 200
         api.process.send_signal(signal.SIGHUP)
-        await_that(lambda: api.workers() not in ([], [before]), "another worker has started")
-        await_that(lambda: before not in api.workers(), "the worker has ended", 60)
+        wait_until(lambda: api.workers() not in ([], [before]), "another worker has started")
+        wait_until(lambda: before not in api.workers(), "the worker has ended", 60)
 
         assert "WORKER TIMEOUT" not in api.log.read_text()
 
@@ -369,7 +386,7 @@ def test_sigterm_ends_the_first_process_of_a_container(database_url):
         stderr=subprocess.DEVNULL,
     )
     try:
-        await_that(lambda: is_listening(("127.0.0.1", port)), "the server listens")
+        wait_until(lambda: is_listening(("127.0.0.1", port)), "the server listens")
         with Client(("127.0.0.1", port)) as client:
             assert client.request("GET", "/health").status == 200
         (first,) = children(container.pid)
@@ -403,7 +420,10 @@ def test_worker_starts_without_a_database(make_app):
 def test_connection_of_a_slow_request_is_closed(api, request):
     if not request.config.option.full:
         pytest.skip("takes half a minute; runs with --full")
-    with hostile.silent(api.address, get()[:-2]) as slow, Client(api.address, timeout=60) as client:
+    with (
+        invalid_requests.connect_and_send(api.address, get()[:-2]) as slow,
+        Client(api.address, timeout=60) as client,
+    ):
         # The slow request does not block the only thread.
         assert client.request("GET", "/livez").status == 200
         slow.settimeout(30)

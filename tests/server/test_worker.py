@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException
 
 import pytest
 
-from faults.servers import await_that
+from fault_injection.servers import wait_until
 from tests.support.worker_server import worker_server
 
 THREADS = 2
@@ -35,7 +35,7 @@ def server(tmp_path):
             return False
 
     with worker_server("harmful:app", log, *options) as (_, address):
-        await_that(is_up, "the server responds")
+        wait_until(is_up, "the server responds")
         yield get, log
 
 
@@ -67,5 +67,5 @@ def test_worker_is_replaced_when_its_loop_ends(server):
         except (HTTPException, OSError):
             return False
 
-    await_that(is_replaced, "another worker responds")
+    wait_until(is_replaced, "another worker responds")
     assert "a serve loop ended, so the worker stops" in log.read_text()

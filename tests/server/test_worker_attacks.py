@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from faults.servers import await_that, children
+from fault_injection.servers import children, wait_until
 from tests.support.worker_server import worker_server
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def server(request, tmp_path):
 
     arguments = [f"--{name}={value}" for name, value in options.items()]
     with worker_server("faulty:app", log, *arguments) as (process, address):
-        await_that(is_up, "the server responds")
+        wait_until(is_up, "the server responds")
         (worker,) = children(process.pid)
         yield SimpleNamespace(address=address, log=log, worker=worker)
 

@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from faults.clients import Client
-from faults.hostile import exchange
-from faults.servers import HOST, Api, serving
+from fault_injection.clients import Client
+from fault_injection.invalid_requests import exchange
+from fault_injection.servers import HOST, Api, serving
 
 MAX_BODY = 128 * 1024  # bytes
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults.servers import free_port
+from fault_injection.servers import free_port
 from tests.support import ROOT
 from todo_api.commands import embedded
 

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from faults.servers import ROOT, free_port
+from fault_injection.servers import ROOT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.clients import Client
-from faults.servers import await_that, serving
+from fault_injection.clients import Client
+from fault_injection.servers import serving, wait_until
 
 LISTEN, TIME_WAIT = "0A", "06"  # states of a connection in /proc/net/tcp
 
@@ -87,7 +87,7 @@ def test_truncated_request_changes_nothing(api, connection, user_id, name, chunk
         send_part(api.address, whole[:length], close_mode)
         if close_mode == "shut down":
             assert read_rows(connection, user_id) == before, whole[:length]
-    await_that(lambda: not has_open_connections(api.port), "the server has closed every connection")
+    wait_until(lambda: not has_open_connections(api.port), "the server has closed every connection")
 
     assert read_rows(connection, user_id) == before
     with socket.create_connection(api.address, timeout=30) as client:

@@ -17,7 +17,7 @@ from sentry_sdk.integrations.flask import FlaskIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.transport import Transport
 
-from faults.servers import ROOT, environment
+from fault_injection.servers import ROOT, environment
 
 TASK = "/api/<id:user_id>/tasks/<id:task_id>"
 

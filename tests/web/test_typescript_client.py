@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.servers import serving
+from fault_injection.servers import serving
 from tests.support import ROOT
 from tests.support.node import install
 from todo_api.commands.token import make_token

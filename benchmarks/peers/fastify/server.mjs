@@ -1,4 +1,4 @@
-// Fastify with pg: a process for each of WEB_CONCURRENCY, schemas both ways, prepared statements.
+// Fastify with pg: WEB_CONCURRENCY processes, schemas for requests and responses, prepared statements.
 
 import cluster from "node:cluster";
 import { hash } from "node:crypto";
@@ -14,7 +14,7 @@ const VERIFIED_TOKENS = 10_000;
 const COLUMNS = "id, user_id, title, description, completed, created_at, updated_at, revision";
 const OWN = "user_id = $1 AND id = $2 AND deleted_at IS NULL";
 
-// Moments to the microsecond, which a Date does not hold; the sessions' time zone is UTC.
+// Times have microseconds, which a Date does not have. The time zone of the sessions is UTC.
 pg.types.setTypeParser(pg.types.builtins.TIMESTAMPTZ, (text) =>
   text.replace(" ", "T").replace("+00", "Z"),
 );
@@ -108,7 +108,7 @@ async function serve() {
     );
   };
 
-  // A query is text: its numbers have to be read, a body's must not.
+  // The values of a query are texts, so a number is accepted as a text. A body has real numbers.
   const limit = { type: "string", pattern: "^(?:[1-9][0-9]?|1[0-9]{2}|200)$", default: "100" };
   app.get(
     "/api/:user_id/tasks",
