@@ -39,7 +39,7 @@ OPENAPI = {
         "servers": [
             {
                 "url": "/",
-                "description": "The server that this document comes from.",
+                "description": "The server that this document comes from, local or production.",
                 "x-internal": False,
             },
             {
@@ -62,7 +62,7 @@ OPENAPI = {
                     "bearerFormat": "JWT",
                     "description": (
                         "A JSON Web Token of the issuer that the server trusts (RFC 7519), "
-                        "verified by the rules of RFC 8725."
+                        "verified by the rules of RFC8725."
                     ),
                 }
             }
