@@ -22,6 +22,7 @@ from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
 
 from todo_api.app import RESOURCES
 from todo_api.commands.renewal import renew_revisions
+from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
@@ -213,13 +214,15 @@ def run() -> None:
     url = settings.migration_database_url
     engine = create_engine(
         "postgresql+psycopg://",
-        # No prepared statements: if the URL is a pooler's, the pooler may not support them.
-        creator=lambda: psycopg.connect(url, prepare_threshold=None),
+        creator=lambda: connect(url),
         poolclass=NullPool,
     )
-    with engine.begin() as connection:
-        migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
-        has_state = inspect(connection).has_table("database_state")
+    try:
+        with engine.begin() as connection:
+            migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
+            has_state = inspect(connection).has_table("database_state")
+    except UnreachableError as error:
+        sys.exit(str(error))
     if has_state:
         renew_revisions(url, [resource.table.name for resource in RESOURCES])
 

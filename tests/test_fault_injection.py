@@ -1,4 +1,4 @@
-"""Each scenario of `make fault-injection` passes in a short run, and its check finds differences."""
+"""Each scenario of `make fault-injection` passes in a short run; its check finds differences."""
 
 from __future__ import annotations
 

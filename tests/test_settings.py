@@ -40,6 +40,7 @@ def test_unset_settings_have_their_defaults():
         jwt_issuer=None,
         jwt_audience=None,
         jwt_user_claim="sub",
+        jwt_user_ids="subject",
         require_if_match=False,
         cors_origins=(),
         host="127.0.0.1",
@@ -58,6 +59,7 @@ def test_error_names_every_invalid_setting():
             {
                 "MIGRATION_DATABASE_URL": "mysql://localhost",
                 "AUTH_MODE": "maybe",
+                "JWT_USER_IDS": "some",
                 "LOG_LEVEL": "loud",
                 "PORT": "80000",
                 "WEB_CONCURRENCY": "many",
@@ -73,6 +75,7 @@ def test_error_names_every_invalid_setting():
         "DATABASE_URL",
         "MIGRATION_DATABASE_URL",
         "AUTH_MODE",
+        "JWT_USER_IDS",
         "LOG_LEVEL",
         "PORT",
         "WEB_CONCURRENCY",
@@ -80,6 +83,40 @@ def test_error_names_every_invalid_setting():
         "REQUEST_TIMEOUT",
         "DATABASE_PREPARE",
         "METRICS",
+    }
+
+
+@pytest.mark.parametrize("case", [str.lower, str.upper, str.title, str.swapcase])
+def test_words_are_accepted_in_any_case(case):
+    written = {
+        "AUTH_MODE": case("None"),
+        "LOG_LEVEL": case("Warning"),
+        "JWT_USER_IDS": case("Derived"),
+        "METRICS": case("True"),
+        "DATABASE_PREPARE": case("Off"),
+    }
+
+    settings = load_settings(VALID | written)
+
+    assert settings.auth_mode == "none"
+    assert settings.log_level == "warning"
+    assert settings.jwt_user_ids == "derived"
+    assert settings.metrics is True
+    assert settings.database_prepare is False
+
+
+@pytest.mark.parametrize("mode", ["JWT", "Jwt"])
+def test_rules_on_several_settings_accept_words_in_any_case(mode):
+    assert load_settings(WITH_TOKENS | SECRET | {"AUTH_MODE": mode}).auth_mode == "jwt"
+    assert load_faults(WITH_TOKENS | {"AUTH_MODE": mode}).keys() == {"AUTH_MODE"}
+    assert load_faults(WITH_TOKENS | KEY_SET | {"AUTH_MODE": mode}).keys() == ISSUER.keys()
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgres+asyncpg", "postgresql+"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "MIGRATION_DATABASE_URL"])
+def test_database_url_with_a_driver_says_what_to_drop(name, scheme):
+    assert load_faults(VALID | {name: f"{scheme}://user:s3cret@localhost/todo"}) == {
+        name: "Drop the + and the driver's name after it: postgresql://."
     }
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from flask import Flask
+from flask import Flask, Response
 from flask.sessions import NullSession, SessionInterface
 
 from todo_api.auth.authentication import make_keys, require_tokens
 from todo_api.auth.tokens import Verifier
 from todo_api.db.pool import Pool
 from todo_api.metrics import Metrics
-from todo_api.operations import health, metrics
+from todo_api.operations import health, index, metrics
 from todo_api.operations.docs import docs_blueprint
 from todo_api.operations.problem_pages import problem_pages_blueprint
 from todo_api.services import Services
@@ -25,6 +25,7 @@ from todo_api.web.blueprints import Api
 from todo_api.web.errors import log_bug, register_error_handlers
 from todo_api.web.headers import enable_cors, send_security_headers
 from todo_api.web.openapi.settings import OPENAPI
+from todo_api.web.options import options_response
 from todo_api.web.requests import Request
 from todo_api.web.validation import check_requests
 
@@ -73,6 +74,10 @@ class App(Flask):
             query_args=request.environ.get("QUERY_STRING"),
         )
 
+    def make_default_options_response(self) -> Response:
+        """Respond to OPTIONS. Flask's own has the content type of an HTML body, and no body."""
+        return options_response(self)
+
     def log_exception(self, exc_info: Any) -> None:
         """Log a bug. Flask's own log line has the path, which contains text of the client."""
         log_bug(exc_info[1])
@@ -108,6 +113,7 @@ def create_app(settings: Settings, fetch_times: FetchTimes | None = None) -> App
         users_blueprint(RESOURCES),
         session_blueprint,
         health.blueprint,
+        index.blueprint,
     ):
         api.register_blueprint(blueprint)
     app.register_blueprint(docs_blueprint(api))

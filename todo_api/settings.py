@@ -47,6 +47,8 @@ def check_postgresql_url(value: str) -> None:
     or the name of the database.
     """
     # No message repeats the value or a part of it, because it may contain a password.
+    if re.match(r"postgres(ql)?\+[^:/]*://", value):
+        raise ValidationError("Drop the + and the driver's name after it: postgresql://.")
     scheme = re.match(r"postgres(ql)?://", value)
     if not scheme:
         raise ValidationError("Must be a postgresql:// URL.")
@@ -98,16 +100,26 @@ def describe(
     doc: str,
     *,
     check: Callable[[Any], Any] | None = None,
+    words: tuple[str, ...] = (),
     parse: Parser | None = None,
     default_from: str | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a setting's dataclass field.
 
-    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value,
-    `parse` converts the variable's text, and `default_from` names the setting whose value is taken
-    if this one is not set.
+    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value;
+    `words` has the allowed values, in lower case, which are accepted in any case. `parse` converts
+    the variable's text, and `default_from` names the setting whose value is taken if this one is
+    not set.
     """
-    return {"doc": doc, "check": check, "parse": parse, "default_from": default_from}
+    if words:
+        check = validate.OneOf(words)
+    return {
+        "doc": doc,
+        "check": check,
+        "words": words,
+        "parse": parse,
+        "default_from": default_from,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +149,7 @@ class DatabaseSettings:
         default="info",
         metadata=describe(
             "the least level that is logged: `debug`, `info`, `warning` or `error`",
-            check=validate.OneOf(["debug", "info", "warning", "error"]),
+            words=("debug", "info", "warning", "error"),
         ),
     )
 
@@ -155,7 +167,7 @@ class Settings(DatabaseSettings):
         metadata=describe(
             "`jwt` requires a token; `none` checks no token and trusts the user id in the path: use"
             " it only behind a gateway that checks the user",
-            check=validate.OneOf(["jwt", "none"]),
+            words=("jwt", "none"),
         ),
     )
     jwt_jwks_url: str | None = field(
@@ -184,6 +196,14 @@ class Settings(DatabaseSettings):
     )
     jwt_user_claim: str = field(
         default="sub", metadata=describe("the claim of a token that names the user")
+    )
+    jwt_user_ids: str = field(
+        default="subject",
+        metadata=describe(
+            "`subject`: a subject that is a UUID is the user's id, and the id of any other is a"
+            " UUIDv5 of issuer and subject; `derived`: the id of every subject is that UUIDv5",
+            words=("subject", "derived"),
+        ),
     )
     require_if_match: bool = field(
         default=False, metadata=describe("refuse a change without `If-Match` (428)")
@@ -239,7 +259,7 @@ class ServerRules(DatabaseRules):
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def require_one_key_source(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
-        if given.get("AUTH_MODE", "jwt") != "jwt":
+        if given.get("AUTH_MODE", "jwt").lower() != "jwt":
             return
         sources = [name for name in KEY_SOURCES if name in given]
         if len(sources) != 1:
@@ -254,7 +274,7 @@ class ServerRules(DatabaseRules):
     def require_issuer_of_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
         # Many services share an issuer's keys: without JWT_ISSUER and JWT_AUDIENCE, tokens for
         # other services would be accepted.
-        if given.get("AUTH_MODE", "jwt") == "jwt" and "JWT_JWKS_URL" in given:
+        if given.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in given:
             missing = {
                 name: ["Must be set with JWT_JWKS_URL."]
                 for name in ("JWT_ISSUER", "JWT_AUDIENCE")
@@ -324,9 +344,11 @@ def schema_field(
     """Return the marshmallow field of a setting. It has no default: the dataclass has it."""
     # For `str | None` and `tuple[str, ...]`, the variable is parsed as the first type argument.
     kind = (get_args(hint) or (hint,))[0]
+    is_word = kind is bool or bool(declared.metadata["words"])
     return Schema.TYPE_MAPPING[kind](
         required=declared.default is MISSING and declared.metadata["default_from"] is None,
         error_messages={"required": "Must be set."},
+        pre_load=str.lower if is_word else None,
         validate=declared.metadata["check"],
         post_load=parser or declared.metadata["parse"],
     )

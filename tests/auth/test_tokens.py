@@ -337,6 +337,32 @@ def test_user_id_of_other_subjects_is_derived_from_issuer_and_subject(make_api, 
     assert listed.json == []
 
 
+@pytest.mark.parametrize("subject", [USER, USER.upper(), "7"])
+def test_derived_id_depends_on_issuer_and_subject_for_every_subject(make_api, subject):
+    app = make_api("HS256", JWT_ISSUER=ISSUER, JWT_USER_IDS="derived")
+    user_id = uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, ISSUER), subject)
+    token = make_token("HS256", make_claims(sub=subject))
+
+    session = get_session(app, token)
+    listed = send_request(app, bearer(token), f"/api/{user_id}/tasks")
+    by_subject = send_request(app, bearer(token), f"/api/{subject}/tasks")
+
+    assert session.json["user_id"] == str(user_id)
+    assert session.json["subject"] == subject
+    assert listed.json == []
+    assert by_subject.status_code == 404
+
+
+def test_derived_ids_cannot_be_chosen(make_api):
+    """A subject that is the derived id of another user is a third user."""
+    app = make_api("HS256", JWT_ISSUER=ISSUER, JWT_USER_IDS="derived")
+    victim = get_session(app, make_token("HS256", make_claims(sub="alice"))).json["user_id"]
+
+    thief = get_session(app, make_token("HS256", make_claims(sub=victim))).json["user_id"]
+
+    assert thief != victim
+
+
 def test_same_subject_of_another_issuer_is_another_user(make_api):
     issuers = (ISSUER, f"{ISSUER}/")
     apps = [make_api("HS256", JWT_ISSUER=issuer) for issuer in issuers]
@@ -1254,7 +1280,7 @@ def numbered_user(number: int) -> str:
 
 
 # Routes that need no token. Before you add one, consider which clients can read it.
-OPEN_ROUTES = {"/livez", "/health", "/openapi.json", "/docs"}
+OPEN_ROUTES = {"/", "/livez", "/health", "/openapi.json", "/docs"}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "BREW"]
 
 
@@ -1305,7 +1331,6 @@ def test_open_routes_need_no_token(make_offline_app):
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/api",
         "/api/",
         "/api/session/",

@@ -12,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import urllib.error
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import psycopg
 import pytest
+from faults.servers import await_that
 
 from tests.support import ROOT
 from tests.support.make_run import CHECKOUT, TASKS, Server, data_of, running
@@ -104,15 +107,111 @@ def test_second_start_reports_the_running_server(checkout):
         assert server.get(TASKS) == (200, [])
 
 
-def test_occupied_port_ends_the_server_and_its_database(checkout):
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_taken_port_is_an_error_before_anything_starts(checkout, host):
     folder = checkout()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(folder, PORT=str(listener.getsockname()[1]))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        server = Server(folder, PORT=port, HOST=host)
         output = server.process.communicate(timeout=60)[0]
 
     assert server.process.returncode == 1
-    assert "in use" in output
-    assert not (data_of(folder) / "postmaster.pid").exists()
+    assert output == (
+        f"Port {port} of {host} is in use by another process: stop that one, or choose another port"
+        " with PORT.\n"
+    )
+    assert not data_of(folder).exists()
+
+
+def test_a_host_that_is_not_this_machine_is_told_before_anything_is_started(checkout):
+    folder = checkout()
+    server = Server(folder, HOST="192.0.2.1")
+    output = server.process.communicate(timeout=60)[0]
+
+    assert server.process.returncode == 1
+    assert output.startswith("The server cannot listen on 192.0.2.1, port ")
+    assert output.count("\n") == 1
+    assert not data_of(folder).exists()
+
+
+def is_importing(server: Server) -> bool:
+    return "/psycopg" in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+def is_initializing(server: Server) -> bool:
+    return any(data_of(server.folder).parent.glob("tmp*/PG_VERSION"))
+
+
+def is_starting_database(server: Server) -> bool:
+    return (data_of(server.folder) / "postmaster.pid").exists()
+
+
+def is_starting_gunicorn(server: Server) -> bool:
+    return any("gunicorn" in command for command in commands_of(server.folder))
+
+
+def has_a_worker(server: Server) -> bool:
+    return sum("gunicorn" in command for command in commands_of(server.folder)) > 1
+
+
+def commands_of(folder: Path) -> list[str]:
+    """Return the command lines of the processes that run in the folder or on its data."""
+    commands = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if (process / "cwd").readlink() == folder or str(data_of(folder)) in command:
+                commands.append(command)
+    return commands
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "is_reached",
+    [is_importing, is_initializing, is_starting_database, is_starting_gunicorn, has_a_worker],
+    ids=lambda is_reached: is_reached.__name__,
+)
+def test_a_signal_during_the_start_leaves_no_process_and_no_traceback(checkout, is_reached, how):
+    folder = checkout()
+    server = Server(folder)
+    await_that(lambda: is_reached(server), is_reached.__name__)
+
+    output = server.end(how)
+
+    assert server.process.returncode in (-how, 128 + how, 128 + signal.SIGTERM, 0)
+    assert "Traceback" not in output
+    await_that(lambda: not commands_of(folder), "no process is left", seconds=5)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_migration_that_waits(checkout, new_database, how):
+    url = new_database("waits")
+    folder = checkout()
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(8101977)")  # TURN of migrations/env.py
+        server = Server(folder, DATABASE_URL=url)
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await_that(lambda: other.execute(waiting).fetchone() == (1,), "the migration waits")
+
+        output = server.end(how)
+
+        await_that(lambda: other.execute(waiting).fetchone() == (0,), "the migration has ended")
+    assert server.process.returncode == 128 + how
+    assert "Traceback" not in output
+    assert commands_of(folder) == []
+
+
+def test_a_second_signal_does_not_interrupt_the_stop(checkout):
+    folder = checkout()
+    server = Server(folder)
+    await_that(lambda: is_initializing(server), "initdb runs")
+    os.kill(server.process.pid, signal.SIGINT)
+    os.kill(server.process.pid, signal.SIGTERM)
+
+    output = server.end()
+
+    assert "Traceback" not in output
+    await_that(lambda: not commands_of(folder), "no process is left", seconds=5)
 
 
 def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_database):

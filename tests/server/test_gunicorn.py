@@ -23,6 +23,7 @@ import pytest
 from fault_injection import invalid_requests
 from fault_injection.clients import Client
 from fault_injection.invalid_requests import (
+    INVALID_REQUESTS,
     SMUGGLED_REQUEST,
     assert_refused,
     chunked,

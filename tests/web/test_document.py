@@ -9,7 +9,12 @@ from marshmallow import Schema
 from todo_api.web.fields import NOT_BLANK
 from todo_api.web.openapi.schemas import LENGTHS_OF_FORMAT
 
-HEADERS_OF_PROBLEM = {401: "WWW-Authenticate", 412: "ETag", 503: "Retry-After"}
+HEADERS_OF_PROBLEM = {
+    401: "WWW-Authenticate",
+    412: "ETag",
+    415: "Accept-Patch",
+    503: "Retry-After",
+}
 
 
 @pytest.fixture
@@ -230,6 +235,8 @@ def test_every_response_has_the_documented_headers(client, document, make_task):
         ("/api/session", "get", {}, 404),
         ("/livez", "get", {}, 200),
         ("/health", "get", {}, 200),
+        ("/", "get", {}, 200),
+        ("/", "get", {"Accept": "text/html"}, 302),
     ):
         make_task()
         task = make_task()
@@ -249,7 +256,9 @@ def test_every_response_has_the_documented_headers(client, document, make_task):
         assert response.status_code == status, (path, method, response.text)
         required = documented_headers(path, method, status) - {"Idempotent-Replayed"}
         assert required <= set(response.headers.keys()), (path, method, status)
-        optional = {"ETag", "Link", "Location", "Retry-After"} & set(response.headers.keys())
+        optional = {"Accept-Patch", "ETag", "Link", "Location", "Retry-After"} & set(
+            response.headers.keys()
+        )
         assert optional <= documented_headers(path, method, status), (path, method, status)
 
 

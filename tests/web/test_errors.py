@@ -4,10 +4,14 @@ import uuid
 
 import psycopg
 import pytest
+from joserfc import jwt
+from joserfc.jwk import OctKey
 from psycopg import errors
 
 from todo_api.db.errors import SQLSTATES
 from todo_api.web.errors import problem_of_database_error
+
+SECRET = "a-secret-of-the-tests-that-is-long-enough"
 
 
 def check_problem(response, status, type_name):
@@ -25,23 +29,76 @@ def check_problem(response, status, type_name):
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/api",
         "/api/",
         "/favicon.ico",
         "/docs/",
         "/docs/../wsgi.py",
         "/docs/LICENSE",
-        "//livez",
+        "/docs//start.js",
     ],
 )
 def test_unknown_path_is_a_404_problem(client, path):
     check_problem(client.get(path), 404, "not-found")
 
 
+NO_ROUTE = "No route has this path: /openapi.json lists all routes."
+NO_ROUTE_WITH_SLASH = "No route has this path: remove the slash at its end."
+NO_ITEM = "It does not exist, or it is not yours."
+
+
 def test_path_with_extra_slashes_is_unknown(client, task):
     for path in (f"{task.url}/", task.url.replace("/tasks/", "//tasks/"), f"/{task.url}"):
         check_problem(client.get(path), 404, "not-found")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/nothing", NO_ROUTE),
+        ("/nothing/", NO_ROUTE),
+        ("/api/{user}/task", NO_ROUTE),
+        ("/api/{user}/tasks//", NO_ROUTE),
+        ("/api/{user}/tasks/", NO_ROUTE_WITH_SLASH),
+        ("/api/{user}/tasks/{task}/", NO_ROUTE_WITH_SLASH),
+        ("/api/{user}/tasks/{task}/complete/", NO_ROUTE_WITH_SLASH),
+        ("/api/{user}/", NO_ROUTE_WITH_SLASH),
+        ("/api/session/", NO_ROUTE_WITH_SLASH),
+        ("/livez/", NO_ROUTE_WITH_SLASH),
+    ],
+)
+def test_a_path_without_a_route_says_so(client, user_id, task, method, path, detail):
+    response = client.open(path.format(user=user_id, task=task["id"]), method=method)
+
+    assert check_problem(response, 404, "not-found")["detail"] == detail
+
+
+def test_a_missing_task_is_told_from_a_missing_route_and_not_from_another_users(make_app, client):
+    app = make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
+    user, other = str(uuid.uuid4()), str(uuid.uuid4())
+    theirs = client.post(f"/api/{other}/tasks", json={"title": "x"}).json["id"]
+    token = jwt.encode({"alg": "HS256"}, {"sub": user, "exp": 2**32}, OctKey.import_key(SECRET))
+
+    def ask(path):
+        headers = {"Authorization": f"Bearer {token}", "X-Request-Id": "one"}
+        response = app.test_client().get(path, headers=headers)
+        assert check_problem(response, 404, "not-found")["detail"] in (NO_ITEM, NO_ROUTE)
+        return response.data, sorted(response.headers)
+
+    hidden = [
+        ask(f"/api/{user}/tasks/{uuid.uuid4()}"),
+        ask(f"/api/{user}/tasks/{theirs}"),
+        ask(f"/api/{other}/tasks/{theirs}"),
+        ask(f"/api/{other}/tasks/{theirs}/"),
+        ask(f"/api/{other}/tasks/"),
+        ask(f"/api/{other}/nothing"),
+        ask(f"/api/{uuid.uuid4()}/tasks"),
+    ]
+
+    assert all(each == hidden[0] for each in hidden)
+    assert NO_ITEM.encode() in hidden[0][0]
+    assert NO_ROUTE.encode() in ask(f"/api/{user}/nothing")[0]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +127,40 @@ def test_head_has_the_headers_of_get_and_no_body(client, task):
     assert head.headers["ETag"] == get.headers["ETag"]
 
 
-def test_options_lists_the_methods(client, task):
-    response = client.options(task.url)
+PATCH_TYPES = "application/merge-patch+json, application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed", "patch_types"),
+    [
+        ("/livez", "GET, HEAD, OPTIONS", None),
+        ("/", "GET, HEAD, OPTIONS", None),
+        ("/api/{user}/tasks", "GET, HEAD, OPTIONS, POST", None),
+        ("/api/{user}/tasks/{task}", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT", PATCH_TYPES),
+        ("/api/{user}/tasks/{task}/complete", "OPTIONS, PATCH", "application/json"),
+    ],
+)
+def test_options_lists_the_methods(client, task, path, allowed, patch_types):
+    response = client.options(path.format(user=task["user_id"], task=task["id"]))
 
     assert response.status_code == 200
-    assert "PATCH" in response.headers["Allow"]
+    assert response.data == b""
+    assert response.headers["Content-Length"] == "0"
+    assert "Content-Type" not in response.headers
+    assert response.headers["Allow"] == allowed
+    assert response.headers.get("Accept-Patch") == patch_types
+
+
+def test_unsupported_patch_names_the_types_of_a_patch(client, task, tasks_url):
+    def send(method, url):
+        response = client.open(url, method=method, data=b"title: x", content_type="text/yaml")
+        check_problem(response, 415, "unsupported-media-type")
+        return response.headers.get("Accept-Patch")
+
+    assert send("PATCH", task.url) == PATCH_TYPES
+    assert send("PATCH", f"{task.url}/complete") == "application/json"
+    assert send("PUT", task.url) is None
+    assert send("POST", tasks_url) is None
 
 
 def test_bug_is_logged_with_the_request_id_of_the_response(app, client, user_id, log_lines):

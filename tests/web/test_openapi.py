@@ -22,6 +22,14 @@ def test_committed_document_is_up_to_date(document, request):
     assert_same_json(document, committed, "docs/openapi.json is out of date. Run: make openapi")
 
 
+def test_document_says_how_to_get_a_token(document):
+    """The page shows both: the description at its top, the scheme's behind `Authorize`."""
+    scheme = document["components"]["securitySchemes"]["bearer"]
+
+    assert "make token USER_ID=" in document["info"]["description"]
+    assert "make token" in scheme["description"]
+
+
 def test_document_is_openapi_3_1(document):
     assert document["openapi"] == "3.1.0"
 

@@ -132,6 +132,43 @@ def test_patch_refuses_invalid_values(client, task, body, pointers):
     assert client.get(task.url).json == task
 
 
+@pytest.mark.parametrize(
+    ("body", "came"),
+    [
+        ("null", "null"),
+        ("true", "a boolean"),
+        ("5", "an integer"),
+        ("5.5", "a number"),
+        ('"x"', "a string"),
+        ("[{}]", "an array"),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_a_body_that_is_no_object_is_told_what_is_wanted(
+    client, task, tasks_url, method, body, came
+):
+    url = tasks_url if method == "POST" else task.url
+
+    problem = check_problem(send(client, method, url, body), 422, "invalid")
+
+    assert problem["errors"] == [{"pointer": "", "detail": f"Must be an object, not {came}."}]
+
+
+@pytest.mark.parametrize("name", ["created_after", "updated_before"])
+def test_a_plus_that_is_not_escaped_is_told_how_to_write_it(client, tasks_url, name):
+    unescaped = check_problem(
+        client.get(f"{tasks_url}?{name}=2026-01-01T00:00:00+02:00"), 422, "invalid"
+    )
+    other = check_problem(client.get(f"{tasks_url}?{name}=2026-01-01+00:00:00Z"), 422, "invalid")
+    escaped = client.get(f"{tasks_url}?{name}=2026-01-01T00:00:00%2B02:00")
+
+    (fault,) = unescaped["errors"]
+    assert fault["parameter"] == name
+    assert "write the + of its offset as %2B, like 2026-11-21T09:30:00%2B02:00" in fault["detail"]
+    assert "%2B" not in other["errors"][0]["detail"]
+    assert escaped.status_code == 200
+
+
 @pytest.mark.parametrize("body", [{"completed": 1}, {"completed": None}, {"done": True}, [], 1])
 def test_complete_refuses_invalid_values(client, task, body):
     check_problem(client.patch(f"{task.url}/complete", json=body), 422, "invalid")

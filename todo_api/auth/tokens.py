@@ -62,8 +62,7 @@ class Verifier:
     def __init__(self, settings: Settings, keys: Keys, capacity: int = VERIFIED_TOKENS) -> None:
         self.keys = keys
         self._capacity = capacity
-        self._user_claim = settings.jwt_user_claim
-        self._namespace = uuid.uuid5(uuid.NAMESPACE_URL, settings.jwt_issuer or "")
+        self._settings = settings
         options: dict[str, Any] = {"exp": {"essential": True}}
         if settings.jwt_issuer:
             options["iss"] = {"essential": True, "value": settings.jwt_issuer}
@@ -105,7 +104,7 @@ class Verifier:
             subject = self._read_subject(claims)
             expires_at = float(claims["exp"])
             datetime.fromtimestamp(expires_at, UTC)  # after the year 9999: ValueError
-            return Identity(self._make_user_id(subject), subject, expires_at, key)
+            return Identity(make_user_id(self._settings, subject), subject, expires_at, key)
         except ExpiredTokenError:
             raise invalid_token("Get a new token: this one has expired.") from None
         # RecursionError: joserfc parses the header again, a few calls deeper than `decode_segment`,
@@ -127,17 +126,22 @@ class Verifier:
         return key
 
     def _read_subject(self, claims: dict[str, Any]) -> str:
-        subject = claims.get(self._user_claim)
+        subject = claims.get(self._settings.jwt_user_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_LENGTH:
             raise invalid_token("Get another token: this one names no user.")
         subject.encode()  # a lone surrogate: ValueError
         return subject
 
-    def _make_user_id(self, subject: str) -> uuid.UUID:
-        """Return the subject if it is a UUID, or else the UUIDv5 of the issuer and the subject."""
-        if UUID_TEXT.fullmatch(subject):
-            return uuid.UUID(subject)
-        return uuid.uuid5(self._namespace, subject)
+
+def make_user_id(settings: Settings, subject: str) -> uuid.UUID:
+    """Return the subject if it is a UUID, or else the UUIDv5 of the issuer and the subject.
+
+    With JWT_USER_IDS=derived, a UUIDv5 in every case: no subject can then be the id of another.
+    """
+    if settings.jwt_user_ids == "subject" and UUID_TEXT.fullmatch(subject):
+        return uuid.UUID(subject)
+    issuer = uuid.uuid5(uuid.NAMESPACE_URL, settings.jwt_issuer or "")
+    return uuid.uuid5(issuer, subject)
 
 
 def decode_segment(segment: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def default_secret(environ: dict[str, str]) -> dict[str, str]:
 
     The secret belongs to this checkout: other servers refuse tokens that are signed with it.
     """
-    if environ.get("AUTH_MODE") not in (None, "", "jwt") or environ.keys() & {*KEY_SOURCES}:
+    if environ.get("AUTH_MODE", "").lower() not in ("", "jwt") or environ.keys() & {*KEY_SOURCES}:
         return {}
     return {"JWT_SECRET": read_secret()}
 

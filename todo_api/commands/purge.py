@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 import structlog
 from psycopg import sql
 
 from todo_api.app import RESOURCES
+from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import MAINTENANCE_ROLE
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, load_database_settings, read_environment
+
+if TYPE_CHECKING:
+    import psycopg
 
 log = structlog.get_logger(__name__)
 
@@ -56,10 +59,9 @@ PURGE_KEYS = sql.SQL("""
 def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
     """Remove old rows; return the numbers of removed rows of resources and of idempotency keys.
 
-    One transaction removes at most `batch` rows.
+    One transaction removes at most `batch` rows. Raises UnreachableError.
     """
-    # No prepared statements: a pooler may not support them.
-    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+    with connect(url, autocommit=True) as connection:
         rows = 0
         for resource in RESOURCES:
             statement = PURGE.format(table=sql.Identifier(resource.table.name))
@@ -84,13 +86,19 @@ def remove(
 
 
 def main() -> None:
-    """Purge, and log the numbers of removed rows; exit with a message for invalid settings."""
+    """Purge, and log the numbers of removed rows.
+
+    Exit with a message if the settings are invalid or the database cannot be reached.
+    """
     try:
         settings = load_database_settings(read_environment())
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)
-    rows, keys = purge(settings.database_url)
+    try:
+        rows, keys = purge(settings.database_url)
+    except UnreachableError as error:
+        sys.exit(str(error))
     log.info("purge finished", removed_rows=rows, removed_idempotency_keys=keys)
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # Nothing is started yet: while the modules below are imported, which takes most of a second,
+    # Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import errno
 import fcntl
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
-from typing import IO
+from contextlib import ExitStack, contextmanager
+from typing import IO, TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from alembic import command
 from alembic.config import Config
 
+from todo_api.auth.tokens import make_user_id
 from todo_api.commands.development import (
     EXAMPLE_USER,
     FOLDER,
@@ -25,6 +34,11 @@ from todo_api.commands.development import (
 from todo_api.commands.embedded import Cluster, EmbeddedError
 from todo_api.commands.token import make_token
 from todo_api.settings import Settings, SettingsError, read_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Handler = Callable[[int, Any], Any] | signal.Handlers
 
 INVITATION = """
   The API is at   {url}
@@ -43,55 +57,118 @@ TOKEN_HEADER = ' -H "Authorization: Bearer $TOKEN"'  # noqa: S105  a shell's var
 LOCAL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing listens here
 
 
+class PortError(Exception):
+    """The server cannot listen where the settings say; the message says why, and what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM has come. psycopg cancels its statement on a KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main(arguments: list[str]) -> None:
     """Serve until a signal; exit with a message if the server cannot start."""
     if arguments:
         sys.exit("usage: python -m todo_api.commands.run")
+    handle_signals(stop)
     try:
         with ExitStack() as stack:
-            serve(stack)
-    except (SettingsError, EmbeddedError) as error:
+            try:
+                serve(stack)
+            finally:
+                # No signal interrupts the stack while it stops what was started.
+                handle_signals(signal.SIG_IGN)
+    except (SettingsError, EmbeddedError, PortError) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)
 
 
 def serve(stack: ExitStack) -> None:
     """Run migrations and gunicorn until it ends. `stack` stops what this function starts.
 
-    Raises SettingsError before anything is started, or EmbeddedError.
+    Raises SettingsError or PortError before anything is started; EmbeddedError; or Stopped.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     environ = read_environment()
     settings = load_development_settings(environ)
     missing = default_secret(environ)
     lock, data_note = None, ""
     if not environ.get("DATABASE_URL"):
         lock = lock_folder(stack)
+    check_port(settings)
+    if lock:
         cluster = Cluster(FOLDER)
         stack.callback(cluster.stop)
-        cluster.start()
+        # A start that is interrupted would leave processes behind that `stop` does not know.
+        with deferred_signals(then=stop):
+            cluster.start()
         missing["DATABASE_URL"] = cluster.create_database("todo")
         data_note = f"; your tasks stay in {cluster.data}"
     # Migrations and gunicorn read the environment.
     os.environ.update(missing)
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn"],
-        # gunicorn inherits the lock, which is therefore free only when no gunicorn runs.
-        pass_fds=[lock.fileno()] if lock else [],
-        # Ctrl-C (SIGINT) must not reach gunicorn: a worker of gunicorn 27 that is just accepting a
-        # connection would hang until it is killed. SIGTERM does not cause this.
-        start_new_session=True,
-    )
     # gunicorn ends first, then the database.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda *_: server.terminate())
+    with deferred_signals(then=lambda *_: server.terminate()):
+        server = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn"],
+            # gunicorn inherits the lock, which is therefore free only when no gunicorn runs.
+            pass_fds=[lock.fileno()] if lock else [],
+            # Ctrl-C must not reach it: a worker of gunicorn 27 that is just accepting a connection
+            # would then wait for itself until it is killed. At SIGTERM it does not.
+            start_new_session=True,
+        )
     if await_server(settings, server):
         print(format_invitation(settings, data_note), flush=True)  # noqa: T201
     code = server.wait()
     if code:
-        sys.exit(code)
+        # Negative if a signal killed gunicorn, as before it has set its own handlers.
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def handle_signals(handler: Handler) -> None:
+    """Handle the signals that end the server."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def stop(number: int, _: Any) -> None:
+    """Raise Stopped, once: no further signal interrupts what it leads to."""
+    handle_signals(signal.SIG_IGN)
+    raise Stopped(number)
+
+
+@contextmanager
+def deferred_signals(*, then: Handler) -> Iterator[None]:
+    """Handle signals at the end of the block, and from then on, by `then`."""
+    received: list[int] = []
+    handle_signals(lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        handle_signals(then)
+    if received:
+        signal.raise_signal(received[0])
+
+
+def check_port(settings: Settings) -> None:
+    """Raise PortError unless gunicorn can listen where the settings say."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortError(
+                f"Port {settings.port} of {settings.host} is in use by another process: stop that"
+                " one, or choose another port with PORT."
+            ) from None
+        reason = (error.strerror or "").partition(" (")[0]
+        raise PortError(
+            f"The server cannot listen on {settings.host}, port {settings.port}: {reason}."
+            " Correct HOST or PORT."
+        ) from None
 
 
 def lock_folder(stack: ExitStack) -> IO[str]:
@@ -131,7 +208,7 @@ def format_invitation(settings: Settings, data_note: str) -> str:
         token = make_token(settings, EXAMPLE_USER)
     return INVITATION.format(
         url=base_url(settings),
-        user=EXAMPLE_USER,
+        user=make_user_id(settings, EXAMPLE_USER) if needs_token else EXAMPLE_USER,
         token=f"\n    TOKEN={token}" if needs_token else "",
         header=TOKEN_HEADER if needs_token else "",
         data=data_note,

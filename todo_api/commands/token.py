@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
+from todo_api.auth.tokens import make_user_id
 from todo_api.commands.development import EXAMPLE_USER, load_development_settings
 from todo_api.settings import SettingsError, read_environment
 
@@ -45,9 +46,14 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case [user]:
             try:
-                print(make_token(load_development_settings(read_environment()), user))  # noqa: T201
+                settings = load_development_settings(read_environment())
+                token = make_token(settings, user)
             except SettingsError as error:
                 sys.exit(str(error))
+            user_id = str(make_user_id(settings, user))
+            if user_id != user.lower():
+                print(f"The user_id of {user} in paths: {user_id}", file=sys.stderr)  # noqa: T201
+            print(token)  # noqa: T201
         case _:
             sys.exit("usage: python -m todo_api.commands.token USER_ID")
 

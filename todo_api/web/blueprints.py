@@ -88,6 +88,14 @@ class Blueprint(flask_smorest.Blueprint):
 
         return decorate
 
+    def offers(self, *media_types: str) -> Callable[[View], View]:
+        """Declare the media types of the successful responses, where these are not JSON alone."""
+
+        def decorate(view: View) -> View:
+            return declare(view, offers=media_types)
+
+        return decorate
+
     def conditional(self, current: type[Schema]) -> Callable[[View], View]:
         """Declare that the view calls `read_precondition`, and the schema of what a 412 holds."""
         return partial(declare, current=current)

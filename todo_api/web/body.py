@@ -84,7 +84,7 @@ def read_json_body(request: Request, operation: Operation) -> Any:
     if has_body or operation.is_body_required:
         sent_type = parse_media_type(request.environ.get("CONTENT_TYPE", ""))
         if sent_type not in operation.media_types:
-            raise unsupported_media_type(operation.media_types)
+            raise unsupported_media_type(operation.media_types, request.method)
     data = read_body(request)
     if not data and not operation.is_body_required:
         return {}

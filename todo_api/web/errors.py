@@ -11,10 +11,11 @@ import structlog
 from flask import Flask, Response
 from psycopg.errors import QueryCanceled
 from psycopg_pool import PoolTimeout, TooManyRequests
-from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.exceptions import HTTPException, InternalServerError, NotFound
 
 from todo_api.db.errors import OutcomeUnknownError, meaning
 from todo_api.web.problems import DETAIL_OF_STATUS, Problem, bug, invalid, unavailable
+from todo_api.web.requests import current_request
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,8 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
 
 
 TRY_AGAIN = "Try again after Retry-After seconds"
+# The detail of a 404 whose path would have a route without the slash at its end.
+SLASH_AT_END = "No route has this path: remove the slash at its end."
 
 UNAVAILABLE_DETAILS: dict[type[psycopg.Error], str] = {
     PoolTimeout: f"{TRY_AGAIN}: the database accepts no connections.",
@@ -101,6 +104,15 @@ def register_error_handlers(app: Flask, constraints: Constraints) -> None:
     @app.errorhandler(HTTPException)
     def respond_to_http_exception(error: HTTPException) -> Response:
         return problem_of_http_exception(error).response()
+
+    @app.errorhandler(NotFound)
+    def respond_to_unknown_path(error: NotFound) -> Response:
+        problem = problem_of_http_exception(error)
+        path = current_request().path
+        adapter = app.create_url_adapter(current_request())
+        if adapter and path.endswith("/") and adapter.allowed_methods(path.removesuffix("/")):
+            problem.detail = SLASH_AT_END
+        return problem.response()
 
     @app.errorhandler(psycopg.Error)
     def respond_to_database_error(error: psycopg.Error) -> Response:

@@ -172,6 +172,12 @@ class DateTimeParameter(fields.DateTime):
                 return datetime.fromisoformat(value.upper())
         except ValueError:  # the 30th of February
             pass
+        # In a query, + stands for a space.
+        if " " in value and DATE_TIME.fullmatch(value.replace(" ", "+")):
+            raise ValidationError(
+                "Must be a date-time of RFC 3339: write the + of its offset as %2B, like"
+                " 2026-11-21T09:30:00%2B02:00."
+            )
         raise ValidationError("Must be a date-time of RFC 3339, like 2026-11-21T09:30:00Z.")
 
 

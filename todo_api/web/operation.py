@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from todo_api.web.responses import JSON
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -18,7 +20,8 @@ class Operation:
 
     `media_types` are those of the body, if it has one. `responses` has the schema of each status:
     None if the response has no body, or if the status is an error. `current` is the schema of what
-    a 412 holds, if the operation reads preconditions.
+    a 412 holds, if the operation reads preconditions. `offers` has the media types
+    of successes.
     """
 
     body: Schema | None = None
@@ -26,6 +29,7 @@ class Operation:
     is_body_required: bool = False
     query: Schema | None = None
     responses: Mapping[int, Any] = field(default_factory=dict)
+    offers: tuple[str, ...] = (JSON,)
     current: type[Schema] | None = None
     is_idempotent: bool = False
 
@@ -41,7 +45,7 @@ class Operation:
 
     @property
     def is_documented(self) -> bool:
-        """Whether the operation is in the document; then its responses are JSON."""
+        """Whether the operation is in the document; then its responses are those of `offers`."""
         return bool(self.responses)
 
 

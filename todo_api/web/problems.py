@@ -17,7 +17,7 @@ from todo_api.web.responses import PROBLEM, BytesResponse
 from todo_api.web.schemas import FAULTS_SHOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from todo_api.web.problem_kinds import ProblemKind
 
@@ -135,8 +135,12 @@ def precondition_required() -> Problem:
     return problem_of_status(428)
 
 
-def unsupported_media_type(accepted: Iterable[str]) -> Problem:
-    return Problem(415, f"Send the body with Content-Type: {' or '.join(accepted)}.")
+def unsupported_media_type(accepted: Sequence[str], method: str) -> Problem:
+    """Return a 415; that of a PATCH has `Accept-Patch` (RFC 5789, section 2.2)."""
+    headers = {"Accept-Patch": ", ".join(accepted)} if method == "PATCH" else {}
+    return Problem(
+        415, f"Send the body with Content-Type: {' or '.join(accepted)}.", headers=headers
+    )
 
 
 def invalid(errors: Iterable[Fault]) -> Problem:
@@ -159,3 +163,4 @@ def bug() -> Problem:
 # Errors of Flask and werkzeug with these statuses get the detail that the kind declares; theirs
 # is written for browsers.
 DETAIL_OF_STATUS = {status: KIND_OF_STATUS[status].detail for status in (404, 405, 413)}
+DETAIL_OF_STATUS[404] = "No route has this path: /openapi.json lists all routes."

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 PROBLEM = "application/problem+json"
+HTML = "text/html"
 
-OK, CREATED, NO_CONTENT, NOT_MODIFIED = 200, 201, 204, 304
+OK, CREATED, NO_CONTENT, FOUND, NOT_MODIFIED = 200, 201, 204, 302, 304
+
+# Cache-Control of a response that is the same for all clients, until another version is installed.
+PUBLIC = "public, max-age=300"
 
 # Only its owner's client may store user data, and must revalidate them.
 USER_DATA_HEADERS = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}

@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 SESSION = "/api/session"
 
 
+# How the types of `json.loads`, except that of an object, are named in a fault.
+JSON_TYPES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+}
+
+
 class IdConverter(UnicodeConverter):
     """Match any text but `session`, which is a path beside the users' ids.
 
@@ -44,8 +55,12 @@ class IdConverter(UnicodeConverter):
 
 def load_body(schema: Schema) -> Any:
     """Return the body that `check_request` has read, as the schema loads it. Raises a 422."""
+    body = current_request().body
+    if not isinstance(body, dict):
+        detail = f"Must be an object, not {JSON_TYPES[type(body)]}."
+        raise invalid([{"pointer": "", "detail": detail}])
     try:
-        return schema.load(current_request().body)
+        return schema.load(body)
     except ValidationError as error:
         messages = error.messages
     raise invalid({"pointer": pointer, "detail": text} for pointer, text in list_faults(messages))
@@ -99,7 +114,7 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
         return
     operation = operation_of(views[request.endpoint or ""])
     wanted = request.header("Accept")
-    if operation.is_documented and wanted and not is_acceptable(wanted, JSON):
+    if operation.is_documented and wanted and not is_acceptable(wanted, operation.offers):
         raise not_acceptable(JSON)
     request.body = read_json_body(request, operation)
     arguments = request.view_args or {}
@@ -120,10 +135,10 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
 
 # Requests of one client program have the same field.
 @lru_cache(maxsize=128)
-def is_acceptable(accept: str, media_type: str) -> bool:
-    """Return whether this Accept field allows this media type."""
+def is_acceptable(accept: str, media_types: tuple[str, ...]) -> bool:
+    """Return whether this Accept field allows one of these media types."""
     wanted = parse_accept_header(accept, MIMEAccept)
-    return not wanted or wanted[media_type] > 0
+    return not wanted or any(wanted[media_type] > 0 for media_type in media_types)
 
 
 def find_wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:

@@ -91,8 +91,6 @@ class Cluster:
                 *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is sent to a whole process group, but `stop` has to stop this server.
-                start_new_session=True,
             )
         self._await_ready()
 
@@ -152,7 +150,15 @@ class Cluster:
         """Start a program as the server's account."""
         if self._account:
             options |= {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
-        return subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, cwd="/", **options)
+        return subprocess.Popen(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            # Ctrl-C is sent to a whole process group, but `stop` has to stop the server, and initdb
+            # must not end halfway.
+            start_new_session=True,
+            **options,
+        )
 
     def _own(self, folder: Path) -> None:
         """Give the folder to the server's account."""

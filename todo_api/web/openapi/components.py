@@ -31,7 +31,7 @@ from todo_api.web.problems import (
     unsupported_media_type,
 )
 from todo_api.web.requests import WELL_FORMED
-from todo_api.web.responses import JSON, PROBLEM
+from todo_api.web.responses import JSON, MERGE_PATCH, PROBLEM, PUBLIC
 from todo_api.web.schemas import ProblemDetails
 
 if TYPE_CHECKING:
@@ -69,9 +69,15 @@ REQUEST_HEADERS = {
 
 # Of responses.
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
+    "Accept-Patch": {
+        "description": "The media types that PATCH takes here (RFC 5789); sent for a PATCH only.",
+        "schema": string_schema(
+            re.compile("[a-z+/-]+(?:, [a-z+/-]+)*"), 200, f"{MERGE_PATCH}, {JSON}"
+        ),
+    },
     "Cache-Control": {
-        "description": "Whether the response may be stored. A stored response must be revalidated.",
-        "schema": {"type": "string", "enum": ["private, no-cache", "no-store"]},
+        "description": "Whether the response may be stored. What is private must be revalidated.",
+        "schema": {"type": "string", "enum": ["private, no-cache", "no-store", PUBLIC]},
     },
     "ETag": {
         "description": "The entity tag of the response, for If-Match and If-None-Match.",
@@ -90,7 +96,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "Location": {
-        "description": "The path of the new task.",
+        "description": "The path of the new task, or of a redirect's target.",
         "schema": {
             "type": "string",
             "format": "uri-reference",
@@ -179,7 +185,7 @@ def example_problems() -> Iterator[Problem]:
         conflict(in_trash.name, in_trash.detail),
         gone(),
         problem_of_status(413),
-        unsupported_media_type([JSON]),
+        unsupported_media_type([JSON], "PATCH"),
         invalid(KIND_OF_STATUS[422].errors),
         precondition_required(),
         bug(),

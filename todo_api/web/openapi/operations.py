@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from todo_api.web.openapi.components import EVERY_HEADER, error_component
 from todo_api.web.openapi.schemas import array_object, example_of
 from todo_api.web.requests import READS
-from todo_api.web.responses import CREATED, JSON, NO_CONTENT, NOT_MODIFIED, OK
+from todo_api.web.responses import CREATED, FOUND, JSON, NO_CONTENT, NOT_MODIFIED, OK
 
 if TYPE_CHECKING:
     from todo_api.web.operation import Operation
@@ -74,7 +74,7 @@ def success_response(
     headers = [
         *EVERY_HEADER,
         *(["ETag"] if is_of_user and status != NO_CONTENT else ()),
-        *(["Location"] if status == CREATED else ()),
+        *(["Location"] if status in (CREATED, FOUND) else ()),
         *(["Idempotent-Replayed"] if operation.is_idempotent and status == CREATED else ()),
         *(["Link"] if is_paged and status == OK else ()),
     ]

@@ -1,6 +1,7 @@
 """The settings of the OpenAPI document that no operation decides: title, description, servers."""
 
 from importlib.metadata import version
+from typing import Any
 
 DESCRIPTION = """\
 A todo backend in which every user owns tasks, and no user sees those of another.
@@ -8,10 +9,14 @@ A todo backend in which every user owns tasks, and no user sees those of another
 **Authentication.** Send a token as `Authorization: Bearer TOKEN`. `GET /api/session` returns its
 `user_id`. A path with another user's id is 404, whether or not that user exists.
 
-**Retries.** PUT, PATCH and DELETE can be sent again as they are. A POST that creates a task takes
-an `Idempotency-Key`: if it is sent again with the same key, it creates nothing and gets the first
-response again, with `Idempotent-Replayed: true`. After a 503, wait for the seconds in
-`Retry-After`, and send the request again.
+**A token** comes from the issuer that signs your users in. On a server that `make run` has started,
+`make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10` prints one. To try requests on the page
+`/docs`, select `Authorize` and paste the token.
+
+**Retries.** Every write can be sent again as it is: if the resource is as requested, the response
+is a success, even if `If-Match` names an older revision. A POST that creates takes an `id` that the
+client made, or an `Idempotency-Key`. After a 503, wait for the seconds in `Retry-After`, and send
+the request again.
 
 **Concurrent changes.** Send a task's `ETag` in `If-Match` with a change. If another request has
 changed the task, the response is 412, with the task as it is now in `current`. A read with
@@ -26,7 +31,7 @@ Every response has an `X-Request-Id`: the one of the request, if it has 1 to 128
 `.`, `_` and `-`; otherwise one that the server made.
 """
 
-OPENAPI = {
+OPENAPI: dict[str, Any] = {
     "API_TITLE": "Todo API",
     "API_VERSION": version("todo-api"),
     "OPENAPI_VERSION": "3.1.0",
@@ -62,7 +67,8 @@ OPENAPI = {
                     "bearerFormat": "JWT",
                     "description": (
                         "A JSON Web Token of the issuer that the server trusts (RFC 7519), "
-                        "verified by the rules of RFC8725."
+                        "verified by the rules of RFC8725. "
+                        "On a server of `make run`, `make token` prints one."
                     ),
                 }
             }

@@ -1,0 +1,57 @@
+"""Connect for a command, such as migrations, and report in one sentence if that fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
+
+# Seconds for each address of the host, unless the URL or PGCONNECT_TIMEOUT has another number. The
+# default of psycopg is 130.
+CONNECT_TIMEOUT = 10
+
+
+class UnreachableError(Exception):
+    """The database cannot be connected to; the message names host and port, and no password."""
+
+
+def connect(
+    url: str, *, timeout: int = CONNECT_TIMEOUT, autocommit: bool = False
+) -> psycopg.Connection[Any]:
+    """Return a connection without prepared statements, which a pooler may not support.
+
+    Raises UnreachableError.
+    """
+    parameters = read_parameters(url)
+    try:
+        return psycopg.connect(
+            url,
+            prepare_threshold=None,
+            autocommit=autocommit,
+            connect_timeout=parameters.get("connect_timeout", timeout),
+        )
+    except psycopg.OperationalError as error:
+        host = parameters.get("host") or parameters.get("hostaddr") or "the local socket"
+        raise UnreachableError(
+            f"Cannot connect to the database at {host}, port {parameters['port']}:"
+            f" {read_reason(error)}."
+        ) from None
+
+
+def read_parameters(url: str) -> dict[str, Any]:
+    """Return the URL's parameters; what it leaves out is libpq's default, or of its variables."""
+    defaults = {
+        option.keyword.decode(): option.val.decode()
+        for option in Conninfo.get_defaults()
+        if option.val
+    }
+    return defaults | conninfo_to_dict(url)
+
+
+def read_reason(error: psycopg.OperationalError) -> str:
+    """Return the reason of the last attempt, without libpq's hints and what it says of the host."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
+    reason = lines[-1].rpartition(" failed: ")[2] if lines else type(error).__name__
+    return reason.removeprefix("FATAL:").strip().rstrip(".")
