@@ -423,3 +423,41 @@ def test_write_to_a_task_that_is_erased_before_its_outcome_is_read_is_a_404(
     ]
 
     assert write.send(pausing.test_client(), task).status_code == 404
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}], ids=["id", "id and key"])
+def test_post_with_an_id_that_leaves_the_trash_for_good_meanwhile_creates(
+    pausing, app, task, user_id, headers
+):
+    client = app.test_client()
+    client.delete(task.url)
+    pool = pausing.services.pool
+    pool.interferences = [(nothing, lambda: client.delete(f"/api/{user_id}/trash"))]
+    body = {"id": task["id"], "title": "New"}
+
+    response = pausing.test_client().post(f"/api/{user_id}/tasks", json=body, headers=headers)
+
+    assert response.status_code == 201
+    assert pool.transactions == 2
+    assert client.get(task.url).json == response.json
+    assert response.json["revision"] > task["revision"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}], ids=["id", "id and key"])
+def test_post_with_an_id_that_is_purged_each_time_is_a_503(
+    pausing, app, tasks_url, user_id, headers
+):
+    client = app.test_client()
+    body = {"id": str(uuid.uuid4()), "title": "New"}
+
+    def put_into_trash():
+        assert client.post(tasks_url, json={**body, "title": "Old"}).status_code == 201
+        assert client.delete(f"{tasks_url}/{body['id']}").status_code == 204
+
+    purge = (put_into_trash, lambda: client.delete(f"/api/{user_id}/trash"))
+    pausing.services.pool.interferences = [purge] * MOST_ROUNDS
+
+    response = pausing.test_client().post(tasks_url, json=body, headers=headers)
+
+    assert response.status_code == 503
+    assert client.get(f"{tasks_url}/{body['id']}").status_code == 404
