@@ -45,37 +45,37 @@ workers = settings.web_concurrency
 worker_class = "todo_api.server.worker.Worker" if hasattr(select, "epoll") else "gthread"
 threads = settings.web_threads
 
-# Workers are replaced now and then, so that no leak grows for ever; not all at the same time.
+# A worker is replaced after this many requests, so that no memory leak grows without limit. The
+# jitter prevents that all workers are replaced at the same time.
 max_requests = 200_000
 max_requests_jitter = 20_000
 
-# Longer than the idle timeout of the proxy in front, so that the proxy closes first: a proxy that
-# sends on a connection that is just being closed answers 502.
+# Longer than the idle timeout of the proxy in front, so that the proxy closes connections first. If
+# gunicorn closed one while the proxy sends a request on it, the client would get a 502.
 keepalive = 75
 
-# A request that runs when the server stops may take its whole time.
+# A request that runs when the server stops may still take REQUEST_TIMEOUT.
 graceful_timeout = round(settings.request_timeout) + 5
 
 # The heartbeat file is in memory: on a slow disk, gunicorn would kill healthy workers.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
-# No header changes the meaning of a path or a scheme. So every sender is allowed, and gunicorn need
-# not look up its address.
+# gunicorn uses no header of the proxy (X-Forwarded-*), so it need not check who sends them.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
-# It is not used, and it would be one more socket that listens.
+# The control socket is not used.
 control_socket_disable = True
 
-# Before metrics are made, which is when a worker loads the application.
+# This runs before any metric is created: a worker creates metrics when it loads the application.
 slots = share_metrics()
 pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_exit
 
-# Seconds. Without a database, a worker serves all the same: /livez, and 503 for the rest.
-FIRST_CONNECTION = 1
+# Seconds. After it, a worker serves even without a database: /livez is 200, other requests get 503.
+FIRST_CONNECTION_TIMEOUT = 1
 
-# Settings of gunicorn that our worker does not implement, and would silently ignore.
+# Settings of gunicorn that the worker does not implement and would ignore without a message.
 UNSUPPORTED = (
     *("certfile", "keyfile", "http_protocols", "proxy_protocol"),
     *("pre_request", "post_request", "accesslog"),
@@ -89,26 +89,27 @@ def on_starting(server: Arbiter) -> None:
     defaults = Config()
     changed = [name for name in UNSUPPORTED if getattr(server.cfg, name) != getattr(defaults, name)]
     if changed:
-        sys.exit(f"This server does not support gunicorn's settings {', '.join(changed)}.")
+        sys.exit(f"Remove these settings, which this worker ignores: {', '.join(changed)}.")
 
 
 def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     services: Services = worker.wsgi.services
     services.pool.open()
-    # Otherwise the first requests would wait for a connection while they hold the limiter's slots.
-    services.pool.await_connection(FIRST_CONNECTION)
+    # Otherwise the first requests would hold the slots of the admission limiter (db/admission.py)
+    # while they wait for a connection.
+    services.pool.await_connection(FIRST_CONNECTION_TIMEOUT)
     if isinstance(services.keys, IssuerKeys):
         services.keys.open()
-    # The objects that exist now stay: the garbage collector need not visit them again and again.
+    # The objects that exist now stay, so the garbage collector need not visit them in each run.
     gc.freeze()
 
 
 def pre_exec(server: Arbiter) -> None:
-    """Start an upgrade's master as `python -m gunicorn`, however this one was started.
+    """Start the new master of an upgrade as `python -m gunicorn`, however this one was started.
 
-    gunicorn would run the module's file, whose folder Python then imports from first: its `http`
-    would hide the standard library's.
+    Otherwise gunicorn runs its `__main__.py` as a script. Python then puts gunicorn's folder first
+    in sys.path, and `gunicorn/http` hides the standard library's `http`.
     """
     python, _, *arguments = server.START_CTX["args"]
     server.START_CTX["args"] = [python, "-m", "gunicorn", *arguments]

@@ -222,7 +222,7 @@ def rates(results: Results, names: Sequence[str]) -> str:
             share = f" ({ratio:.2f})" if ratio and name not in OWN else ""
             row.append(f"{results.rate(operation, name):,.0f}{share}")
         rows.append(row)
-    return table(["requests/s (this API's share)", *names], rows)
+    return table(["requests/s (rate of this API / rate of this contender)", *names], rows)
 
 
 def costs(results: Results, names: Sequence[str]) -> str:
@@ -248,7 +248,7 @@ def machine(data: Data) -> str:
     npm = (PEERS / "fastify/package-lock.json").read_text()
     fastify = re.search(r'"node_modules/fastify": {\s+"version": "([\d.]+)"', npm)
     return (
-        f"{os.cpu_count()} cores ({model}) for all of it, wrk and PostgreSQL included; "
+        f"{os.cpu_count()} cores ({model}) shared by all of them, including wrk and PostgreSQL; "
         f"PostgreSQL {data.version()}, Python {platform.python_version()}, "
         f"Node {node.strip()[1:]}, Fastify {fastify[1] if fastify else ''}, "
         + ", ".join(f"{name} {versions[name]}" for name in named)

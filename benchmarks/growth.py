@@ -42,7 +42,7 @@ WORKER_MB, GROWTH_MB = 80, 4  # at most, for a worker; and from the second tenth
 
 @dataclass(frozen=True)
 class Section:
-    """What a part has found: a title, a table, a chart, and what was promised and held."""
+    """What a part has found: a title, a table, a chart, and which targets were met."""
 
     title: str
     table: str
@@ -181,7 +181,7 @@ def tasks_in_all(bench: Bench) -> Section:
     sizes = {float(count): Size(count // EACH, EACH) for count in counts}
     cells = over_sizes(bench, sizes, OPERATIONS)
     over = "tasks in all"
-    title = f"Many users with {EACH} tasks each, {USERS:,} at last"
+    title = f"Up to {USERS:,} users with {EACH} tasks each"
     return Section(
         title, shown(cells, over), panels(cells, over), growth(cells, over, 1_000, IN_ALL)
     )
@@ -225,9 +225,13 @@ def distance(bench: Bench) -> Section:
                 rates.append(shown_cell(measured))
                 if milliseconds is not None:
                     cells[name][taken] = measured
-            what = "none: the socket" if milliseconds is None else f"{milliseconds} ms"
+            what = "no proxy, Unix socket" if milliseconds is None else f"{milliseconds} ms"
             found.append([what, f"{taken:.2f} ms", *rates])
-    head = ["delay (requests/s / p99)", "a round trip then", *(TITLES[name] for name in cells)]
+    head = [
+        "delay (requests/s / p99)",
+        "round trip with this delay",
+        *(TITLES[name] for name in cells),
+    ]
     verdicts = []
     for name, of in cells.items():
         far = of[max(of)]
@@ -261,7 +265,7 @@ def memory(bench: Bench) -> Section:
     verdicts = [
         (f"{idle:.1f} MB idle, {last:.1f} at the end, {WORKER_MB} at most", last <= WORKER_MB),
         (
-            f"{last - warm:+.1f} MB from the second tenth on, {GROWTH_MB} at most",
+            f"{last - warm:+.1f} MB after the first 10 % of the requests, {GROWTH_MB} at most",
             last - warm <= GROWTH_MB,
         ),
     ]
@@ -299,7 +303,8 @@ def main() -> None:
         for part in given.parts or PARTS:
             section = PARTS[part](bench)
             lines = [
-                f"- {'held' if held else '**missed**'}: {text}" for text, held in section.verdicts
+                f"- {'target met' if held else '**target missed**'}: {text}"
+                for text, held in section.verdicts
             ]
             parts = [section.table, "\n".join(lines)] if lines else [section.table]
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)
@@ -307,13 +312,13 @@ def main() -> None:
             if given.write:
                 picture = f"performance-{part}.svg"
                 (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
-                setup = f"Cells of {given.seconds} s. {machine(data)}."
+                setup = f"{given.seconds} s for each measurement. {machine(data)}."
                 parts += [f"![{section.title}]({picture})", setup]
                 replace_section(f"make bench-growth: {part}", "\n\n".join(parts) + "\n")
         for reason in bench.void:
             print(f"void: {reason}")
     if missed or bench.void:
-        sys.exit("Something that was promised was missed, or cells are void: see above.")
+        sys.exit("A target was missed, or a measurement is void: see above.")
 
 
 if __name__ == "__main__":

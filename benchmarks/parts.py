@@ -37,7 +37,7 @@ PARTS: Mapping[str, Sequence[str]] = {
         "todo_api/db/connection.py:Connection.transact",
         "todo_api/db/connection.py:Connection._await",
     ),
-    "values in, rows out": ("todo_api/db/connection.py", "/psycopg/"),
+    "conversion of parameters and rows": ("todo_api/db/connection.py", "/psycopg/"),
     "pool and admission limiter": ("todo_api/db/", "/psycopg_pool/"),
     "the log line": ("todo_api/logs.py", "todo_api/web/access_log.py", "/structlog/"),
     "metrics": ("todo_api/metrics.py", "/prometheus_client/"),
@@ -95,7 +95,7 @@ def shown(found: Mapping[str, Shares]) -> str:
         for part in [*PARTS, OTHER]
         if any(shares[part] >= 1 for shares in found.values())
     ]
-    rows.append(["all of it", *(f"{sum(shares.values()):.0f}" for shares in found.values())])
+    rows.append(["total", *(f"{sum(shares.values()):.0f}" for shares in found.values())])
     return table(["µs of a request", *(TITLES[operation] for operation in found)], rows)
 
 

@@ -140,7 +140,7 @@ def main() -> None:
         ratios = [mine / other for mine, other in zip(measured, base, strict=True)]
         print(
             f"{name:12} {statistics.median(measured):7.0f} requests/s, "
-            f"{statistics.median(ratios):5.1%} of those without"
+            f"{statistics.median(ratios):5.1%} of the rate without tokens"
         )
 
 

@@ -327,7 +327,7 @@ def write_through(
         answers_of_503=journal.outcomes["503"],
         answers_replayed=journal.outcomes["replayed"],
         statements_that_the_API_repeated=round(counts["todo_database_retries_total"]),
-        outcomes_that_it_could_not_tell=round(counts["todo_database_outcomes_unknown_total"]),
+        outcomes_that_it_could_not_tell=round(counts["todo_database_unknown_outcomes_total"]),
         slowest_answer=f"{journal.slowest:.2f} s",
         longest_until_the_next_write=f"{max(journal.pauses, default=0):.2f} s",
         lost_or_doubled=0,

@@ -118,7 +118,7 @@ def main():
     task = ask_a_user(server.ask, user)
     for path in ("/api/session", "/livez", "/health", "/metrics"):
         server.ask("GET", path)
-    for path in ("/openapi.json", "/docs", "/docs/start.js"):
+    for path in ("/openapi.json", "/docs", "/docs/start.js", "/problems/invalid"):
         server.ask("GET", path)
     server.ask("GET", "/nothing")
 

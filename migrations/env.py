@@ -138,7 +138,7 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
                 )
 
 
-# todo_api/commands/renewal.py does it afterwards.
+# The renewal runs after the migration: see commands/renewal.py of the package.
 RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
 
 

@@ -1,10 +1,10 @@
-"""The tests, in the folders of the package; at the top, what holds for all of it.
+"""The tests. Folders mirror those of todo_api; modules at the top test all of it.
 
-What they share is in `tests.support`, and fixtures are in conftest.py. `tests.apps` has WSGI
-applications.
+`tests.support` has the code that tests share, conftest.py has the fixtures, and `tests.apps` has
+WSGI applications.
 """
 
 import pytest
 
-# So that a failed assertion in tests.support shows the values that it compared, as in a test.
+# A failed assertion in tests.support shows the compared values, as in a test module.
 pytest.register_assert_rewrite("tests.support")

@@ -1,4 +1,4 @@
-"""One PostgreSQL for the run, one migrated database for each worker, one user for each test."""
+"""One PostgreSQL for a run, one migrated database per pytest worker, one user per test."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from todo_api.startup import load_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from todo_api.auth.jwks import Pace
+    from todo_api.auth.jwks import FetchTimes
     from todo_api.settings import Settings
 
-# A client and a user serve many examples of a test as well as one; a database has no deadline.
+# All Hypothesis examples of a test may share its client and user. They have no deadline, because
+# the duration of statements varies.
 settings.register_profile(
     "todo",
     deadline=None,
@@ -46,78 +47,80 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# By what the fixture `count` divides.
+# Divisors of the full count of a test: FEW leaves a fiftieth, MANY a tenth.
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="run the counts that take long, in full")
-    parser.addoption("--pooler", action="store_true", help="reach the database through PgBouncer")
+    parser.addoption("--full", action="store_true", help="run all tests with their full counts")
+    parser.addoption(
+        "--pooler", action="store_true", help="connect to the database through PgBouncer"
+    )
     parser.addoption("--divided", action="store_true", help="divide the tables into partitions")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Choose the counts, and the applications' way to the database.
+    """Choose the counts, and how the applications of a test connect to the database.
 
-    That way is straight, unless a mark or --pooler says else. What is marked `pooled` goes both
-    ways; what is marked `direct` never goes through PgBouncer. What is marked `divided` has its
-    tables whole and in partitions.
+    Applications connect directly by default, and through PgBouncer with the option --pooler. A test
+    marked `pooled` runs in both modes, and a test marked `direct` always connects directly. A test
+    marked `divided` runs with whole tables and with partitioned ones.
     """
-    marked = metafunc.definition.get_closest_marker
+    find_mark = metafunc.definition.get_closest_marker
     if "count" in metafunc.fixturenames:
         full = metafunc.config.option.full
         metafunc.parametrize("count", [ALL] if full else [FEW, MANY], indirect=True)
-    if "database_url" in metafunc.fixturenames and marked("divided"):
+    if "database_url" in metafunc.fixturenames and find_mark("divided"):
         metafunc.parametrize("database_url", ["whole", "divided"], indirect=True, scope="session")
     if "pooler" not in metafunc.fixturenames:
         return
-    if marked("direct"):
-        ways = ["direct"]
+    if find_mark("direct"):
+        modes = ["direct"]
     elif metafunc.config.option.pooler:
-        ways = ["pooled"]
-    elif marked("pooled"):
-        ways = ["direct", "pooled"]
+        modes = ["pooled"]
+    elif find_mark("pooled"):
+        modes = ["direct", "pooled"]
     else:
         return
-    metafunc.parametrize("pooler", ways, indirect=True, scope="session")
+    metafunc.parametrize("pooler", modes, indirect=True, scope="session")
 
 
-SERVER = pytest.StashKey[str]()
-UNTIL_THE_END = pytest.StashKey[ExitStack]()
+SERVER_URL = pytest.StashKey[str]()
+CLEANUP = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the server in the process that the workers belong to, and tell them where it is."""
+    """Start PostgreSQL in the main process, and pass its URL to the pytest workers."""
     if hasattr(config, "workerinput"):
-        config.stash[SERVER] = config.workerinput["server"]
-    elif given := os.environ.get("TEST_DATABASE_URL"):
-        config.stash[SERVER] = given
+        config.stash[SERVER_URL] = config.workerinput["server_url"]
+    elif url := os.environ.get("TEST_DATABASE_URL"):
+        config.stash[SERVER_URL] = url
     elif not config.option.collectonly:
-        config.stash[UNTIL_THE_END] = ExitStack()
-        cluster = config.stash[UNTIL_THE_END].enter_context(temporary_cluster(options=VOLATILE))
-        config.stash[SERVER] = cluster.url()
+        config.stash[CLEANUP] = ExitStack()
+        cluster = config.stash[CLEANUP].enter_context(temporary_cluster(options=VOLATILE))
+        config.stash[SERVER_URL] = cluster.url()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    node.workerinput["server"] = node.config.stash[SERVER]
+    node.workerinput["server_url"] = node.config.stash[SERVER_URL]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash.get(UNTIL_THE_END, ExitStack()).close()
+    config.stash.get(CLEANUP, ExitStack()).close()
 
 
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> str:
-    """The URL of the server, as a superuser who may create databases."""
-    return pytestconfig.stash[SERVER]
+    """The URL of the PostgreSQL server, with a superuser as login."""
+    return pytestconfig.stash[SERVER_URL]
 
 
 @pytest.fixture(scope="session")
 def new_login(server: str, worker_id: str):
-    """Make a role that may log in with its own name as password; each is dropped at the end."""
+    """Return a function that creates a login whose name is its password; dropped at the end."""
     names = []
 
     def make(purpose: str, attributes: str = "") -> str:
@@ -132,10 +135,10 @@ def new_login(server: str, worker_id: str):
         execute(server, f"DROP ROLE {name}")
 
 
-# A role is dropped after the databases that it owns: hence the order of these two.
+# This fixture requests new_login, so that databases are dropped before the roles that own them.
 @pytest.fixture(scope="session")
 def new_database(server: str, worker_id: str, new_login):  # noqa: ARG001
-    """Make an empty database, of another owner if one is named; each is dropped at the end."""
+    """Return a function that creates an empty database for an owner; dropped at the end."""
     names = []
 
     def make(purpose: str, owner: str = "DEFAULT") -> str:
@@ -157,7 +160,7 @@ def new_database(server: str, worker_id: str, new_login):  # noqa: ARG001
 
 @pytest.fixture(scope="session")
 def database_url(new_database, request: pytest.FixtureRequest) -> str:
-    """A migrated database that the tests of one worker share, each with a user of its own."""
+    """The URL of a migrated database. Tests of a pytest worker share it, with one user per test."""
     url = new_database("shared")
     migrate(url)
     if request.config.option.divided or getattr(request, "param", "whole") == "divided":
@@ -167,7 +170,7 @@ def database_url(new_database, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def pooler(server: str, request: pytest.FixtureRequest):
-    """A PgBouncer with room for few between applications and server, or None on the direct way."""
+    """A PgBouncer with three server connections, or None if applications connect directly."""
     if getattr(request, "param", "direct") == "direct":
         yield None
     elif PGBOUNCER is None:
@@ -179,7 +182,7 @@ def pooler(server: str, request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="session")
 def make_settings(database_url: str, pooler: Pooler | None):
-    """Make settings as an application gets them: its way to the database is the one chosen."""
+    """Return a function that makes settings; their database URL is direct or PgBouncer's."""
 
     def make(**changes: str) -> Settings:
         environ = {"DATABASE_URL": database_url, "AUTH_MODE": "none"} | changes
@@ -192,20 +195,20 @@ def make_settings(database_url: str, pooler: Pooler | None):
 
 
 @pytest.fixture(scope="session")
-def app(make_settings, logged_to: io.StringIO) -> Flask:  # noqa: ARG001  logging comes first
-    # More threads than any test races with: as under gunicorn, none of them is turned away.
+def app(make_settings, log_stream: io.StringIO) -> Flask:  # noqa: ARG001  configures logging
+    # No test sends 16 requests at once, so the admission limiter refuses none.
     application = create_app(make_settings(WEB_THREADS="16"))
     yield application
     application.services.pool.close()
 
 
 @pytest.fixture
-def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must not log elsewhere
-    """Make an application with settings of its own; its connections are closed at the end."""
+def make_app(make_settings, log_stream: io.StringIO):  # noqa: ARG001  configures logging
+    """Return a function that makes an application with other settings; closed at the end."""
     with ExitStack() as stack:
 
-        def make(pace: Pace | None = None, **changes: str) -> Flask:
-            application = create_app(make_settings(**changes), pace)
+        def make(fetch_times: FetchTimes | None = None, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), fetch_times)
             stack.callback(application.services.pool.close)
             return application
 
@@ -214,7 +217,7 @@ def make_app(make_settings, logged_to: io.StringIO):  # noqa: ARG001  it must no
 
 @pytest.fixture
 def open_database(make_settings):
-    """Open the database as the application does, for the time of a test."""
+    """Return a function that opens the database as the application does; closed at the end."""
     with ExitStack() as stack:
 
         def make(**changes: str) -> Database:
@@ -232,31 +235,32 @@ def client(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def checkout(tmp_path: Path):
-    """Make a folder in which `make run` can be run; its data are removed at the end."""
-    made = []
+    """Return a function that prepares a folder for `make run`; its data are removed at the end."""
+    folders = []
 
     def make(path: Path = tmp_path) -> Path:
         link_source(path)
-        made.append(path)
+        folders.append(path)
         return path
 
     yield make
-    for path in made:
+    for path in folders:
         shutil.rmtree(data_of(path).parent, ignore_errors=True)
 
 
 @pytest.fixture
 def count(request: pytest.FixtureRequest):
-    """Divide a count: all of it with --full, otherwise a fiftieth, and a tenth in a slow test.
+    """Return a function that reduces the count of a test's rounds.
 
-    `least` is what a test needs to show anything.
+    A test runs with a fiftieth of its count and, marked `slow`, with a tenth; with --full, only
+    with the whole count. `least` is the minimum for a meaningful test.
     """
     return lambda full, least=1: max(least, full // request.param)
 
 
 @pytest.fixture
 def connection(database_url: str):
-    """A superuser's own connection, for what no client can see or do."""
+    """A superuser's connection, for operations that the API does not have."""
     with psycopg.connect(database_url, autocommit=True) as opened:
         yield opened
 
@@ -274,9 +278,9 @@ def tasks_url(user_id: str) -> str:
 @pytest.fixture
 def make_task(client: FlaskClient, tasks_url: str):
     def make(**values: Any) -> Task:
-        answer = client.post(tasks_url, json={"title": "Buy oat milk"} | values)
-        assert answer.status_code == 201, answer.text
-        return Task(answer.json)
+        response = client.post(tasks_url, json={"title": "Buy oat milk"} | values)
+        assert response.status_code == 201, response.text
+        return Task(response.json)
 
     return make
 
@@ -287,18 +291,18 @@ def task(make_task) -> Task:
 
 
 @pytest.fixture(scope="session")
-def logged_to() -> io.StringIO:
+def log_stream() -> io.StringIO:
     stream = io.StringIO()
     configure_logging("info", stream)
     return stream
 
 
 @pytest.fixture
-def log_lines(logged_to: io.StringIO):
-    """What was logged since the test began, each line read as JSON."""
-    start = logged_to.tell()
+def log_lines(log_stream: io.StringIO):
+    """Return a function that reads the log lines of the test so far, parsed as JSON."""
+    start = log_stream.tell()
 
     def read() -> list[dict[str, Any]]:
-        return [orjson.loads(line) for line in logged_to.getvalue()[start:].splitlines()]
+        return [orjson.loads(line) for line in log_stream.getvalue()[start:].splitlines()]
 
     return read

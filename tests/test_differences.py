@@ -1,4 +1,4 @@
-"""A comparison that fails says what differs, where, and what to do, and nothing else."""
+"""A failed comparison shows the advice and the differences with their places, and nothing else."""
 
 import pytest
 
@@ -8,7 +8,7 @@ GET = {"tags": ["tasks", "lists"], "security": []}
 DOCUMENT = {"description": "Tasks.\n\nTwo owners each.", "paths": {"/tasks": {"get": GET}}}
 
 
-def test_same_json_in_another_order_passes():
+def test_order_of_members_is_not_a_difference():
     assert_same_json({"a": 1, "b": {"c": [], "d": {}}}, {"b": {"d": {}, "c": []}, "a": 1}, "advice")
 
 
@@ -33,7 +33,7 @@ def test_same_json_in_another_order_passes():
         ),
     ],
 )
-def test_json_that_differs_is_shown_by_its_pointers(actual, diff):
+def test_different_json_values_are_shown_with_their_pointers(actual, diff):
     with pytest.raises(pytest.fail.Exception) as failure:
         assert_same_json(actual, DOCUMENT, "Run: make openapi")
 
@@ -42,7 +42,7 @@ def test_json_that_differs_is_shown_by_its_pointers(actual, diff):
     assert [line for line in lines if not line.startswith(("---", "+++", "@@"))] == diff
 
 
-def test_a_line_that_is_missing_is_shown_alone():
+def test_diff_shows_only_the_missing_line():
     with pytest.raises(pytest.fail.Exception) as failure:
         assert_same_lines(["a", "c"], ["a", "b", "c"], "Add it.")
 

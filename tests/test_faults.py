@@ -1,4 +1,4 @@
-"""Each part of `make faults`, for a few seconds, in a process of its own as `make` runs it."""
+"""Each part of `make faults` passes in a short run, and its check finds differences."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.postgresql import migrate
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT = 240  # seconds: a few on a machine that does nothing else
+TIMEOUT = 240  # seconds; an idle machine needs a few
 
-# The servers that are tested here write no figures of coverage: they are killed.
+# The parts kill the servers, which therefore cannot write coverage data.
 ENVIRON = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """The exit status and the output of `python -m faults`."""
+    """Run `python -m faults`; return its exit status and its output."""
     process = subprocess.Popen(
         [sys.executable, "-m", "faults", *arguments],
         cwd=ROOT,
@@ -38,13 +38,13 @@ def run(*arguments: str) -> tuple[int, str]:
     try:
         output, _ = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        process.terminate()  # it ends what it has started
+        process.terminate()  # it then ends its child processes
         output, _ = process.communicate(timeout=60)
     return process.returncode, output
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_is_promised_holds_through_a_fault(part: str):
+def test_part_of_make_faults_passes(part: str):
     status, output = run("--short", part)
 
     if status == SKIPPED:
@@ -52,7 +52,7 @@ def test_what_is_promised_holds_through_a_fault(part: str):
     assert status == 0, output
 
 
-def test_a_part_that_does_not_exist_is_named():
+def test_unknown_part_is_an_error_with_its_name():
     status, output = run("lightning")
 
     assert status == 2
@@ -60,18 +60,18 @@ def test_a_part_that_does_not_exist_is_named():
 
 
 @pytest.fixture(scope="module")
-def own_database(new_database) -> str:
+def faults_database_url(new_database) -> str:
     url = new_database("faults")
     migrate(url)
     return url
 
 
 @pytest.fixture
-def journal(own_database: str):
-    """A journal, and a connection to the database that holds what it says."""
+def journal(faults_database_url: str):
+    """A journal of two tasks, and a connection to a database with these tasks."""
     user = str(uuid.uuid4())
     journal = Journal()
-    with psycopg.connect(own_database, autocommit=True) as connection:
+    with psycopg.connect(faults_database_url, autocommit=True) as connection:
         connection.execute("TRUNCATE users CASCADE")
         connection.execute("INSERT INTO users (id) VALUES (%s)", [user])
         for title in ("Oats", "Rye"):
@@ -85,7 +85,7 @@ def journal(own_database: str):
         yield journal, connection
 
 
-def test_what_is_there_as_acknowledged_is_no_fault(journal):
+def test_database_equal_to_the_journal_passes(journal):
     compare(*journal)
 
 
@@ -102,7 +102,7 @@ def test_what_is_there_as_acknowledged_is_no_fault(journal):
         ("UPDATE users SET revision = revision + 1", "so many changes"),
     ],
 )
-def test_what_is_lost_changed_or_doubled_is_found(journal, statement: str, fault: str):
+def test_difference_from_the_journal_is_an_error(journal, statement: str, fault: str):
     _, connection = journal
     connection.execute(statement)
 

@@ -1,7 +1,8 @@
-"""No user sees or touches another's: generated attacks on every operation of the document.
+"""No user reads or changes another user's data: random attacks on every documented operation.
 
-The attacker has a good token of its own, and knows every id of the victim's. The attacks run with
-both walls up, and with either one alone: statements that name the owner, row-level security.
+The attacker has a valid token, and knows every id of the victim. Two protections stop the attacks:
+the owner condition of every statement, and row-level security. The attacks run with both of them
+and with each one alone.
 """
 
 from __future__ import annotations
@@ -36,30 +37,30 @@ from todo_api.web.blueprints import Blueprint
 pytestmark = pytest.mark.pooled
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
-MARK = "Nobody else may read this"
+SECRET_TEXT = "Nobody else may read this"
 ATTACKS = 20_000
-ENOUGH = 1_000  # for each operation to succeed at least once
+MINIMUM_ATTACKS = 1_000  # each operation succeeds at least once with the attacker's own data
 
 
-class OwnerForgotten(Pool):
-    """Runs each statement without its owner condition: row-level security has to do alone."""
+class PoolWithoutOwnerConditions(Pool):
+    """A pool that removes the owner condition from each statement."""
 
     @contextmanager
     def connection(self, deadline):
         with super().connection(deadline) as connection:
             transact = connection.transact
             connection.transact = lambda statements, values, deadline: transact(
-                [forgotten(statement) for statement in statements], values, deadline
+                [remove_owner_condition(statement) for statement in statements], values, deadline
             )
             yield connection
             del connection.transact
 
 
-def forgotten(statement):
+def remove_owner_condition(statement):
     sql = statement.sql
-    without = re.sub(rb"\w+\.(user_id|id) = %\(owner\)s::UUID", b"true", sql)
-    assert without != sql or b"alembic_version" in sql or b"set_config" in sql
-    return Statement(without)
+    changed = re.sub(rb"\w+\.(user_id|id) = %\(owner\)s::UUID", b"true", sql)
+    assert changed != sql or b"alembic_version" in sql or b"set_config" in sql
+    return Statement(changed)
 
 
 @dataclass
@@ -78,7 +79,7 @@ class User:
 
 
 class Attack:
-    """Requests of an attacker, made from the document, and what the victim has to lose."""
+    """Random requests of an attacker on documented operations, and checks of a victim's data."""
 
     def __init__(self, app: Flask, url: str, seed: int) -> None:
         self.random = random.Random(seed)
@@ -86,27 +87,31 @@ class Attack:
         self.attacker, self.victim = User(app.test_client()), User(app.test_client())
         self.operations = operations(app)
         self.succeeded: set[tuple[str, str]] = set()
-        self.mine: list[str] = []
-        self.trash: list[str] = []
+        self.attacker_tasks: list[str] = []
+        self.attacker_trash: list[str] = []
         tasks_url = f"/api/{self.victim.id}/tasks"
-        made = [
+        responses = [
             self.victim.send(
-                "POST", tasks_url, json={"title": f"{MARK} {number}", "description": MARK}
+                "POST",
+                tasks_url,
+                json={"title": f"{SECRET_TEXT} {number}", "description": SECRET_TEXT},
             )
             for number in range(8)
         ]
-        assert {answer.status_code for answer in made} == {201}
-        self.theirs = [answer.json["id"] for answer in made]
-        assert self.victim.send("DELETE", f"{tasks_url}/{self.theirs.pop()}").status_code == 204
+        assert {response.status_code for response in responses} == {201}
+        self.victim_tasks = [response.json["id"] for response in responses]
+        assert (
+            self.victim.send("DELETE", f"{tasks_url}/{self.victim_tasks.pop()}").status_code == 204
+        )
         page = self.victim.send("GET", f"{tasks_url}?limit=1")
         self.cursor = re.search("cursor=([^&>]*)", page.headers["Link"])[1]
         self.revision = page.json[0]["revision"]
         changes = self.victim.send("GET", f"/api/{self.victim.id}/changes?since=0&limit=1")
         self.since = changes.json["next"]
-        self.before = self.rows()
+        self.rows_before = self.rows()
 
     def rows(self) -> list[Any]:
-        """All that the database holds of the victim."""
+        """Return all rows of the victim."""
         with psycopg.connect(self.url) as connection:
             return connection.execute(
                 """
@@ -120,46 +125,46 @@ class Attack:
         for number in range(count):
             self.request()
             if number % 100 == 0:
-                assert self.rows() == self.before
-        assert self.rows() == self.before
-        # The attacks are real requests: each operation works for the attacker's own.
+                assert self.rows() == self.rows_before
+        assert self.rows() == self.rows_before
+        # The requests are valid: each operation succeeds with the attacker's own data.
         assert self.succeeded == set(self.operations)
 
     def request(self) -> None:
         method, template = self.random.choice(self.operations)
-        self.restoring = template.endswith("/restore")
+        self.is_restore = template.endswith("/restore")
         path = re.sub(r"{(\w+)}", lambda name: self.id_for(name[1]), template)
         options: dict[str, Any] = {"query_string": self.query(), "headers": self.header()}
         if template.endswith("/changes"):
             options["query_string"] |= {"since": self.random.choice(["0", "1", self.since])}
         if method in ("POST", "PUT", "PATCH") and self.random.random() < 0.9:
             options["json"] = self.body()
-        answer = self.attacker.send(method, path, **options)
-        sent = json.dumps([path, options])
-        self.check(f"{method} {path} {options}", answer, sent)
-        if answer.status_code < 300:
+        response = self.attacker.send(method, path, **options)
+        request_text = json.dumps([path, options])
+        self.check(f"{method} {path} {options}", response, request_text)
+        if response.status_code < 300:
             self.succeeded.add((method, template))
             if template.endswith("}/tasks/{task_id}") and method == "DELETE":
-                self.trash.append(path.rpartition("/")[2])
+                self.attacker_trash.append(path.rpartition("/")[2])
             elif method == "DELETE":
-                self.mine, self.trash = [], []
-            if answer.status_code == 201:
-                self.mine.append(answer.json["id"])
+                self.attacker_tasks, self.attacker_trash = [], []
+            if response.status_code == 201:
+                self.attacker_tasks.append(response.json["id"])
 
-    def check(self, request: str, answer: Any, sent: str) -> None:
-        said = answer.text + str(answer.headers)
-        assert answer.status_code < 500, request
-        assert MARK not in said, request
-        for secret in (self.victim.id, *self.theirs):
-            assert secret not in said or secret in sent, request
-        if answer.status_code < 300:
+    def check(self, request: str, response: Any, request_text: str) -> None:
+        response_text = response.text + str(response.headers)
+        assert response.status_code < 500, request
+        assert SECRET_TEXT not in response_text, request
+        for secret in (self.victim.id, *self.victim_tasks):
+            assert secret not in response_text or secret in request_text, request
+        if response.status_code < 300:
             assert f"/api/{self.victim.id}" not in request.split()[1], request
 
     def id_for(self, name: str) -> str:
         if name == "user_id":
             return self.random.choice([self.attacker.id] * 4 + [self.victim.id])
-        mine = self.trash if self.restoring else self.mine
-        ids = [self.random.choice(self.theirs), *mine[-3:] * 2]
+        attacker_ids = self.attacker_trash if self.is_restore else self.attacker_tasks
+        ids = [self.random.choice(self.victim_tasks), *attacker_ids[-3:] * 2]
         return self.random.choice(ids)
 
     def query(self) -> dict[str, str]:
@@ -172,7 +177,7 @@ class Attack:
                 {"completed": "false"},
                 {"user_id": self.victim.id},
                 {"owner": self.victim.id},
-                {"id": self.random.choice(self.theirs)},
+                {"id": self.random.choice(self.victim_tasks)},
             ]
         )
 
@@ -202,12 +207,12 @@ class Attack:
             body["completed"] = self.random.random() < 0.5
         if self.random.random() < 0.1:
             name = self.random.choice(["user_id", "owner", "id", "task_id"])
-            body[name] = self.random.choice([self.victim.id, *self.theirs])
+            body[name] = self.random.choice([self.victim.id, *self.victim_tasks])
         return body
 
 
 def operations(app: Flask) -> list[tuple[str, str]]:
-    """Every operation of the document that wants a token."""
+    """Return the method and path of each documented operation that needs a token."""
     document = app.test_client().get("/openapi.json").json
     return [
         (method.upper(), path)
@@ -218,64 +223,70 @@ def operations(app: Flask) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def make_app(make_settings, database_url, logged_to):  # noqa: ARG001  logging comes first
-    made = []
+def make_app(make_settings, database_url, log_stream):  # noqa: ARG001  configures logging
+    apps = []
 
-    def make(url: str = database_url, walls: type[Pool] = Pool) -> Flask:
+    def make(url: str = database_url, pool_class: type[Pool] = Pool) -> Flask:
         settings = make_settings(DATABASE_URL=url, AUTH_MODE="jwt", JWT_SECRET=SECRET)
         app = create_app(settings)
-        app.services = replace(app.services, pool=walls(settings, app.services.metrics))
-        made.append(app)
+        app.services = replace(app.services, pool=pool_class(settings, app.services.metrics))
+        apps.append(app)
         return app
 
     yield make
-    for app in made:
+    for app in apps:
         app.services.pool.close()
 
 
 @pytest.fixture(scope="session")
-def unwalled_url(new_database) -> str:
-    """A database without row-level security: the statements have to do alone."""
-    url = new_database("unwalled")
+def url_without_row_level_security(new_database) -> str:
+    """The URL of a database without row-level security."""
+    url = new_database("without_security")
     migrate(url)
     for table in ("users", "tasks", "idempotency_keys"):
         execute(url, f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
     return url
 
 
-def test_with_both_walls_nothing_leaks(make_app, database_url, count):
-    Attack(make_app(), database_url, seed=1).run(count(ATTACKS, ENOUGH))
+def test_owner_conditions_and_row_level_security_stop_every_attack(make_app, database_url, count):
+    Attack(make_app(), database_url, seed=1).run(count(ATTACKS, MINIMUM_ATTACKS))
 
 
-def test_with_row_level_security_alone_nothing_leaks(make_app, database_url, count):
-    Attack(make_app(walls=OwnerForgotten), database_url, seed=2).run(count(ATTACKS, ENOUGH))
+def test_row_level_security_alone_stops_every_attack(make_app, database_url, count):
+    Attack(make_app(pool_class=PoolWithoutOwnerConditions), database_url, seed=2).run(
+        count(ATTACKS, MINIMUM_ATTACKS)
+    )
 
 
-def test_with_the_statements_alone_nothing_leaks(make_app, unwalled_url, count):
-    Attack(make_app(unwalled_url), unwalled_url, seed=3).run(count(ATTACKS, ENOUGH))
+def test_owner_conditions_alone_stop_every_attack(make_app, url_without_row_level_security, count):
+    Attack(make_app(url_without_row_level_security), url_without_row_level_security, seed=3).run(
+        count(ATTACKS, MINIMUM_ATTACKS)
+    )
 
 
-FORGETFUL = compiled(
+FIND_WITHOUT_OWNER = compiled(
     select(TASK.statements.json, TASK.table.c.revision, TASK.table.c.id, false()).where(
         TASK.table.c.id == ID
     )
 )
 
 
-def test_a_new_route_that_forgets_its_owner_is_found(make_app, unwalled_url):
-    blueprint = Blueprint("forgetful", __name__, url_prefix="/api/<id:user_id>/forgetful")
+def test_attacks_detect_a_route_without_an_owner_condition(
+    make_app, url_without_row_level_security
+):
+    blueprint = Blueprint("unprotected", __name__, url_prefix="/api/<id:user_id>/unprotected")
 
     @blueprint.get("/<id:task_id>")
     @blueprint.response(200)
     def read(user_id: uuid.UUID, task_id: uuid.UUID) -> Response:
-        """Forget whose task it is."""
-        row = database().one(user_id, FORGETFUL, id=task_id)
+        """Read a task of any owner."""
+        row = database().one(user_id, FIND_WITHOUT_OWNER, id=task_id)
         return item_response(Item(*row) if row else None)
 
-    app = make_app(unwalled_url)
+    app = make_app(url_without_row_level_security)
     app.extensions["flask-smorest"]["apis"][""]["ext_obj"].register_blueprint(blueprint)
-    attack = Attack(app, unwalled_url, seed=4)
-    attack.operations = [("GET", "/api/{user_id}/forgetful/{task_id}")]
+    attack = Attack(app, url_without_row_level_security, seed=4)
+    attack.operations = [("GET", "/api/{user_id}/unprotected/{task_id}")]
 
-    with pytest.raises(AssertionError, match="forgetful"):
+    with pytest.raises(AssertionError, match="unprotected"):
         attack.run(1000)

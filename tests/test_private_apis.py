@@ -1,4 +1,4 @@
-"""The check of private APIs: what it finds in a module, and what it asks of the table."""
+"""The check of private APIs finds their uses in modules, and compares these uses with the table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tools.library_uses import Module, Project, Use
 from tools.private_apis import Row, faults, read_rows
 
 
-def names_in(*sources: str) -> list[str]:
-    """The names used in modules m0, m1, ... of this source."""
+def find_names(*sources: str) -> list[str]:
+    """Return the names that the check reports for modules m0, m1, ... with these sources."""
     modules = [
         Module(f"m{number}.py", f"todo_api.m{number}", dedent(source))
         for number, source in enumerate(sources)
@@ -32,11 +32,11 @@ def names_in(*sources: str) -> list[str]:
         ("from gunicorn import util", "gunicorn.util"),
         ("from gunicorn.http import wsgi as w\n", "gunicorn.http.wsgi"),
         ("def f(server):\n    server.START_CTX", "gunicorn.arbiter.Arbiter.START_CTX"),
-        ("f(1)  # private: library.name: nothing public does it", "library.name"),
+        ("f(1)  # private: library.name: no public name exists", "library.name"),
     ],
 )
-def test_private_name_is_found(source, name):
-    assert name in names_in(source)
+def test_private_name_is_reported(source, name):
+    assert name in find_names(source)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_private_name_is_found(source, name):
         "from marshmallow import fields\nclass A(fields.Field):\n    def _deserialize(self): ...",
     ],
 )
-def test_other_name_is_not_counted(source):
-    assert names_in(source) == []
+def test_public_or_own_name_is_not_reported(source):
+    assert find_names(source) == []
 
 
-def test_member_that_a_library_class_defines_is_found():
+def test_private_member_of_a_library_class_is_reported():
     source = """
         from flask_smorest import Blueprint
 
@@ -69,24 +69,24 @@ def test_member_that_a_library_class_defines_is_found():
                 return super()._prepare_arguments_doc()
     """
 
-    assert names_in(source) == [
+    assert find_names(source) == [
         "flask_smorest.blueprint.Blueprint._docs",
         "flask_smorest.response.ResponseMixin._prepare_response_doc",
         "flask_smorest.arguments.ArgumentsMixin._prepare_arguments_doc",
     ]
 
 
-def test_member_is_found_through_a_class_of_another_module():
+def test_private_member_is_reported_through_a_base_class_in_another_module():
     base = "from flask_smorest import Blueprint\nclass Base(Blueprint): ..."
     source = "from todo_api.m0 import Base\nclass Ours(Base):\n    _docs = 1"
 
-    assert names_in(base, source) == ["flask_smorest.blueprint.Blueprint._docs"]
+    assert find_names(base, source) == ["flask_smorest.blueprint.Blueprint._docs"]
 
 
-def test_public_member_of_an_undocumented_class_is_found():
+def test_public_member_of_an_undocumented_class_is_reported():
     source = "from gunicorn.http import wsgi\nclass Ours(wsgi.Response):\n    def write(self): ..."
 
-    assert "gunicorn.http.wsgi.Response.write" in names_in(source)
+    assert "gunicorn.http.wsgi.Response.write" in find_names(source)
 
 
 PAGE = """
@@ -99,7 +99,7 @@ TESTS = "def test_it(client):"
 SETUP = "    library==1.0\n"
 
 
-def test_row_names_members_by_their_ending():
+def test_row_may_shorten_the_name_of_a_member():
     names = frozenset({"library.Class", "library.Class._name"})
 
     assert list(read_rows(PAGE)) == [
@@ -108,7 +108,7 @@ def test_row_names_members_by_their_ending():
 
 
 @pytest.mark.parametrize(
-    ("uses", "tests", "setup", "words"),
+    ("uses", "tests", "setup", "messages"),
     [
         (USES, TESTS, SETUP, []),
         (
@@ -123,8 +123,8 @@ def test_row_names_members_by_their_ending():
         (USES, TESTS, "    library>=1.0\n", ["library==1.0 does not stand in setup.cfg"]),
     ],
 )
-def test_table_and_uses_agree(uses, tests, setup, words):
-    found = list(faults(uses, list(read_rows(PAGE)), tests, setup))
+def test_difference_between_table_and_uses_is_reported(uses, tests, setup, messages):
+    actual = list(faults(uses, list(read_rows(PAGE)), tests, setup))
 
-    assert len(found) == len(words)
-    assert all(word in line for word, line in zip(words, found, strict=True))
+    assert len(actual) == len(messages)
+    assert all(message in line for message, line in zip(messages, actual, strict=True))

@@ -1,7 +1,7 @@
-"""What holds for every field, filter and order of every resource, and for those to come.
+"""Tests of every field, filter and sort key of every resource.
 
-Each runs over the resources of the application and over one of the tests, whose fields are of every
-type. A new field or resource is tested here without a line.
+They run for the resources of the application, and for the resource `widgets`, which has fields of
+every type. They test a new field or resource without a change of this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.api import pages
 from tests.support.differences import assert_same_lines
 from tests.support.postgresql import migrate
 from tests.support.samples import breaking_values, sample_values
-from tests.support.things import THING, create_things, serve_things
+from tests.support.widgets import WIDGET, add_widget_routes, create_widgets_table
 from todo_api.app import RESOURCES
 
 if TYPE_CHECKING:
@@ -29,31 +29,33 @@ if TYPE_CHECKING:
     from todo_api.resources.fields import Field
     from todo_api.resources.resource import Resource
 
-ALL = (*RESOURCES, THING)
-EACH_RESOURCE = [pytest.param(each, id=each.name) for each in ALL]
+RESOURCES_AND_WIDGET = (*RESOURCES, WIDGET)
+EACH_RESOURCE = [pytest.param(resource, id=resource.name) for resource in RESOURCES_AND_WIDGET]
 EACH_FIELD = [
-    pytest.param(each, field, id=f"{each.name}-{field.name}")
-    for each in ALL
-    for field in each.fields
+    pytest.param(resource, field, id=f"{resource.name}-{field.name}")
+    for resource in RESOURCES_AND_WIDGET
+    for field in resource.fields
 ]
 EACH_RULE = [
-    pytest.param(each, field, ending, id=f"{each.name}-{field.name}-{ending}")
-    for each in ALL
-    for field in each.fields
+    pytest.param(resource, field, ending, id=f"{resource.name}-{field.name}-{ending}")
+    for resource in RESOURCES_AND_WIDGET
+    for field in resource.fields
     for ending in field.type.rules(field.name)
 ]
 EACH_SORT = [
-    pytest.param(each, prefix + name, id=f"{each.name}-{prefix}{name}")
-    for each in ALL
-    for name in each.sort_keys
+    pytest.param(resource, prefix + name, id=f"{resource.name}-{prefix}{name}")
+    for resource in RESOURCES_AND_WIDGET
+    for name in resource.sort_keys
     for prefix in ("", "-")
 ]
 EACH_FILTER = [
-    pytest.param(each, name, id=f"{each.name}-{name}") for each in ALL for name in each.filters
+    pytest.param(resource, name, id=f"{resource.name}-{name}")
+    for resource in RESOURCES_AND_WIDGET
+    for name in resource.filters
 ]
 
-# What the end of a filter's name, behind that of its field, means.
-COMPARISONS = {
+# The comparison of a filter, by the part of the filter's name that follows the field's name.
+COMPARISON_BY_ENDING = {
     "": operator.eq,
     "_min": operator.ge,
     "_max": operator.le,
@@ -66,7 +68,7 @@ ROWS = 9
 
 @dataclass
 class Items:
-    """A user's items of a resource, over HTTP."""
+    """A client for the items of one user and one resource."""
 
     client: FlaskClient
     connection: Connection
@@ -82,7 +84,7 @@ class Items:
         return response.json
 
     def fill(self) -> list[dict[str, Any]]:
-        """Create items with different values, null among them, and change one of them last."""
+        """Create items with different values, including null, and then change the first one."""
         samples = {field.name: sample_values(field) for field in self.resource.fields}
         first, *others = [
             self.create(**{name: values[row % len(values)] for name, values in samples.items()})
@@ -93,7 +95,7 @@ class Items:
         return [self.client.post(f"{url}/restore").json, *others]
 
     def list(self, **query: Any) -> list[list[dict[str, Any]]]:
-        """The list's pages: one for each item at most, and another that should not be there."""
+        """Return the pages of the list, up to one page more than the number of items."""
         texts = {name: query_text(value) for name, value in query.items()}
         return list(islice(pages(self.client, f"{self.url}?{urlencode(texts)}"), ROWS + 1))
 
@@ -105,25 +107,25 @@ def query_text(value: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def things_url(new_database) -> str:
-    url = new_database("things")
+def widgets_url(new_database) -> str:
+    url = new_database("widgets")
     migrate(url)
-    create_things(url)
+    create_widgets_table(url)
     return url
 
 
 @pytest.fixture
 def items(request, resource, user_id):
-    """The items of the resource that the test is about."""
-    if resource is not THING:
+    """The items of the resource that is the parameter of the test."""
+    if resource is not WIDGET:
         client, connection = (request.getfixturevalue(name) for name in ("client", "connection"))
         yield Items(client, connection, resource, f"/api/{user_id}/{resource.plural}")
         return
-    url = request.getfixturevalue("things_url")
+    url = request.getfixturevalue("widgets_url")
     app = request.getfixturevalue("make_app")(DATABASE_URL=url)
-    serve_things(app)
+    add_widget_routes(app)
     with psycopg.connect(url, autocommit=True) as connection:
-        yield Items(app.test_client(), connection, resource, f"/api/{user_id}/things")
+        yield Items(app.test_client(), connection, resource, f"/api/{user_id}/widgets")
 
 
 @pytest.mark.parametrize("resource", EACH_RESOURCE)
@@ -148,10 +150,10 @@ def test_resource_has_every_route(items, resource):
 def test_every_field_is_in_every_schema_and_in_the_representation(items, resource):
     fields = [field.name for field in resource.fields]
     members = ["id", "user_id", *fields, "created_at", "updated_at", "revision"]
-    made = items.create()
+    created = items.create()
     listed = items.list(limit=1)[0][0]
-    items.client.delete(f"{items.url}/{made['id']}")
-    in_trash = items.list(deleted=True)[0][0]
+    items.client.delete(f"{items.url}/{created['id']}")
+    deleted = items.list(deleted=True)[0][0]
 
     for request_schema in ("creation", "replacement", "patch"):
         assert_same_lines(
@@ -159,23 +161,23 @@ def test_every_field_is_in_every_schema_and_in_the_representation(items, resourc
             fields,
             f"{resource.name}.{request_schema}: see todo_api/resources/schemas.py.",
         )
-    for shown in (made, listed):
-        assert_same_lines(shown, members, "See members in todo_api/resources/statements.py.")
+    for item in (created, listed):
+        assert_same_lines(item, members, "See members in todo_api/resources/statements.py.")
     assert_same_lines(
-        in_trash,
+        deleted,
         [*members, "deleted_at", "purge_at"],
         "See list_statement in todo_api/resources/pages.py.",
     )
-    for schema, shown in (("item", made), ("deleted_item", in_trash)):
+    for schema, item in (("item", created), ("deleted_item", deleted)):
         assert_same_lines(
             sorted(getattr(resource.schemas, schema)().fields),
-            sorted(shown),
+            sorted(item),
             f"{resource.name}.{schema}: see todo_api/resources/schemas.py.",
         )
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_every_value_of_a_field_is_kept_by_post_patch_and_put(items, field):
+def test_post_patch_and_put_store_every_valid_value_of_a_field(items, field):
     values = [field.example, *sample_values(field)]
     created, patched, replaced = [], [], []
 
@@ -197,7 +199,7 @@ def test_every_value_of_a_field_is_kept_by_post_patch_and_put(items, field):
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_a_field_that_is_not_sent_has_its_default_or_is_missed(items, field):
+def test_missing_field_gets_its_default_or_is_an_error(items, field):
     other = next(value for value in sample_values(field) if value != field.default)
     item = items.create(**{field.name: other})
     body = {name: value for name, value in items.required().items() if name != field.name}
@@ -206,10 +208,10 @@ def test_a_field_that_is_not_sent_has_its_default_or_is_missed(items, field):
     replaced = items.client.put(f"{items.url}/{item['id']}", json=body)
     patched = items.client.patch(f"{items.url}/{item['id']}", json={})
 
-    missed = [{"pointer": f"/{field.name}", "detail": "Missing data for required field."}]
+    missing = [{"pointer": f"/{field.name}", "detail": "Missing data for required field."}]
     if field.required:
-        assert (created.status_code, created.json["errors"]) == (422, missed)
-        assert (replaced.status_code, replaced.json["errors"]) == (422, missed)
+        assert (created.status_code, created.json["errors"]) == (422, missing)
+        assert (replaced.status_code, replaced.json["errors"]) == (422, missing)
     else:
         assert created.json[field.name] == field.default
         assert replaced.json[field.name] == (field.default if field.is_reset_by_put else other)
@@ -217,7 +219,7 @@ def test_a_field_that_is_not_sent_has_its_default_or_is_missed(items, field):
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_null_is_refused_unless_the_field_may_be_null(items, field):
+def test_null_is_refused_unless_the_field_is_nullable(items, field):
     response = items.client.post(items.url, json=items.required() | {field.name: None})
 
     if field.nullable:
@@ -227,8 +229,8 @@ def test_null_is_refused_unless_the_field_may_be_null(items, field):
         assert (response.status_code, response.json["errors"]) == (422, errors)
 
 
-def test_every_rule_of_a_field_has_a_value_that_breaks_it():
-    fields = [field for resource in ALL for field in resource.fields]
+def test_samples_have_an_invalid_value_for_every_rule():
+    fields = [field for resource in RESOURCES_AND_WIDGET for field in resource.fields]
 
     assert_same_lines(
         [f"{field.name} {ending}" for field in fields for ending in breaking_values(field)],
@@ -238,28 +240,28 @@ def test_every_rule_of_a_field_has_a_value_that_breaks_it():
 
 
 @pytest.mark.parametrize(("resource", "field", "ending"), EACH_RULE)
-def test_a_value_that_breaks_a_rule_reaches_no_row(items, resource, field, ending):
-    """The schema refuses it or, as with white space, corrects it; the database refuses it."""
+def test_schema_and_database_enforce_every_rule(items, resource, field, ending):
+    """The schema refuses an invalid value, or strips white space; the database refuses it."""
     value, rule = breaking_values(field)[ending], field.type.rules(field.name)[ending]
     item = items.create()
 
-    sent = items.client.patch(f"{items.url}/{item['id']}", json={field.name: value})
-    with pytest.raises(psycopg.errors.CheckViolation) as refused:
+    response = items.client.patch(f"{items.url}/{item['id']}", json={field.name: value})
+    with pytest.raises(psycopg.errors.CheckViolation) as error:
         items.connection.execute(
             f"UPDATE {resource.plural} SET {field.name} = %s WHERE id = %s", (value, item["id"])
         )
 
     pointer = f"/{field.name}"
-    if sent.status_code == 422:
-        assert sent.json["errors"] == [{"pointer": pointer, "detail": rule.detail}]
+    if response.status_code == 422:
+        assert response.json["errors"] == [{"pointer": pointer, "detail": rule.detail}]
     else:
-        assert sent.json[field.name] != value
-    constraint = refused.value.diag.constraint_name
+        assert response.json[field.name] != value
+    constraint = error.value.diag.constraint_name
     assert constraint == f"ck_{resource.plural}_{field.name}_{ending}"
     assert resource.constraints[constraint] == (pointer, rule.detail)
 
 
-def in_order(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+def sort_rows(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     """Sort as lists do: null is after every value, and the id decides between equal values."""
     name = sort.removeprefix("-")
 
@@ -270,7 +272,7 @@ def in_order(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("resource", "sort"), EACH_SORT)
-def test_every_order_goes_on_from_page_to_page(items, resource, sort):
+def test_pages_continue_every_sort_order(items, resource, sort):
     rows = items.fill()
 
     listed = items.list(sort=sort, limit=1)
@@ -278,25 +280,25 @@ def test_every_order_goes_on_from_page_to_page(items, resource, sort):
     field = resource.by_name[sort.removeprefix("-")]
     assert_same_lines(
         [row for page in listed for row in page],
-        in_order(rows, sort),
+        sort_rows(rows, sort),
         f"See sort_key of {type(field.type).__name__} in todo_api/resources/types.py.",
     )
 
 
 def filtered_field(resource: Resource, name: str) -> tuple[Field, str]:
-    """The field that a filter is about, and the end of the filter's name."""
+    """Return the field that a filter compares, and the end of the filter's name."""
     for field in resource.by_name.values():
         if field.is_filterable and name in field.type.filters(
             resource.table.c[field.name], field.example
         ):
-            # A moment's filters are named without its _at.
+            # Filters of a time leave out the ending _at: created_after.
             stem = field.name if name.startswith(field.name) else field.name.removesuffix("_at")
             return field, name.removeprefix(stem)
-    return pytest.fail(f"{name}: of which field is it? Say so in tests/test_resources.py")
+    return pytest.fail(f"{name}: add its field to filtered_field in tests/test_resources.py")
 
 
 @pytest.mark.parametrize(("resource", "name"), EACH_FILTER)
-def test_every_filter_lets_through_what_it_says(items, resource, name):
+def test_every_filter_returns_the_matching_rows(items, resource, name):
     rows = items.fill()
     if name == SEARCH:
         values = {
@@ -307,20 +309,26 @@ def test_every_filter_lets_through_what_it_says(items, resource, name):
             return any(value.lower() in (row[field] or "").lower() for field in resource.search)
     else:
         field, ending = filtered_field(resource, name)
-        assert ending in COMPARISONS, f"{name}: add what it means to COMPARISONS in this file."
+        assert ending in COMPARISON_BY_ENDING, (
+            f"{name}: add its comparison to COMPARISON_BY_ENDING in this file."
+        )
         values = {row[field.name] for row in rows} - {None}
 
         def passes(row: dict[str, Any], value: Any) -> bool:
-            return row[field.name] is not None and COMPARISONS[ending](row[field.name], value)
+            return row[field.name] is not None and COMPARISON_BY_ENDING[ending](
+                row[field.name], value
+            )
 
-    narrowed = False
+    has_partial_match = False
     for value in sorted(filter(lambda value: value != "", values)):
         (page,) = items.list(**{name: value}, sort="created_at") or [[]]
-        expected = [row for row in in_order(rows, "created_at") if passes(row, value)]
+        expected = [row for row in sort_rows(rows, "created_at") if passes(row, value)]
         assert_same_lines(
             page,
             expected,
             f"?{name}={value}: see filters in todo_api/resources/types.py or resource.py.",
         )
-        narrowed = narrowed or 0 < len(expected) < ROWS
-    assert narrowed, "The values do not show that the filter keeps some and leaves out others."
+        has_partial_match = has_partial_match or 0 < len(expected) < ROWS
+    assert has_partial_match, (
+        "Each value matches all rows or none. Add sample values that match some."
+    )

@@ -1,4 +1,4 @@
-"""Settings: all faults at once, by name, before anything starts."""
+"""Settings: defaults, and errors that name every invalid setting but no secret."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from todo_api.auth.keys import parse_public_key
 from todo_api.settings import Settings, SettingsError, load_database_settings
 from todo_api.startup import load_process_settings, load_settings
 
-FIT = {"DATABASE_URL": "postgresql://user:s3cret@localhost/todo", "AUTH_MODE": "none"}
+VALID = {"DATABASE_URL": "postgresql://user:s3cret@localhost/todo", "AUTH_MODE": "none"}
 
-WITH_TOKENS = {"DATABASE_URL": FIT["DATABASE_URL"]}
+WITH_TOKENS = {"DATABASE_URL": VALID["DATABASE_URL"]}
 ISSUER = {"JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "todo-api"}
 SECRET = {"JWT_SECRET": "s3cret-" * 5}
 KEY_SET = {"JWT_JWKS_URL": "https://issuer.example/jwks"}
@@ -28,10 +28,10 @@ P256 = ECKey.generate_key("P-256")
 PUBLIC_KEY = {"JWT_PUBLIC_KEY": P256.as_pem(private=False).decode()}
 
 
-def test_defaults_are_what_the_readme_says():
-    assert load_settings(FIT) == Settings(
-        database_url=FIT["DATABASE_URL"],
-        migration_database_url=FIT["DATABASE_URL"],
+def test_unset_settings_have_their_defaults():
+    assert load_settings(VALID) == Settings(
+        database_url=VALID["DATABASE_URL"],
+        migration_database_url=VALID["DATABASE_URL"],
         log_level="info",
         auth_mode="none",
         jwt_jwks_url=None,
@@ -52,7 +52,7 @@ def test_defaults_are_what_the_readme_says():
     )
 
 
-def test_every_fault_is_named_at_once():
+def test_error_names_every_invalid_setting():
     with pytest.raises(SettingsError) as fault:
         load_settings(
             {
@@ -68,8 +68,8 @@ def test_every_fault_is_named_at_once():
             }
         )
 
-    named = {line.split(":")[0].strip() for line in str(fault.value).splitlines()[1:]}
-    assert named == {
+    invalid = {line.split(":")[0].strip() for line in str(fault.value).splitlines()[1:]}
+    assert invalid == {
         "DATABASE_URL",
         "MIGRATION_DATABASE_URL",
         "AUTH_MODE",
@@ -91,8 +91,8 @@ def test_every_fault_is_named_at_once():
         "postgresql://postgres@/todo?host=/tmp/socket",
     ],
 )
-def test_a_url_is_taken_as_it_is_given(url):
-    assert load_settings(FIT | {"DATABASE_URL": url}).database_url == url
+def test_database_url_is_stored_unchanged(url):
+    assert load_settings(VALID | {"DATABASE_URL": url}).database_url == url
     direct = load_database_settings({"DATABASE_URL": "postgres://", "MIGRATION_DATABASE_URL": url})
     assert direct.migration_database_url == url
 
@@ -100,15 +100,15 @@ def test_a_url_is_taken_as_it_is_given(url):
 @pytest.mark.parametrize(
     "url", ["localhost/todo", "sqlite://", "postgresql://s3cret@h/d?nonsense=1"]
 )
-def test_a_url_that_will_not_do_is_not_repeated(url):
-    """It may hold a password."""
+def test_error_does_not_contain_an_invalid_database_url(url):
+    """The URL may contain a password."""
     with pytest.raises(SettingsError, match="DATABASE_URL") as fault:
-        load_settings(FIT | {"DATABASE_URL": url})
+        load_settings(VALID | {"DATABASE_URL": url})
 
     assert "s3cret" not in str(fault.value)
 
 
-MISREAD = {
+UNESCAPED_PASSWORDS = {
     "at": "postgresql://todo:{}@{}@db.example/todo",
     "at-first": "postgresql://todo:@{}{}@db.example/todo",
     "at-last": "postgresql://todo:{}{}@@db.example/todo",
@@ -123,23 +123,23 @@ MISREAD = {
     "percent": "postgresql://todo:{}%{}@db.example/todo",
     "space": "postgresql://todo:{} {}@db.example/todo",
     "lone-surrogate": "postgresql://todo:{}\udcff{}@db.example/todo",
-    "without-a-host": "postgresql://todo:{}{}",
-    "in-place-of-the-port": "postgresql://todo@db.example:{}{}/todo",
-    "behind-the-port": "postgres://todo@db.example:5432{}{}/todo",
+    "no-host": "postgresql://todo:{}{}",
+    "instead-of-the-port": "postgresql://todo@db.example:{}{}/todo",
+    "after-the-port": "postgres://todo@db.example:5432{}{}/todo",
 }
 
 
-@pytest.mark.parametrize("form", MISREAD.values(), ids=MISREAD.keys())
+@pytest.mark.parametrize("template", UNESCAPED_PASSWORDS.values(), ids=UNESCAPED_PASSWORDS.keys())
 @pytest.mark.parametrize("name", ["DATABASE_URL", "MIGRATION_DATABASE_URL"])
-def test_database_url_with_an_unescaped_password_is_refused_and_not_repeated(name, form):
+def test_error_does_not_contain_an_unescaped_password(name, template):
     with pytest.raises(SettingsError) as fault:
-        load_settings(FIT | {name: form.format("s3cret", "pr1vate")})
+        load_settings(VALID | {name: template.format("s3cret", "pr1vate")})
 
-    told = str(fault.value)
-    assert re.fullmatch(rf"The settings are not right:\n  {name}: [^\n]+", told)
-    assert "Percent-encode special characters in the password: %40 for @" in told
-    assert "s3cret" not in told
-    assert "pr1vate" not in told
+    message = str(fault.value)
+    assert re.fullmatch(rf"The settings are not right:\n  {name}: [^\n]+", message)
+    assert "Percent-encode special characters in the password: %40 for @" in message
+    assert "s3cret" not in message
+    assert "pr1vate" not in message
     assert fault.value.__cause__ is None
 
 
@@ -155,7 +155,7 @@ def test_database_url_with_an_unescaped_password_is_refused_and_not_repeated(nam
         ("postgresql://db.example/todo?user=todo&password=p%40ss", "p@ss"),
     ],
 )
-def test_database_url_with_an_escaped_password_is_taken(url, password):
+def test_database_url_with_an_escaped_password_is_valid(url, password):
     settings = load_database_settings({"DATABASE_URL": url, "MIGRATION_DATABASE_URL": url})
 
     assert settings.database_url == settings.migration_database_url == url
@@ -163,8 +163,8 @@ def test_database_url_with_an_escaped_password_is_taken(url, password):
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999999999", "-1", "+1", "5432x", "\u0665"])
-def test_port_of_a_database_url_is_a_number_that_a_port_can_have(port):
-    assert faults_of(FIT | {"DATABASE_URL": f"postgresql://h:{port}/todo"}).keys() == {
+def test_invalid_port_in_a_database_url_is_refused(port):
+    assert load_faults(VALID | {"DATABASE_URL": f"postgresql://h:{port}/todo"}).keys() == {
         "DATABASE_URL"
     }
 
@@ -179,10 +179,10 @@ def test_port_of_a_database_url_is_a_number_that_a_port_can_have(port):
     ],
     ids=lambda command: command[0],
 )
-def test_a_command_repeats_nothing_of_a_password_that_is_not_escaped(command, request):
+def test_output_of_a_command_does_not_contain_an_unescaped_password(command, request):
     url = "postgresql://todo:s3cret@pr1vate@127.0.0.1/todo"
 
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=request.config.rootpath,
         env=os.environ | {"DATABASE_URL": url, "AUTH_MODE": "none"},
@@ -192,17 +192,17 @@ def test_a_command_repeats_nothing_of_a_password_that_is_not_escaped(command, re
         check=False,
     )
 
-    assert ended.returncode != 0
-    assert "DATABASE_URL: Percent-encode special characters" in ended.stderr
-    assert "s3cret" not in ended.stderr + ended.stdout
-    assert "pr1vate" not in ended.stderr + ended.stdout
+    assert result.returncode != 0
+    assert "DATABASE_URL: Percent-encode special characters" in result.stderr
+    assert "s3cret" not in result.stderr + result.stdout
+    assert "pr1vate" not in result.stderr + result.stdout
 
 
-def test_an_empty_variable_is_an_unset_one():
-    assert load_settings(FIT | {"PORT": "", "MIGRATION_DATABASE_URL": ""}) == load_settings(FIT)
+def test_empty_variable_is_the_same_as_an_unset_one():
+    assert load_settings(VALID | {"PORT": "", "MIGRATION_DATABASE_URL": ""}) == load_settings(VALID)
 
 
-def test_a_migration_needs_no_more_than_a_database():
+def test_database_settings_need_no_other_settings():
     settings = load_database_settings(
         {
             "DATABASE_URL": "postgresql://pooled/todo",
@@ -214,11 +214,11 @@ def test_a_migration_needs_no_more_than_a_database():
 
 
 @pytest.mark.parametrize("module", ["gunicorn", "alembic"])
-def test_a_command_says_what_is_wrong_and_starts_nothing(module, request):
+def test_command_with_invalid_settings_exits_with_a_message(module, request):
     arguments = {"gunicorn": ["--config", "gunicorn.conf.py"], "alembic": ["upgrade", "head"]}
     environ = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "AUTH_MODE")}
 
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", module, *arguments[module]],
         cwd=request.config.rootpath,
         env=environ,
@@ -228,16 +228,16 @@ def test_a_command_says_what_is_wrong_and_starts_nothing(module, request):
         check=False,
     )
 
-    assert ended.returncode != 0
-    assert "DATABASE_URL: Missing" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert result.returncode != 0
+    assert "DATABASE_URL: Missing" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_dotenv_file_is_read_and_the_environment_wins(tmp_path, request):
+def test_environment_variable_overrides_the_dotenv_file(tmp_path, request):
     (tmp_path / ".env").write_text("PORT=9001\nHOST=from-file\n")
     script = "from todo_api.settings import read_environment as e; print(e()['PORT'], e()['HOST'])"
 
-    read = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
         env=os.environ | {"HOST": "from-environment", "PYTHONPATH": str(request.config.rootpath)},
@@ -246,34 +246,34 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(tmp_path, request):
         check=True,
     )
 
-    assert read.stdout == "9001 from-environment\n"
+    assert result.stdout == "9001 from-environment\n"
 
 
-def faults_of(environ: dict[str, str]) -> dict[str, str]:
-    """What is wrong with which variable; nothing of a secret is repeated."""
+def load_faults(environ: dict[str, str]) -> dict[str, str]:
+    """Return the fault of each invalid variable; the message must not contain a secret."""
     with pytest.raises(SettingsError) as fault:
         load_settings(environ)
-    told = str(fault.value)
-    assert "s3cret" not in told
-    assert "PRIVATE" not in told
-    return dict(line.strip().split(": ", 1) for line in told.splitlines()[1:])
+    message = str(fault.value)
+    assert "s3cret" not in message
+    assert "PRIVATE" not in message
+    return dict(line.strip().split(": ", 1) for line in message.splitlines()[1:])
 
 
 @pytest.mark.parametrize("key", [SECRET, PUBLIC_KEY, KEY_SET | ISSUER])
-def test_one_source_of_keys_is_enough(key):
+def test_one_source_of_keys_is_valid(key):
     settings = load_settings(WITH_TOKENS | key)
 
     assert settings.auth_mode == "jwt"
 
 
-def test_tokens_are_the_default_and_need_a_key():
-    assert faults_of(WITH_TOKENS) == {
+def test_default_auth_mode_needs_a_key():
+    assert load_faults(WITH_TOKENS) == {
         "AUTH_MODE": "Needs one of JWT_JWKS_URL, JWT_PUBLIC_KEY, JWT_SECRET to verify tokens with."
     }
 
 
 @pytest.mark.parametrize(
-    ("keys", "named"),
+    ("keys", "names"),
     [
         (SECRET | PUBLIC_KEY, "JWT_PUBLIC_KEY and JWT_SECRET"),
         (SECRET | KEY_SET | ISSUER, "JWT_JWKS_URL and JWT_SECRET"),
@@ -284,12 +284,12 @@ def test_tokens_are_the_default_and_need_a_key():
         ),
     ],
 )
-def test_two_sources_of_keys_are_too_many(keys, named):
-    assert faults_of(WITH_TOKENS | keys) == {"AUTH_MODE": f"Only one of these: {named}."}
+def test_more_than_one_source_of_keys_is_refused(keys, names):
+    assert load_faults(WITH_TOKENS | keys) == {"AUTH_MODE": f"Only one of these: {names}."}
 
 
-def test_every_fault_of_the_keys_is_named_at_once():
-    faults = faults_of(
+def test_error_names_every_invalid_key_setting():
+    faults = load_faults(
         WITH_TOKENS
         | {
             "JWT_JWKS_URL": "http://issuer.example/jwks",
@@ -313,22 +313,22 @@ def test_every_fault_of_the_keys_is_named_at_once():
 @pytest.mark.parametrize(
     "secret", ["s3cret", "s3cret".ljust(31, "-"), "s3cret-\N{BEAR FACE}\u00e9"]
 )
-def test_a_secret_has_32_bytes_at_least(secret):
-    assert faults_of(WITH_TOKENS | {"JWT_SECRET": secret}) == {
+def test_secret_shorter_than_32_bytes_is_refused(secret):
+    assert load_faults(WITH_TOKENS | {"JWT_SECRET": secret}) == {
         "JWT_SECRET": "It needs 32 bytes: openssl rand -hex 32."
     }
 
 
 @pytest.mark.parametrize("secret", ["s3cret".ljust(32, "-"), "\u00e9" * 16, " " * 32])
-def test_a_secret_of_32_bytes_is_taken_as_it_is(secret):
+def test_secret_of_32_bytes_is_stored_unchanged(secret):
     assert load_settings(WITH_TOKENS | {"JWT_SECRET": secret}).jwt_secret == secret
 
 
 @pytest.mark.parametrize("secret", [PUBLIC_KEY["JWT_PUBLIC_KEY"], "s3cret-\udcff" * 9])
-def test_what_everyone_may_have_or_is_no_text_is_no_secret(secret):
-    faults = faults_of(WITH_TOKENS | {"JWT_SECRET": secret})
+def test_public_key_or_invalid_text_as_secret_is_refused(secret):
+    faults = load_faults(WITH_TOKENS | {"JWT_SECRET": secret})
 
-    assert faults["JWT_SECRET"].startswith("It is no secret")
+    assert faults["JWT_SECRET"].startswith("This is not a shared secret")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_what_everyone_may_have_or_is_no_text_is_no_secret(secret):
         "HTTP://LOCALHOST/jwks",
     ],
 )
-def test_a_key_set_comes_over_https_or_from_this_machine(url):
+def test_key_set_url_may_be_https_or_loopback_http(url):
     settings = load_settings(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url})
 
     assert settings.jwt_jwks_url == url
@@ -367,8 +367,8 @@ def test_a_key_set_comes_over_https_or_from_this_machine(url):
         "https:issuer.example",
     ],
 )
-def test_a_key_set_that_anyone_may_change_on_its_way_is_refused(url):
-    assert faults_of(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url}) == {
+def test_key_set_url_without_https_is_refused(url):
+    assert load_faults(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url}) == {
         "JWT_JWKS_URL": "Must be an https:// URL; http:// is for loopback only."
     }
 
@@ -376,16 +376,16 @@ def test_a_key_set_that_anyone_may_change_on_its_way_is_refused(url):
 @pytest.mark.parametrize(
     "missing", [{"JWT_ISSUER"}, {"JWT_AUDIENCE"}, {"JWT_ISSUER", "JWT_AUDIENCE"}]
 )
-def test_a_key_set_needs_an_issuer_and_an_audience(missing):
-    given = {name: value for name, value in ISSUER.items() if name not in missing}
+def test_key_set_needs_an_issuer_and_an_audience(missing):
+    issuer_settings = {name: value for name, value in ISSUER.items() if name not in missing}
 
-    assert faults_of(WITH_TOKENS | KEY_SET | given) == dict.fromkeys(
+    assert load_faults(WITH_TOKENS | KEY_SET | issuer_settings) == dict.fromkeys(
         missing, "Must be set with JWT_JWKS_URL."
     )
 
 
 @pytest.mark.parametrize("key", [P256, OKPKey.generate_key("Ed25519"), RSAKey.generate_key(2048)])
-def test_a_public_key_is_taken_in_every_form(tmp_path, key):
+def test_public_key_may_be_pem_jwk_or_a_file(tmp_path, key):
     pem, jwk = key.as_pem(private=False).decode(), json.dumps(key.as_dict(private=False))
     forms = [
         pem,
@@ -399,83 +399,85 @@ def test_a_public_key_is_taken_in_every_form(tmp_path, key):
         (tmp_path / name).write_text(text)
         forms.append(str(tmp_path / name))
 
-    taken = [load_settings(WITH_TOKENS | {"JWT_PUBLIC_KEY": form}).jwt_public_key for form in forms]
+    loaded = [
+        load_settings(WITH_TOKENS | {"JWT_PUBLIC_KEY": form}).jwt_public_key for form in forms
+    ]
 
-    assert {parse_public_key(text).thumbprint for text in taken} == {key.thumbprint()}
+    assert {parse_public_key(text).thumbprint for text in loaded} == {key.thumbprint()}
 
 
 @pytest.mark.parametrize(
     ("key", "fault"),
     [
-        ("s3cret", "There is no such file, and it is no key."),
-        ("/no/such/s3cret.pem", "There is no such file, and it is no key."),
-        (".", "There is no such file, and it is no key."),
-        ("s3cret" * 1000, "There is no such file, and it is no key."),
-        ("s3cret\0", "There is no such file, and it is no key."),
-        (__file__, "It is neither a PEM nor a JSON Web Key."),
-        ("-----BEGIN PUBLIC KEY-----", "It is neither a PEM nor a JSON Web Key."),
+        ("s3cret", "This is neither a key nor the path of a readable file."),
+        ("/no/such/s3cret.pem", "This is neither a key nor the path of a readable file."),
+        (".", "This is neither a key nor the path of a readable file."),
+        ("s3cret" * 1000, "This is neither a key nor the path of a readable file."),
+        ("s3cret\0", "This is neither a key nor the path of a readable file."),
+        (__file__, "This is neither a PEM nor a JSON Web Key."),
+        ("-----BEGIN PUBLIC KEY-----", "This is neither a PEM nor a JSON Web Key."),
         (
             "-----BEGIN PUBLIC KEY-----\ns3cret\n-----END PUBLIC KEY-----",
-            "It is neither a PEM nor a JSON Web Key.",
+            "This is neither a PEM nor a JSON Web Key.",
         ),
-        ("{", "It is neither a PEM nor a JSON Web Key."),
-        ("{}", "It is neither a PEM nor a JSON Web Key."),
-        ('{"kty": ["RSA"]}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"kty": "RSA", "n": "s3cret"}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"keys": []}', "It is neither a PEM nor a JSON Web Key."),
-        ('{"a":' * 100_000, "It is neither a PEM nor a JSON Web Key."),
+        ("{", "This is neither a PEM nor a JSON Web Key."),
+        ("{}", "This is neither a PEM nor a JSON Web Key."),
+        ('{"kty": ["RSA"]}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"kty": "RSA", "n": "s3cret"}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"keys": []}', "This is neither a PEM nor a JSON Web Key."),
+        ('{"a":' * 100_000, "This is neither a PEM nor a JSON Web Key."),
         (
             P256.as_pem(private=True).decode(),
-            "It is a private key, which this server must not have.",
+            "This is a private key. Set the public key instead: the server needs no private one.",
         ),
         (
             json.dumps(P256.as_dict(private=True)),
-            "It is a private key, which this server must not have.",
+            "This is a private key. Set the public key instead: the server needs no private one.",
         ),
         (
             json.dumps(OctKey.import_key("s3cret-" * 5).as_dict(private=True)),
-            "It is a secret: that is what JWT_SECRET is for.",
+            "This is a shared secret. Set it in JWT_SECRET.",
         ),
         (
             json.dumps({"kty": "oct", "k": "AAAA"}),
-            "It is a secret: that is what JWT_SECRET is for.",
+            "This is a shared secret. Set it in JWT_SECRET.",
         ),
         (
             OKPKey.generate_key("X25519").as_pem(private=False).decode(),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
         (
             json.dumps(P256.as_dict(private=False, use="enc")),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
         (
             json.dumps(P256.as_dict(private=False, alg="RS256")),
-            "It is not for verifying signatures.",
+            "The key is not for verifying signatures.",
         ),
     ],
 )
-def test_a_public_key_that_will_not_do_is_refused(key, fault):
-    assert faults_of(WITH_TOKENS | {"JWT_PUBLIC_KEY": key}) == {"JWT_PUBLIC_KEY": fault}
+def test_invalid_public_key_is_refused(key, fault):
+    assert load_faults(WITH_TOKENS | {"JWT_PUBLIC_KEY": key}) == {"JWT_PUBLIC_KEY": fault}
 
 
-# joserfc warns besides: it would do with such a key.
+# joserfc warns about such a key, but accepts it.
 @pytest.mark.filterwarnings("ignore:Key size should be:joserfc.errors.SecurityWarning")
-def test_an_rsa_key_has_2048_bits_at_least():
+def test_rsa_key_shorter_than_2048_bits_is_refused():
     key = rsa.generate_private_key(65537, 1024).public_key()
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
-    faults = faults_of(WITH_TOKENS | {"JWT_PUBLIC_KEY": pem})
+    faults = load_faults(WITH_TOKENS | {"JWT_PUBLIC_KEY": pem})
 
-    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs 2048 bits."}
-
-
-def test_without_tokens_their_settings_are_not_asked_for():
-    assert load_settings(FIT | KEY_SET | SECRET).auth_mode == "none"
+    assert faults == {"JWT_PUBLIC_KEY": "An RSA key needs at least 2048 bits."}
 
 
-def test_origins_have_commas_between():
+def test_auth_mode_none_ignores_key_settings():
+    assert load_settings(VALID | KEY_SET | SECRET).auth_mode == "none"
+
+
+def test_cors_origins_are_separated_by_commas():
     settings = load_settings(
-        FIT | {"CORS_ORIGINS": "https://app.example, http://localhost:5173,https://[::1]:8443"}
+        VALID | {"CORS_ORIGINS": "https://app.example, http://localhost:5173,https://[::1]:8443"}
     )
 
     assert settings.cors_origins == (
@@ -505,8 +507,8 @@ def test_origins_have_commas_between():
         "https://app.example\nhttps://admin.example",
     ],
 )
-def test_what_is_no_origin_is_refused(origins):
-    assert faults_of(FIT | {"CORS_ORIGINS": origins}) == {
+def test_invalid_origin_is_refused(origins):
+    assert load_faults(VALID | {"CORS_ORIGINS": origins}) == {
         "CORS_ORIGINS": "Each must be an origin: https://app.example, without a path."
     }
 
@@ -525,9 +527,9 @@ def test_what_is_no_origin_is_refused(origins):
         ("CORS_ORIGINS", "https://user:s3cret@app.example"),
     ],
 )
-def test_a_value_that_could_never_work_is_a_fault(name, value):
+def test_invalid_url_or_origin_is_refused(name, value):
     with pytest.raises(SettingsError, match=name) as fault:
-        load_settings(FIT | {"JWT_ISSUER": "i", "JWT_AUDIENCE": "a", name: value})
+        load_settings(VALID | {"JWT_ISSUER": "i", "JWT_AUDIENCE": "a", name: value})
 
     assert "s3cret" not in str(fault.value)
 
@@ -536,11 +538,13 @@ def test_a_value_that_could_never_work_is_a_fault(name, value):
     "origins",
     ["https://app.example", "http://localhost:3000,https://a.example:8443", "http://[::1]:5"],
 )
-def test_origins_are_taken_as_browsers_send_them(origins):
-    assert load_settings(FIT | {"CORS_ORIGINS": origins}).cors_origins == tuple(origins.split(","))
+def test_origins_are_stored_unchanged(origins):
+    assert load_settings(VALID | {"CORS_ORIGINS": origins}).cors_origins == tuple(
+        origins.split(",")
+    )
 
 
-def test_the_servers_settings_stay_what_they_were_at_its_start(tmp_path, monkeypatch):
+def test_process_settings_do_not_change_after_the_first_load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", "postgresql://")
     load_process_settings.cache_clear()
@@ -553,16 +557,16 @@ def test_the_servers_settings_stay_what_they_were_at_its_start(tmp_path, monkeyp
     load_process_settings.cache_clear()
 
 
-def default_shown(setting):
-    """How README.md shows the default of a setting."""
-    if setting.metadata["default_from"]:
-        return f"`{setting.metadata['default_from'].upper()}`"
-    if setting.default is MISSING:
+def show_default(field):
+    """Return the default of a setting as README.md shows it."""
+    if field.metadata["default_from"]:
+        return f"`{field.metadata['default_from'].upper()}`"
+    if field.default is MISSING:
         return "required"
-    if setting.default in (None, ()):
+    if field.default in (None, ()):
         return ""
-    shown = str(setting.default)
-    return f"`{shown.lower() if isinstance(setting.default, bool) else shown}`"
+    text = str(field.default)
+    return f"`{text.lower() if isinstance(field.default, bool) else text}`"
 
 
 def test_the_readme_describes_every_setting(request):
@@ -574,22 +578,22 @@ def test_the_readme_describes_every_setting(request):
     assert_same_lines(
         rows,
         [
-            f"| `{each.name.upper()}` | {default_shown(each)} | {each.metadata['doc']} |".replace(
+            f"| `{field.name.upper()}` | {show_default(field)} | {field.metadata['doc']} |".replace(
                 "|  |", "| |"
             )
-            for each in fields(Settings)
+            for field in fields(Settings)
         ],
-        "The table of settings in README.md has a row for each field of Settings in"
+        "The table of settings in README.md needs a row for each field of Settings in"
         " todo_api/settings.py, in the same order, with its default and its description.",
     )
 
 
-def test_the_example_of_a_dotenv_file_has_every_setting_once(request):
+def test_dotenv_example_has_every_setting_once(request):
     example = (request.config.rootpath / ".env.example").read_text()
 
     assert_same_lines(
         sorted(re.findall(r"^#([A-Z_]+)=", example, re.MULTILINE)),
-        sorted(each.name.upper() for each in fields(Settings)),
-        ".env.example has a line, commented out, for each field of Settings in"
+        sorted(field.name.upper() for field in fields(Settings)),
+        ".env.example needs a line, commented out, for each field of Settings in"
         " todo_api/settings.py.",
     )

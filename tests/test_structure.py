@@ -1,4 +1,4 @@
-"""Promises that no single request shows: they hold for what is added later, too."""
+"""Rules for all statements, tables, constraints and routes, including those added later."""
 
 import inspect
 import re
@@ -8,7 +8,7 @@ from pkgutil import walk_packages
 
 import todo_api
 from tests.support.differences import assert_same_lines
-from tests.support.statements import OF_NO_USER, statements
+from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME
@@ -16,20 +16,22 @@ from todo_api.db.statement import Statement
 from todo_api.resources.types import WHITE_SPACE
 from todo_api.web.operation import operation_of
 
-# The settings that each transaction begins with.
+# The statements that begin each transaction with its settings.
 TRANSACTION_SETTINGS = {ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME}
 
 TABLES = [resource.plural for resource in RESOURCES]
 OWNED = [*TABLES, "idempotency_keys"]
 
-# What a request cannot break, whatever it sends: a violation is our bug, and a 500.
-INTERNAL = {
+# Constraints that no request can break. A violation is a bug of this project: status 500.
+INTERNAL_CONSTRAINTS = {
     "pk_users",
     "ck_users_purged_revision_known",
     "ck_users_revision_not_negative",
     *(f"pk_{table}" for table in TABLES),
     *(f"fk_{table}_user_id_users" for table in TABLES),
     *(f"ck_{table}_revision_positive" for table in TABLES),
+    "pk_database_state",
+    "ck_database_state_one_row",
     "pk_idempotency_keys",
     "fk_idempotency_keys_user_id_users",
     "ck_idempotency_keys_key_length",
@@ -37,34 +39,34 @@ INTERNAL = {
 }
 
 
-def test_every_statement_names_the_owner_wherever_it_reads_or_writes():
-    """Each FROM or UPDATE of a table is followed by its owner; each INSERT begins with it."""
+def test_every_statement_has_an_owner_condition_for_each_table():
+    """Each FROM or UPDATE of a table has a condition on its owner; each INSERT begins with it."""
     owned = "|".join(OWNED)
     for name, statement in statements():
         text = re.sub(r"\s+", " ", statement.sql.decode())
-        touched = re.findall(rf"(?:FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text)
-        named = re.findall(
+        table_uses = re.findall(rf"(?:FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text)
+        owner_conditions = re.findall(
             rf"WHERE (?:users\.id|(?:{owned})\.user_id) = %\(owner\)s::UUID"
             rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID",
             text,
         )
-        if statement in OF_NO_USER:
-            assert not touched, name
+        if statement in WITHOUT_OWNER:
+            assert not table_uses, name
         else:
-            assert touched, name
-            assert len(named) == len(touched), name
+            assert table_uses, name
+            assert len(owner_conditions) == len(table_uses), name
 
 
-def test_every_statement_of_the_package_is_tested_above():
-    """A module's own statements; those of a resource are found by its `statements`."""
-    known = {statement for _, statement in statements()} | TRANSACTION_SETTINGS
+def test_structural_tests_know_every_statement():
+    """`statements()` yields every Statement that a module of todo_api has as an attribute."""
+    tested = {statement for _, statement in statements()} | TRANSACTION_SETTINGS
 
     for module in walk_packages(todo_api.__path__, "todo_api."):
         for name, value in vars(import_module(module.name)).items():
-            assert not isinstance(value, Statement) or value in known, f"{module.name}.{name}"
+            assert not isinstance(value, Statement) or value in tested, f"{module.name}.{name}"
 
 
-def test_every_table_has_row_level_security_forced(connection):
+def test_every_table_forces_row_level_security(connection):
     rows = connection.execute("""
         SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
@@ -75,14 +77,15 @@ def test_every_table_has_row_level_security_forced(connection):
         sorted(
             [
                 ("alembic_version", False, False),
+                ("database_state", False, False),
                 *((table, True, True) for table in ("users", *OWNED)),
             ]
         ),
-        "A migration enables and forces row-level security for each table: see 0003.",
+        "Enable and force row-level security for each table in its migration, as 0003 does.",
     )
 
 
-def test_every_policy_is_for_the_owner_reading_and_writing(connection):
+def test_every_table_has_a_policy_that_limits_reads_and_writes_to_the_owner(connection):
     owner = "NULLIF(current_setting('todo.user_id'::text, true), ''::text))::uuid)"
     rows = connection.execute(
         """
@@ -94,34 +97,57 @@ def test_every_policy_is_for_the_owner_reading_and_writing(connection):
     assert_same_lines(
         [row[:3] for row in rows],
         [(table, "PERMISSIVE", "ALL") for table in sorted(["users", *OWNED])],
-        "A migration makes the policy `owner` for each table: see 0003.",
+        "Create the policy `owner` for each table in its migration, as 0003 does.",
     )
     for table, _, _, using, with_check in rows:
         column = "id" if table == "users" else "user_id"
         assert using == with_check == f"({column} = ({owner}"
 
 
-def test_one_role_goes_across_users_and_sees_only_what_is_old(connection):
+def test_only_the_maintenance_role_has_policies_across_owners(connection):
     rows = connection.execute(
         """
         SELECT tablename, roles::text, qual FROM pg_policies
-        WHERE policyname <> 'owner' ORDER BY tablename
+        WHERE policyname = 'maintenance' ORDER BY tablename
         """
     ).fetchall()
 
-    of_keys = "(created_at < (clock_timestamp() - '24:00:00'::interval))"
-    of_trash = "(deleted_at < (clock_timestamp() - '30 days'::interval))"
-    sees = {"idempotency_keys": of_keys, "users": "true"} | dict.fromkeys(TABLES, of_trash)
+    keys_condition = "(created_at < (clock_timestamp() - '24:00:00'::interval))"
+    trash_condition = "(deleted_at < (clock_timestamp() - '30 days'::interval))"
+    conditions = {"idempotency_keys": keys_condition, "users": "true"} | dict.fromkeys(
+        TABLES, trash_condition
+    )
     assert_same_lines(
         rows,
-        [(table, "{todo_maintenance}", condition) for table, condition in sorted(sees.items())],
-        "A migration makes the policy of the role that purges for each table: see 0005.",
+        [
+            (table, "{todo_maintenance}", condition)
+            for table, condition in sorted(conditions.items())
+        ],
+        "Create the policy of todo_maintenance for each table in its migration, as 0005 does.",
     )
     assert tables.TRASH_DAYS == 30
     assert tables.KEY_HOURS == 24
 
 
-def test_every_table_of_a_resource_numbers_its_changes(connection):
+def test_requests_can_remove_nothing_but_what_is_in_the_trash(connection):
+    rows = connection.execute(
+        """
+        SELECT tablename, policyname, permissive, cmd, roles::text, qual FROM pg_policies
+        WHERE policyname NOT IN ('owner', 'maintenance') ORDER BY tablename
+        """
+    ).fetchall()
+
+    assert_same_lines(
+        rows,
+        [
+            (table, "trash", "RESTRICTIVE", "DELETE", "{todo_app}", "(deleted_at IS NOT NULL)")
+            for table in sorted(TABLES)
+        ],
+        "Create the policy `trash` for each resource in its migration, as 0009 does.",
+    )
+
+
+def test_every_table_of_a_resource_has_the_revision_triggers(connection):
     rows = connection.execute("""
         SELECT tgrelid::regclass::text, proname FROM pg_trigger JOIN pg_proc ON tgfoid = pg_proc.oid
         WHERE NOT tgisinternal
@@ -130,12 +156,12 @@ def test_every_table_of_a_resource_numbers_its_changes(connection):
     assert_same_lines(
         sorted(rows),
         sorted((table, "take_revision") for table in TABLES for _ in ("insert", "update")),
-        "A migration makes both triggers for each table: see 0002.",
+        "Create both triggers for each table in its migration, as 0002 does.",
     )
 
 
-def test_every_constraint_is_mapped_or_internal(connection):
-    named = {
+def test_every_constraint_has_an_error_message_or_is_internal(connection):
+    constraints = {
         name
         for (name,) in connection.execute("""
             SELECT conname FROM pg_constraint
@@ -145,14 +171,19 @@ def test_every_constraint_is_mapped_or_internal(connection):
     }
 
     assert_same_lines(
-        sorted(named),
-        sorted({*INTERNAL, *(name for each in RESOURCES for name in each.constraints)}),
-        "Every constraint is a rule of a field (todo_api/resources/types.py), or in INTERNAL"
-        " (this file) if no request can break it.",
+        sorted(constraints),
+        sorted(
+            {
+                *INTERNAL_CONSTRAINTS,
+                *(name for resource in RESOURCES for name in resource.constraints),
+            }
+        ),
+        "Declare the constraint as a rule of a field (todo_api/resources/types.py), or add it to"
+        " INTERNAL_CONSTRAINTS in this file if no request can break it.",
     )
 
 
-def test_every_key_and_index_begins_with_the_owner():
+def test_every_key_and_index_begins_with_user_id():
     keys = [
         key
         for table in (*(resource.table for resource in RESOURCES), tables.idempotency_keys)
@@ -162,7 +193,7 @@ def test_every_key_and_index_begins_with_the_owner():
     assert {next(iter(key.columns)).name for key in keys} == {"user_id"}
 
 
-def test_the_database_strips_what_python_strips():
+def test_database_and_python_strip_the_same_white_space():
     white_space = {chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()}
 
     escaped = re.findall(r"\\([0-9A-F]{4})", WHITE_SPACE)
@@ -170,7 +201,7 @@ def test_the_database_strips_what_python_strips():
     assert {chr(int(code, 16)) for code in escaped} == white_space
 
 
-def test_every_operation_documents_its_refusals(app):
+def test_every_operation_documents_its_errors(app):
     paths = document(app)["paths"]
     operations = {
         (method.upper(), path): operation
@@ -191,9 +222,9 @@ def test_every_operation_documents_its_refusals(app):
         if "requestBody" in operation:
             assert {"400", "413", "415"} <= documented, (method, path)
         for status in documented - {"200", "201", "204", "304"}:
-            assert operation["responses"][status] == {
-                "$ref": f"#/components/responses/Problem{status}"
-            }
+            # A 412 holds the resource: Problem412Task.
+            reference = operation["responses"][status]["$ref"]
+            assert re.fullmatch(f"#/components/responses/Problem{status}[A-Za-z]*", reference)
 
 
 def test_every_route_is_documented(app):
@@ -202,10 +233,12 @@ def test_every_route_is_documented(app):
         re.sub("<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()
     }
 
-    assert {r for r in routes if not r.startswith(("/docs", "/openapi.json"))} == documented
+    assert {
+        route for route in routes if not route.startswith(("/docs", "/openapi.json"))
+    } == documented
 
 
-def test_every_view_says_in_a_sentence_what_it_does(app):
+def test_docstring_of_every_documented_view_begins_with_a_sentence(app):
     for endpoint, view in app.view_functions.items():
         if operation_of(view).is_documented:
             assert re.match(r"[A-Z].*\.$", inspect.getdoc(view).splitlines()[0]), endpoint

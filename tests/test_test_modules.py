@@ -1,4 +1,4 @@
-"""What every test module keeps, so that modules can be moved, run alone, and trusted."""
+"""Rules for all test modules: their folders, no imports of each other, no patches of todo_api."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ TESTS = ROOT / "tests"
 SOURCES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
 
 
-# What is tested beside the package.
-BESIDE_THE_PACKAGE = {"deploy", "migrations"}
+# Folders of tests for code outside todo_api.
+OTHER_FOLDERS = {"deploy", "migrations"}
 
 
 def is_test_module(module: str) -> bool:
-    """Whether an import names a test module or conftest.py, in whatever folder."""
+    """Return whether an import names a test module or conftest.py, in any folder."""
     return any(part == "conftest" or part.startswith("test_") for part in module.split("."))
 
 
 def find_test_imports(tree: ast.Module) -> Iterator[int]:
-    """The lines that import a test module or conftest.py."""
+    """Return the numbers of lines that import a test module or conftest.py."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
                 modules = [alias.name for alias in names]
             case ast.ImportFrom(module=module, names=names):
                 modules = [f"{module or ''}.{alias.name}" for alias in names]
-                # From any other module, these are names that it defines.
+                # Any other module may define names that begin with test_.
                 if module and not module.startswith("tests") and not is_test_module(module):
                     modules = []
             case _:
@@ -45,8 +45,8 @@ def find_test_imports(tree: ast.Module) -> Iterator[int]:
 
 
 def find_patches(tree: ast.Module) -> Iterator[int]:
-    """The lines that put another value into a module, class or function of todo_api."""
-    ours = {
+    """Return the numbers of lines that replace an attribute of todo_api's modules and classes."""
+    own_names = {
         alias.asname or alias.name.partition(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
@@ -57,58 +57,58 @@ def find_patches(tree: ast.Module) -> Iterator[int]:
         match node:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[target, *_]):
                 patched = name in {"setattr", "delattr", "patch", "object"} and (
-                    is_ours(target, ours)
+                    is_own(target, own_names)
                 )
             case ast.Attribute(ctx=ast.Store() | ast.Del()):
-                patched = is_ours(node.value, ours)
+                patched = is_own(node.value, own_names)
             case _:
                 continue
         if patched:
             yield node.lineno
 
 
-def is_ours(target: ast.expr, ours: set[str]) -> bool:
-    """Whether the target is one of our names, an attribute of one, or the path of one."""
+def is_own(target: ast.expr, own_names: set[str]) -> bool:
+    """Return whether the target is a name of todo_api, its attribute, or a path as a text."""
     while isinstance(target, ast.Attribute):
         target = target.value
     match target:
         case ast.Name(id=name):
-            return name in ours
+            return name in own_names
         case ast.Constant(value=str(path)):
             return path.partition(".")[0] == "todo_api"
     return False
 
 
-def name_lines(path: Path, lines: Iterator[int]) -> list[str]:
+def format_lines(path: Path, lines: Iterator[int]) -> list[str]:
     return [f"{path.relative_to(ROOT)}:{line}" for line in lines]
 
 
-def test_folders_are_those_of_the_package():
+def test_folders_mirror_those_of_the_package():
     package = {path.parent.name for path in (ROOT / "todo_api").glob("*/__init__.py")}
     folders = {path.parent for path in SOURCES if path.name.startswith("test_")} - {TESTS}
 
     assert_same_lines(
-        sorted({folder.name for folder in folders} - package - BESIDE_THE_PACKAGE),
+        sorted({folder.name for folder in folders} - package - OTHER_FOLDERS),
         [],
-        "A test is in the folder that has the name of the package's, or at the top of tests/.",
+        "Move the test to the folder that mirrors its folder of todo_api, or to the top of tests/.",
     )
 
 
-def test_no_test_module_imports_another():
+def test_no_test_module_imports_another_one():
     imports = [
         line
         for path in SOURCES
-        for line in name_lines(path, find_test_imports(ast.parse(path.read_text())))
+        for line in format_lines(path, find_test_imports(ast.parse(path.read_text())))
     ]
 
-    assert_same_lines(imports, [], "What tests share goes to tests/support.")
+    assert_same_lines(imports, [], "Move code that tests share to tests/support.")
 
 
-def test_no_test_patches_our_modules():
+def test_no_test_patches_todo_api():
     patches = [
         line
         for path in SOURCES
-        for line in name_lines(path, find_patches(ast.parse(path.read_text())))
+        for line in format_lines(path, find_patches(ast.parse(path.read_text())))
     ]
 
     assert_same_lines(
@@ -133,7 +133,7 @@ def test_no_test_patches_our_modules():
         "def test_it():\n    from tests.conftest import execute",
     ],
 )
-def test_an_import_of_a_test_module_is_found(source):
+def test_find_test_imports_reports_an_import_of_a_test_module(source):
     assert list(find_test_imports(ast.parse(source)))
 
 
@@ -147,7 +147,7 @@ def test_an_import_of_a_test_module_is_found(source):
         "import pytest",
     ],
 )
-def test_any_other_import_is_let_through(source):
+def test_find_test_imports_ignores_other_imports(source):
     assert not list(find_test_imports(ast.parse(source)))
 
 
@@ -168,7 +168,7 @@ def test_any_other_import_is_let_through(source):
         "del pool.LIMIT",
     ],
 )
-def test_a_patch_of_a_module_of_ours_is_found(statement):
+def test_find_patches_reports_a_patch_of_todo_api(statement):
     imports = (
         "import todo_api.db.pool\nfrom todo_api.db import pool\nfrom todo_api.db.pool import Pool\n"
     )
@@ -185,7 +185,7 @@ def test_a_patch_of_a_module_of_ours_is_found(statement):
         "limit = pool.LIMIT",
     ],
 )
-def test_what_is_not_ours_may_be_patched(statement):
+def test_find_patches_ignores_patches_of_other_code(statement):
     source = f"import socket\nfrom todo_api.db import pool\n{statement}"
 
     assert not list(find_patches(ast.parse(source)))

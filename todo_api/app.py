@@ -1,4 +1,4 @@
-"""The application: settings in, WSGI callable out. The one module that knows all the others."""
+"""Make the application, a WSGI callable, from the settings. This module connects all others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from todo_api.db.pool import Pool
 from todo_api.metrics import Metrics
 from todo_api.operations import health, metrics
 from todo_api.operations.docs import docs_blueprint
+from todo_api.operations.problem_pages import problem_pages_blueprint
 from todo_api.services import Services
 from todo_api.tasks import blueprint as tasks
 from todo_api.tasks.fields import TASK
-from todo_api.users.blueprint import session, users_blueprint
+from todo_api.users.blueprint import session as session_blueprint
+from todo_api.users.blueprint import users_blueprint
 from todo_api.web.access_log import log_requests
 from todo_api.web.blueprints import Api
 from todo_api.web.errors import log_bug, register_error_handlers
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     import flask
     from werkzeug.routing import MapAdapter
 
-    from todo_api.auth.jwks import Pace
+    from todo_api.auth.jwks import FetchTimes
     from todo_api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -39,7 +41,7 @@ RESOURCES = (TASK,)
 
 
 class NoSessions(SessionInterface):
-    """No cookies: a request's token says whose it is. Opening Flask's takes 4 % of a read."""
+    """No cookies: the token identifies the user. Opening a Flask session takes 4 % of a read."""
 
     session = NullSession()
 
@@ -58,7 +60,7 @@ class App(Flask):
         """Bind the routes to a request.
 
         Flask's own also looks for subdomains and WebSockets, which this application does not have:
-        that takes 6 % of a read of one task. If hosts are restricted, Flask's own is used.
+        that takes 6 % of a read of one task. If TRUSTED_HOSTS is set, Flask's own is used.
         """
         if request is None or self.config["TRUSTED_HOSTS"] is not None:
             return super().create_url_adapter(request)
@@ -72,22 +74,22 @@ class App(Flask):
         )
 
     def log_exception(self, exc_info: Any) -> None:
-        """Log a bug. Flask's own line has the path, which holds what the client wrote."""
+        """Log a bug. Flask's own log line has the path, which contains text of the client."""
         log_bug(exc_info[1])
 
 
-def create_app(settings: Settings, pace: Pace | None = None) -> App:
+def create_app(settings: Settings, fetch_times: FetchTimes | None = None) -> App:
     """Return the application. Its pool connects at its first use.
 
-    `pace` is how often an issuer's keys are fetched, if not as usual.
+    `fetch_times` replaces the default intervals and timeouts of fetching an issuer's keys.
     """
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
-    counted = Metrics()
-    keys = make_keys(settings, counted, pace) if settings.auth_mode == "jwt" else None
-    app.services = Services(settings, counted, Pool(settings, counted), keys)
+    app_metrics = Metrics()
+    keys = make_keys(settings, app_metrics, fetch_times) if settings.auth_mode == "jwt" else None
+    app.services = Services(settings, app_metrics, Pool(settings, app_metrics), keys)
     # In this order before a request, and in reverse order after it.
-    log_requests(app, counted.observe_request if settings.metrics else None)
+    log_requests(app, app_metrics.observe_request if settings.metrics else None)
     send_security_headers(app)
     if settings.cors_origins:
         enable_cors(app, settings.cors_origins)
@@ -101,10 +103,16 @@ def create_app(settings: Settings, pace: Pace | None = None) -> App:
     }
     api = Api(app, [resource.schemas.item for resource in RESOURCES])
     register_error_handlers(app, constraints)
-    for blueprint in (tasks.blueprint, users_blueprint(RESOURCES), session, health.blueprint):
+    for blueprint in (
+        tasks.blueprint,
+        users_blueprint(RESOURCES),
+        session_blueprint,
+        health.blueprint,
+    ):
         api.register_blueprint(blueprint)
     app.register_blueprint(docs_blueprint(api))
+    app.register_blueprint(problem_pages_blueprint(RESOURCES[0].schemas.item))
     if settings.metrics:
-        counted.workers.set(1)
+        app_metrics.workers.set(1)
         app.register_blueprint(metrics.blueprint)
     return app

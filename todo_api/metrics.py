@@ -33,69 +33,69 @@ POOL_INTERVAL = 2  # seconds
 class Metrics:
     """The metrics of one application, in a registry of their own.
 
-    In a server of several processes, each process that makes one writes files of its own, which
-    are added up. So gunicorn's workers make one each, and its master makes none.
+    In a server of several processes, each process that makes a Metrics object writes its own files,
+    and a scrape returns the sums. So each worker of gunicorn makes one, and its master makes none.
     """
 
     def __init__(self) -> None:
         # Not the library's default registry, which exposes the version of Python.
         self.registry = CollectorRegistry()
         labels = ["route", "method", "status"]
-        self.requests = self._counter("todo_http_requests_total", "Requests answered.", labels)
+        self.requests = self._counter("todo_http_requests_total", "Responses sent.", labels)
         self.durations = Histogram(
             "todo_http_request_duration_seconds",
-            "Time from a request to its response.",
+            "Seconds from the receipt of a request to its response.",
             labels,
             buckets=BUCKETS,
             registry=self.registry,
         )
         self._series: dict[tuple[str | None, str, int], tuple[Counter, Histogram]] = {}
-        self.workers = self._gauge("todo_workers", "Processes that serve.")
+        self.workers = self._gauge("todo_workers", "Worker processes that are running.")
 
         self.retries = self._counter(
-            "todo_database_retries_total", "Statements run again.", ["reason"]
+            "todo_database_retries_total", "Statements that were retried.", ["reason"]
         )
-        self.sheds = self._counter(
-            "todo_database_sheds_total",
-            "Requests refused at once, without asking the database.",
+        self.refused_requests = self._counter(
+            "todo_database_refused_requests_total",
+            "Requests that were refused with 503 without using the database.",
             ["reason"],
         )
         # Each reason begins at 0, so that its first event is an increase.
         for counter, reasons in (
             (self.retries, ("connection_lost", "rolled_back")),
-            (self.sheds, ("admission", "outage")),
+            (self.refused_requests, ("admission", "outage")),
         ):
             for reason in reasons:
                 counter.labels(reason)
         self.replays = self._counter(
-            "todo_idempotency_replays_total", "Responses given again for an Idempotency-Key."
+            "todo_idempotency_replays_total",
+            "Stored responses that were sent again for an Idempotency-Key.",
         )
-        self.outcomes_unknown = self._counter(
-            "todo_database_outcomes_unknown_total",
-            "Writes whose outcome is unknown.",
+        self.unknown_outcomes = self._counter(
+            "todo_database_unknown_outcomes_total",
+            "Writes whose connection broke, so that their outcome is unknown.",
         )
 
-        self.pool_size = self._gauge(
-            "todo_database_pool_connections", "Connections that the pools have."
-        )
+        self.pool_size = self._gauge("todo_database_pool_connections", "Open database connections.")
         self.pool_idle = self._gauge(
-            "todo_database_pool_idle_connections", "Connections of the pools that are not in use."
+            "todo_database_pool_idle_connections", "Open database connections that no request uses."
         )
         self.pool_max = self._gauge(
-            "todo_database_pool_max_connections", "Connections that the pools may have."
+            "todo_database_pool_max_connections", "Maximum number of database connections."
         )
         self.pool_waiting = self._gauge(
-            "todo_database_pool_waiting_requests", "Requests that wait for a connection."
+            "todo_database_pool_waiting_requests", "Requests that wait for a database connection."
         )
         self.connections_opened = self._counter(
-            "todo_database_connections_opened_total", "Connections opened."
+            "todo_database_connections_opened_total", "Database connections that were opened."
         )
         self.connections_lost = self._counter(
             "todo_database_connections_lost_total",
-            "Connections that broke, or were given up, while a request had them.",
+            "Database connections that broke or were closed while a request used them.",
         )
         self.connect_failures = self._counter(
-            "todo_database_connect_failures_total", "Attempts to connect that failed."
+            "todo_database_connect_failures_total",
+            "Attempts to connect to the database that failed.",
         )
 
     def _counter(self, name: str, documentation: str, labels: Iterable[str] = ()) -> Counter:
@@ -147,22 +147,22 @@ class KeySetMetrics:
     """The metrics of an issuer's key set, for servers that fetch one."""
 
     def __init__(self, metrics: Metrics) -> None:
-        # The least value of all workers, which is that of the worker with the oldest keys.
+        # The lowest value of all workers: that of the worker with the oldest keys.
         self.fetched_at = Gauge(
             "todo_jwks_fetched_timestamp_seconds",
-            "When the key set was fetched last; 0 if never.",
+            "Unix time of the last successful fetch of the key set; 0 before the first.",
             multiprocess_mode="livemin",
             registry=metrics.registry,
         )
         self.size = Gauge(
             "todo_jwks_keys",
-            "Usable keys of the key set.",
+            "Keys of the key set that can verify tokens.",
             multiprocess_mode="livemin",
             registry=metrics.registry,
         )
         self.failures = Counter(
             "todo_jwks_fetch_failures_total",
-            "Fetches of the key set that failed.",
+            "Attempts to fetch the key set that failed.",
             registry=metrics.registry,
         )
 
@@ -176,9 +176,10 @@ class KeySetMetrics:
 
 
 class OneProcess(Collector):
-    """The metrics of this process, in the same series as those of several processes.
+    """The metrics of a server with a single process, in the same series as with several ones.
 
-    The library adds a `_created` series to each counter and histogram in one process only.
+    With a single process, the library also has a `_created` series for each counter and histogram:
+    they are left out.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -193,7 +194,7 @@ class OneProcess(Collector):
 
 
 class AllWorkers(Collector):
-    """The metrics that the workers have written to the folder, added up."""
+    """The sums of the metrics that the workers have written to the folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -204,7 +205,7 @@ class AllWorkers(Collector):
 
     def _files(self) -> Iterator[str]:
         for entry in os.scandir(self._folder):
-            # A file may vanish with a worker that dies, and is empty while a worker starts.
+            # A file may disappear when a worker ends, and is empty while a worker starts.
             with suppress(FileNotFoundError):
                 if entry.stat().st_size:
                     yield entry.path

@@ -33,6 +33,6 @@ def current_services() -> Services:
 
 
 def database() -> Database:
-    """Return the application's database, for as long as this request may take."""
+    """Return the database with the deadline of this request."""
     pool = current_services().pool
     return Database(pool, current_request().started + pool.request_timeout)

@@ -25,7 +25,7 @@ ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)https?://[a-z0-9.\-_\[\]:
 
 # The characters that delimit the parts of a URL (RFC 3986, section 2.2), except the colon, which
 # every URL parser accepts in a password.
-MISREAD = re.compile(r"[/?#\[\]@]")
+UNESCAPED_DELIMITERS = re.compile(r"[/?#\[\]@]")
 PORTS = range(1, 65536)
 PERCENT_ENCODE = "Percent-encode special characters in the password: %40 for @, %2F for /"
 
@@ -40,26 +40,27 @@ class SettingsError(Exception):
 
 
 def check_postgresql_url(value: str) -> None:
-    """Raise ValidationError unless libpq reads the `postgresql://` URL as it is meant.
+    """Raise ValidationError for a URL that libpq would read in another way than it is meant.
 
-    libpq ends the password at the first `@` and takes the rest of it for the host's name, which
-    its errors and the log then repeat; with a `/` before it, for the port or the database's name.
+    An unescaped `@` in the password ends it: libpq reads the rest as the host name, and repeats it
+    in errors and in the log. An unescaped `/` makes libpq read a part of the password as the port
+    or the name of the database.
     """
-    # No message repeats the value, or a part of it: it may hold a password.
+    # No message repeats the value or a part of it, because it may contain a password.
     scheme = re.match(r"postgres(ql)?://", value)
     if not scheme:
-        raise ValidationError("Not a postgresql:// URL.")
+        raise ValidationError("Must be a postgresql:// URL.")
     userinfo, at, rest = value[scheme.end() :].partition("@")
-    if at and (MISREAD.search(userinfo) or "@" in rest):
+    if at and (UNESCAPED_DELIMITERS.search(userinfo) or "@" in rest):
         raise ValidationError(f"{PERCENT_ENCODE}.")
     try:
         parameters = conninfo_to_dict(value)
     except (ProgrammingError, UnicodeError):
-        raise ValidationError(f"Not a URL that libpq can read. {PERCENT_ENCODE}.") from None
+        raise ValidationError(f"Must be a URL that libpq can read. {PERCENT_ENCODE}.") from None
     # One port for each host; an empty one means the default.
     ports = filter(None, str(parameters.get("port", "")).split(","))
     if not all(re.fullmatch("[0-9]{1,5}", port) and int(port) in PORTS for port in ports):
-        raise ValidationError(f"A port is a number from 1 to 65535. {PERCENT_ENCODE}.")
+        raise ValidationError(f"The port must be a number from 1 to 65535. {PERCENT_ENCODE}.")
 
 
 def check_jwks_url(value: str) -> None:
@@ -76,16 +77,20 @@ def check_jwks_url(value: str) -> None:
     except ValueError:  # an invalid port or address
         is_valid = False
     if not is_valid:
-        raise ValidationError("Must be an https:// URL; http:// is for loopback only.")
+        raise ValidationError(
+            "Must be an https:// URL, or an http:// URL of this machine (localhost)."
+        )
     if "@" in parts.netloc:
-        raise ValidationError("Must not hold a password: it would be logged, and is not sent.")
+        raise ValidationError(
+            "Must not contain a user or password: the URL is logged, and they are not sent."
+        )
 
 
 def parse_origins(value: str) -> tuple[str, ...]:
     """Return the origins of a comma-separated list. Raises ValidationError."""
     origins = tuple(origin.strip() for origin in value.split(","))
     if not all(ORIGIN.fullmatch(origin) for origin in origins):
-        raise ValidationError("Each must be an origin: https://app.example, without a path.")
+        raise ValidationError("Each part must be an origin without a path: https://app.example.")
     return origins
 
 
@@ -115,15 +120,15 @@ class DatabaseSettings:
 
     database_url: str = field(
         metadata=describe(
-            "any PostgreSQL from 15 on, as a `postgresql://` URL; `make run` starts a database"
-            " without it. Special characters in the password are percent-encoded: `%40` for `@`,"
-            " `%2F` for `/`",
+            "the `postgresql://` URL of the database, PostgreSQL 15 or later. If it is not set,"
+            " `make run` starts a database. Percent-encode special characters in the password:"
+            " `%40` for `@`, `%2F` for `/`",
             check=check_postgresql_url,
         )
     )
     migration_database_url: str = field(
         metadata=describe(
-            "where migrations connect: a direct URL, if the other one is a pooler's",
+            "the URL for migrations: a direct URL, if `DATABASE_URL` is that of a pooler",
             check=check_postgresql_url,
             default_from="database_url",
         )
@@ -131,7 +136,7 @@ class DatabaseSettings:
     log_level: str = field(
         default="info",
         metadata=describe(
-            "`debug`, `info`, `warning` or `error`",
+            "the least level that is logged: `debug`, `info`, `warning` or `error`",
             check=validate.OneOf(["debug", "info", "warning", "error"]),
         ),
     )
@@ -142,27 +147,32 @@ class Settings(DatabaseSettings):
     """The settings of the server."""
 
     database_prepare: bool = field(
-        default=True, metadata=describe("prepared statements; `false` behind PgBouncer before 1.22")
+        default=True,
+        metadata=describe("use prepared statements; set `false` with PgBouncer before 1.22"),
     )
     auth_mode: str = field(
         default="jwt",
         metadata=describe(
-            "`none` trusts the path: for a network or a gateway that has verified the caller",
+            "`jwt` requires a token; `none` checks no token and trusts the user id in the path: use"
+            " it only behind a gateway that checks the user",
             check=validate.OneOf(["jwt", "none"]),
         ),
     )
     jwt_jwks_url: str | None = field(
         default=None,
         metadata=describe(
-            "an issuer's key set (EdDSA, ES256, RS256 and their like)", check=check_jwks_url
+            "the URL of an issuer's key set (EdDSA, ES256, RS256 and similar)", check=check_jwks_url
         ),
     )
     jwt_public_key: str | None = field(
         default=None,
-        metadata=describe("one public key instead: a PEM or JWK, or the path of a file"),
+        metadata=describe(
+            "instead of a key set: one public key as a PEM or JWK, or the path of its file"
+        ),
     )
     jwt_secret: str | None = field(
-        default=None, metadata=describe("a shared secret instead, of 32 bytes at least (HS256)")
+        default=None,
+        metadata=describe("instead of a key set: a shared secret of at least 32 bytes (HS256)"),
     )
     jwt_issuer: str | None = field(
         default=None,
@@ -172,14 +182,17 @@ class Settings(DatabaseSettings):
         default=None,
         metadata=describe("the `aud` that tokens must have; required with `JWT_JWKS_URL`"),
     )
-    jwt_user_claim: str = field(default="sub", metadata=describe("the claim that names the user"))
+    jwt_user_claim: str = field(
+        default="sub", metadata=describe("the claim of a token that names the user")
+    )
     require_if_match: bool = field(
         default=False, metadata=describe("refuse a change without `If-Match` (428)")
     )
     cors_origins: tuple[str, ...] = field(
         default=(),
         metadata=describe(
-            "the origins whose pages may call, with commas between", parse=parse_origins
+            "the origins whose pages may call the API in a browser, separated by commas",
+            parse=parse_origins,
         ),
     )
     host: str = field(
@@ -192,29 +205,27 @@ class Settings(DatabaseSettings):
         ),
     )
     web_concurrency: int = field(
-        default=2, metadata=describe("worker processes", check=validate.Range(1, 256))
+        default=2, metadata=describe("the number of worker processes", check=validate.Range(1, 256))
     )
     web_threads: int = field(
         default=4,
         metadata=describe(
-            "threads in each worker; a worker has one connection to the database fewer than"
-            " threads, so that one thread is free to answer `/livez`; with a single thread,"
-            " `/livez` waits for the requests before it",
+            "the number of threads in each worker. A worker opens up to `WEB_THREADS` - 1 database"
+            " connections (at least 1), so that one thread is free for `/livez`. With a single"
+            " thread, `/livez` waits for the requests before it",
             check=validate.Range(1, 64),
         ),
     )
     request_timeout: float = field(
         default=5,
         metadata=describe(
-            "seconds that a request may take, waiting for the database and repeating included",
+            "the seconds that a request may take, including the wait for the database and a retry",
             check=validate.Range(0.1, 60),
         ),
     )
     metrics: bool = field(
         default=False,
-        metadata=describe(
-            "serve [`/metrics`](docs/metrics.md) for Prometheus, to all clients that can connect"
-        ),
+        metadata=describe("serve [`/metrics`](docs/metrics.md) for Prometheus, without a token"),
     )
 
 
@@ -224,7 +235,7 @@ class DatabaseRules(Schema):
 
 
 class ServerRules(DatabaseRules):
-    """The rules that concern several settings. They look at the variables, not at valid values."""
+    """The rules that concern several settings. They read the raw variables, valid or not."""
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def require_one_key_source(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
@@ -233,15 +244,16 @@ class ServerRules(DatabaseRules):
         sources = [name for name in KEY_SOURCES if name in given]
         if len(sources) != 1:
             fault = (
-                f"Only one of these: {' and '.join(sources)}."
+                f"Set only one of {' and '.join(sources)}."
                 if sources
-                else f"Needs one of {', '.join(KEY_SOURCES)} to verify tokens with."
+                else f"Set one of {', '.join(KEY_SOURCES)} to verify tokens, or AUTH_MODE=none."
             )
             raise ValidationError(fault, "AUTH_MODE")
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def require_issuer_of_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
-        # Many services share an issuer's keys: without these, tokens for others would be accepted.
+        # Many services share an issuer's keys: without JWT_ISSUER and JWT_AUDIENCE, tokens for
+        # other services would be accepted.
         if given.get("AUTH_MODE", "jwt") == "jwt" and "JWT_JWKS_URL" in given:
             missing = {
                 name: ["Must be set with JWT_JWKS_URL."]
@@ -253,7 +265,7 @@ class ServerRules(DatabaseRules):
 
 
 def read_environment() -> dict[str, str]:
-    """Return the variables of `.env` in the working directory, and the process's, which win."""
+    """Return the variables of `.env` in the working directory, overridden by the process's own."""
     values = dotenv_values(Path(".env"))
     return {name: value for name, value in values.items() if value is not None} | os.environ
 
@@ -268,8 +280,8 @@ def load_server_settings(
 ) -> Settings:
     """Return the settings of the server. Raises SettingsError with every fault.
 
-    The parsers of keys are arguments because this module knows no formats of keys; startup.py has
-    them.
+    The parsers of keys are arguments, because this module does not depend on the formats of keys;
+    startup.py passes them.
     """
     parsers = {"jwt_public_key": parse_public_key, "jwt_secret": parse_secret}
     return load(Settings, ServerRules, environ, parsers)
@@ -298,7 +310,7 @@ def load(
         faults = (
             f"  {name}: {' '.join(messages)}" for name, messages in error.messages_dict.items()
         )
-        raise SettingsError("\n".join(["The settings are not right:", *faults])) from None
+        raise SettingsError("\n".join(["These settings are invalid:", *faults])) from None
     values = {name.lower(): value for name, value in loaded.items()}
     for each in declared:
         if each.metadata["default_from"]:
@@ -309,11 +321,12 @@ def load(
 def schema_field(
     declared: Field[Any], hint: Any, parser: Parser | None
 ) -> schema_fields.Field[Any]:
-    """Return the marshmallow field of a setting: missing values stay missing, for the dataclass."""
-    # Of `str | None` and `tuple[str, ...]`, the first argument is the type of the text.
+    """Return the marshmallow field of a setting. It has no default: the dataclass has it."""
+    # For `str | None` and `tuple[str, ...]`, the variable is parsed as the first type argument.
     kind = (get_args(hint) or (hint,))[0]
     return Schema.TYPE_MAPPING[kind](
         required=declared.default is MISSING and declared.metadata["default_from"] is None,
+        error_messages={"required": "Must be set."},
         validate=declared.metadata["check"],
         post_load=parser or declared.metadata["parse"],
     )

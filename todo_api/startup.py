@@ -1,4 +1,4 @@
-"""The settings that a server starts with, the formats of its keys included."""
+"""Load the settings of the server, and check that its keys have a valid format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def load_process_settings() -> Settings:
 
 
 def check_public_key(value: str) -> str:
-    """Return the text of the key that the value is, or names. Raises ValidationError."""
+    """Return the text of the key: the value itself or the content of the file that it names.
+
+    Raises ValidationError.
+    """
     try:
         return read_public_key(value)
     except KeyFormatError as error:
@@ -42,7 +45,7 @@ def check_public_key(value: str) -> str:
 
 
 def check_secret(value: str) -> str:
-    """Return the secret. Raises ValidationError if it is no key for HS256."""
+    """Return the secret. Raises ValidationError if it is not a key for HS256."""
     try:
         parse_secret(value)
     except KeyFormatError as error:

@@ -1,4 +1,4 @@
-"""A WSGI application with the faults that an application or its middleware may have."""
+"""A WSGI application with typical faults of an application or a middleware."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class FailingClose:
-    """A response whose `close` raises after the whole body is sent."""
+    """A response whose `close` raises an exception after the whole body is sent."""
 
     def __iter__(self):
         return iter([b"whole"])

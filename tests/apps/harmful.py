@@ -1,4 +1,4 @@
-"""A WSGI application whose requests harm the worker that serves them."""
+"""A WSGI application whose views harm the worker: exit, exceptions, a broken serve loop."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def app(environ, start_response):
             raise ValueError("before the response")
         case "/break-off":
             start_response("200 OK", [("Content-Length", "10")])
-            return breaking_off()
+            return raise_after_first_part()
         case "/break-loop":
-            (worker,) = (each for each in gc.get_objects() if isinstance(each, Worker))
+            (worker,) = (instance for instance in gc.get_objects() if isinstance(instance, Worker))
             worker._take = None
     start_response("200 OK", [("Content-Length", "0"), ("X-Worker", str(os.getpid()))])
     return []
 
 
-def breaking_off():
+def raise_after_first_part():
     yield b"12345"
     raise ValueError("in the middle of the response")

@@ -1,4 +1,4 @@
-"""Tokens of a real Better Auth server, from signing up to a key that is withdrawn."""
+"""Tokens of a real Better Auth server, from sign-up to the deletion of a key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.node import install
-from todo_api.auth.jwks import Pace
+from todo_api.auth.jwks import FetchTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "better_auth"
-BRISK = Pace(refresh=0.5, apart=0.1)
-LONG = 20  # seconds
+FAST_PACE = FetchTimes(refresh=0.5, min_interval=0.1)
+TIMEOUT = 20  # seconds
 
 
 @pytest.fixture(scope="module")
-def installed() -> None:
+def installed_packages() -> None:
     install(FOLDER)
 
 
 class BetterAuth:
-    """The server, and what its users and its administrator do with it."""
+    """A running Better Auth server, with the requests of its users and its administrator."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def sign_up(self) -> str:
-        """Make a user; the cookie of their session."""
+        """Create a user and return the cookie of the session."""
         email = f"{uuid.uuid4().hex}@example.com"
         body = {"name": "Ada", "email": email, "password": "correct horse battery staple"}
-        with self._ask("POST", "/api/auth/sign-up/email", body) as answer:
-            return answer.headers["Set-Cookie"].partition(";")[0]
+        with self._send("POST", "/api/auth/sign-up/email", body) as response:
+            return response.headers["Set-Cookie"].partition(";")[0]
 
-    def token(self, cookie: str) -> str:
-        with self._ask("GET", "/api/auth/token", headers={"Cookie": cookie}) as answer:
-            return json.load(answer)["token"]
+    def get_token(self, cookie: str) -> str:
+        with self._send("GET", "/api/auth/token", headers={"Cookie": cookie}) as response:
+            return json.load(response)["token"]
 
-    def subject(self, cookie: str) -> str:
-        with self._ask("GET", "/api/auth/get-session", headers={"Cookie": cookie}) as answer:
-            return json.load(answer)["user"]["id"]
+    def get_subject(self, cookie: str) -> str:
+        with self._send("GET", "/api/auth/get-session", headers={"Cookie": cookie}) as response:
+            return json.load(response)["user"]["id"]
 
-    def drop_keys(self) -> None:
-        self._ask("DELETE", "/keys").close()
+    def delete_keys(self) -> None:
+        self._send("DELETE", "/keys").close()
 
-    def _ask(
+    def _send(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Any:
         request = urllib.request.Request(
@@ -67,7 +67,7 @@ class BetterAuth:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"} | (headers or {}),
         )
-        return urllib.request.urlopen(request, timeout=LONG)
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 @contextmanager
@@ -87,19 +87,19 @@ def better_auth(**environ: str) -> Iterator[BetterAuth]:
 
 
 @pytest.fixture(scope="module")
-def issuer(installed) -> Iterator[BetterAuth]:  # noqa: ARG001  it must be there
+def issuer(installed_packages) -> Iterator[BetterAuth]:  # noqa: ARG001  the server needs its packages
     with better_auth() as server:
         yield server
 
 
 @pytest.fixture
 def new_client(make_app):
-    """A client of an application that trusts the issuer."""
+    """Create a test client of an application that trusts the issuer."""
     with ExitStack() as stack:
 
-        def make(issuer: BetterAuth, pace: Pace = BRISK) -> FlaskClient:
+        def make(issuer: BetterAuth, fetch_times: FetchTimes = FAST_PACE) -> FlaskClient:
             app = make_app(
-                pace,
+                fetch_times,
                 AUTH_MODE="jwt",
                 JWT_JWKS_URL=f"{issuer.url}/api/auth/jwks",
                 JWT_ISSUER=issuer.url,
@@ -120,16 +120,16 @@ def bearer(token: str) -> dict[str, dict[str, str]]:
     return {"headers": {"Authorization": f"Bearer {token}"}}
 
 
-def eventually(come: Callable[[], bool]) -> None:
-    """Wait until it has come."""
-    deadline = time.monotonic() + LONG
-    while not come():
-        assert time.monotonic() < deadline, "it never came"
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition is true."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
-def test_whoever_signs_up_has_tasks_of_their_own(client, issuer):
-    token = bearer(issuer.token(issuer.sign_up()))
+def test_new_user_creates_and_lists_tasks(client, issuer):
+    token = bearer(issuer.get_token(issuer.sign_up()))
 
     user_id = client.get("/api/session", **token).json["user_id"]
     created = client.post(f"/api/{user_id}/tasks", json={"title": "Buy oat milk"}, **token)
@@ -140,85 +140,87 @@ def test_whoever_signs_up_has_tasks_of_their_own(client, issuer):
     assert listed.json == [created.json]
 
 
-def test_another_user_cannot_see_them(client, issuer):
-    ada, grace = (bearer(issuer.token(issuer.sign_up())) for _ in range(2))
-    adas, graces = (client.get("/api/session", **who).json["user_id"] for who in (ada, grace))
-    task = client.post(f"/api/{adas}/tasks", json={"title": "Buy oat milk"}, **ada).json
+def test_user_cannot_read_or_delete_tasks_of_another_user(client, issuer):
+    ada, grace = (bearer(issuer.get_token(issuer.sign_up())) for _ in range(2))
+    ada_id, grace_id = (
+        client.get("/api/session", **headers).json["user_id"] for headers in (ada, grace)
+    )
+    task = client.post(f"/api/{ada_id}/tasks", json={"title": "Buy oat milk"}, **ada).json
 
-    for path in (f"/api/{adas}/tasks/{task['id']}", f"/api/{graces}/tasks/{task['id']}"):
+    for path in (f"/api/{ada_id}/tasks/{task['id']}", f"/api/{grace_id}/tasks/{task['id']}"):
         assert client.get(path, **grace).status_code == 404
         assert client.delete(path, **grace).status_code == 404
 
-    assert client.get(f"/api/{graces}/tasks", **grace).json == []
-    assert client.get(f"/api/{adas}/tasks/{task['id']}", **ada).json == task
+    assert client.get(f"/api/{grace_id}/tasks", **grace).json == []
+    assert client.get(f"/api/{ada_id}/tasks/{task['id']}", **ada).json == task
 
 
-def test_an_id_of_its_own_making_becomes_a_uuid_of_issuer_and_id(client, issuer):
+def test_user_id_is_derived_from_issuer_and_subject(client, issuer):
     cookie = issuer.sign_up()
-    subject = issuer.subject(cookie)
+    subject = issuer.get_subject(cookie)
 
-    answers = [client.get("/api/session", **bearer(issuer.token(cookie))) for _ in range(2)]
+    responses = [client.get("/api/session", **bearer(issuer.get_token(cookie))) for _ in range(2)]
 
     user_id = str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, issuer.url), subject))
-    assert [answer.json["subject"] for answer in answers] == [subject] * 2
-    assert [answer.json["user_id"] for answer in answers] == [user_id] * 2
+    assert [response.json["subject"] for response in responses] == [subject] * 2
+    assert [response.json["user_id"] for response in responses] == [user_id] * 2
 
 
-@pytest.mark.usefixtures("installed")
-def test_a_uuid_is_the_user_id_itself(new_client):
+@pytest.mark.usefixtures("installed_packages")
+def test_uuid_subject_is_the_user_id(new_client):
     with better_auth(IDS="uuid") as issuer:
         cookie = issuer.sign_up()
 
-        answer = new_client(issuer).get("/api/session", **bearer(issuer.token(cookie)))
+        response = new_client(issuer).get("/api/session", **bearer(issuer.get_token(cookie)))
 
-        assert answer.json["user_id"] == answer.json["subject"] == issuer.subject(cookie)
+        assert response.json["user_id"] == response.json["subject"] == issuer.get_subject(cookie)
 
 
-@pytest.mark.usefixtures("installed")
-def test_a_token_ends_when_it_expires(new_client):
+@pytest.mark.usefixtures("installed_packages")
+def test_expired_token_is_refused(new_client):
     with better_auth(EXPIRATION="3s") as issuer:
         client = new_client(issuer)
         cookie = issuer.sign_up()
-        token = bearer(issuer.token(cookie))
+        token = bearer(issuer.get_token(cookie))
         assert client.get("/api/session", **token).status_code == 200
 
-        eventually(lambda: client.get("/api/session", **token).status_code == 401)
+        wait_until(lambda: client.get("/api/session", **token).status_code == 401)
 
         refused = client.get("/api/session", **token)
         assert refused.json["detail"] == "The token has expired."
-        assert client.get("/api/session", **bearer(issuer.token(cookie))).status_code == 200
+        assert client.get("/api/session", **bearer(issuer.get_token(cookie))).status_code == 200
 
 
-def test_a_token_ends_when_its_key_is_gone_from_the_set(client, issuer):
+def test_token_is_refused_after_its_key_is_deleted(client, issuer):
     cookie = issuer.sign_up()
-    old = bearer(issuer.token(cookie))
+    old = bearer(issuer.get_token(cookie))
     assert client.get("/api/session", **old).status_code == 200
 
-    issuer.drop_keys()
-    dropped = time.monotonic()
-    eventually(lambda: client.get("/api/session", **old).status_code == 401)
-    lasted = time.monotonic() - dropped
+    issuer.delete_keys()
+    deleted_at = time.monotonic()
+    wait_until(lambda: client.get("/api/session", **old).status_code == 401)
+    duration = time.monotonic() - deleted_at
 
-    assert lasted < BRISK.refresh + 5
+    assert duration < FAST_PACE.refresh + 5
     assert client.get("/api/session", **old).status_code == 401
 
 
-def test_a_token_of_a_new_key_is_good_at_once(new_client, issuer):
-    """Long before the keys would be refreshed: the token itself makes them so."""
-    client = new_client(issuer, Pace(refresh=3600, apart=0.1))
+def test_token_of_a_new_key_is_accepted_at_once(new_client, issuer):
+    """The next refresh is an hour away: the unknown key id triggers a fetch."""
+    client = new_client(issuer, FetchTimes(refresh=3600, min_interval=0.1))
     cookie = issuer.sign_up()
-    assert client.get("/api/session", **bearer(issuer.token(cookie))).status_code == 200
-    issuer.drop_keys()
-    time.sleep(0.1)  # between two fetches, nobody waits
+    assert client.get("/api/session", **bearer(issuer.get_token(cookie))).status_code == 200
+    issuer.delete_keys()
+    time.sleep(0.1)  # the verifier waits for no fetch during this interval
 
-    answer = client.get("/api/session", **bearer(issuer.token(cookie)))
+    response = client.get("/api/session", **bearer(issuer.get_token(cookie)))
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-def test_the_cookie_of_its_session_is_no_token_here(client, issuer):
+def test_session_cookie_is_refused_as_a_token(client, issuer):
     cookie = issuer.sign_up()
 
-    answer = client.get("/api/session", **bearer(cookie.partition("=")[2]))
+    response = client.get("/api/session", **bearer(cookie.partition("=")[2]))
 
-    assert answer.status_code == 401
+    assert response.status_code == 401

@@ -1,4 +1,4 @@
-"""The purge: old trash goes for good, whoever runs it, and nothing else."""
+"""The purge deletes old trash and nothing else, with any role that may run it."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.postgresql import age, as_login, execute, migrate
+from tests.support.postgresql import as_login, backdate_deletion, execute, migrate
 from todo_api.commands.purge import purge
 
 
@@ -19,28 +19,28 @@ def test_only_old_trash_is_purged(client, make_task, connection, database_url, u
     live, fresh, old = make_task(), make_task(), make_task()
     for deleted in (fresh, old):
         client.delete(deleted.url)
-    age(connection, fresh, 29)
-    age(connection, old, 31)
+    backdate_deletion(connection, fresh, 29)
+    backdate_deletion(connection, old, 31)
 
     purge(database_url)
 
     assert ids(connection, user_id) == {live["id"], fresh["id"]}
 
 
-def test_a_purge_moves_the_etag_of_the_trash(client, task, tasks_url, connection, database_url):
+def test_purge_changes_the_etag_of_the_trash(client, task, tasks_url, connection, database_url):
     client.delete(task.url)
-    age(connection, task, 31)
+    backdate_deletion(connection, task, 31)
     trash = f"{tasks_url}?deleted=true"
     before = client.get(trash)
 
     purge(database_url)
     after = client.get(trash, headers={"If-None-Match": before.headers["ETag"]})
 
-    assert [shown["id"] for shown in before.json] == [task["id"]]
+    assert [item["id"] for item in before.json] == [task["id"]]
     assert (after.status_code, after.json) == (200, [])
 
 
-def test_a_purge_of_many_goes_on_to_the_end(connection, database_url, user_id):
+def test_purge_in_batches_deletes_all(connection, database_url, user_id):
     connection.execute("SET session_replication_role = replica")
     connection.execute("INSERT INTO users (id, revision) VALUES (%s, 20)", (user_id,))
     connection.execute(
@@ -62,11 +62,11 @@ def test_a_purge_of_many_goes_on_to_the_end(connection, database_url, user_id):
 
 
 @pytest.mark.parametrize("attributes", ["", "CREATEROLE"])
-def test_a_plain_owner_of_the_tables_can_purge(
+def test_unprivileged_owner_of_the_tables_can_purge(
     new_database, new_login, server, database_url, attributes
 ):
-    """Row-level security is forced, so that its own DELETE would find no row, without an error."""
-    assert database_url  # whose migrations have made the roles
+    """Row-level security is forced: a plain DELETE of the owner would find no row."""
+    assert database_url  # its migrations have created the roles
     login = new_login("purger", "CREATEROLE")
     url = new_database("purge", login)
     execute(server, f"GRANT todo_app, todo_maintenance TO {login}")
@@ -88,8 +88,8 @@ def test_a_plain_owner_of_the_tables_can_purge(
     assert purge(owner_url) == (0, 0)
 
 
-def test_the_command_says_how_many(database_url, request):
-    ended = subprocess.run(
+def test_command_logs_the_purge(database_url, request):
+    process = subprocess.run(
         [sys.executable, "-m", "todo_api.commands.purge"],
         cwd=request.config.rootpath,
         env=os.environ | {"DATABASE_URL": database_url},
@@ -99,4 +99,4 @@ def test_the_command_says_how_many(database_url, request):
         check=True,
     )
 
-    assert '"event":"purged"' in ended.stderr
+    assert '"event":"purged"' in process.stderr

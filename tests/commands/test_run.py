@@ -1,4 +1,4 @@
-"""`make run` for real: another process, its own PostgreSQL, kept data, a clean end."""
+"""`make run` in its own process with its own PostgreSQL: restarts, crashes, stops, output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from todo_api.commands import embedded
 pytestmark = pytest.mark.slow
 
 
-def test_what_is_written_is_there_after_a_restart(checkout):
+def test_tasks_remain_after_a_restart(checkout):
     folder = checkout()
     with running(folder) as server:
         status, written = server.get(TASKS, {"title": "Buy oat milk"})
@@ -34,8 +34,8 @@ def test_what_is_written_is_there_after_a_restart(checkout):
         assert server.get(TASKS) == (200, [written])
 
 
-def test_what_is_written_survives_a_crash_of_all(checkout):
-    """Both servers are killed, without a word; the next start takes over."""
+def test_tasks_remain_after_a_crash_of_both_servers(checkout):
+    """Both servers are killed with SIGKILL, so they cannot stop properly."""
     folder = checkout()
     server = Server(folder)
     server.await_health()
@@ -46,7 +46,7 @@ def test_what_is_written_survives_a_crash_of_all(checkout):
         assert server.get(TASKS) == (200, [written])
 
 
-def test_a_database_that_was_left_running_is_taken_over(checkout):
+def test_running_database_is_used_by_the_next_start(checkout):
     folder = checkout()
     server = Server(folder)
     server.await_health()
@@ -59,21 +59,21 @@ def test_a_database_that_was_left_running_is_taken_over(checkout):
     assert not (data_of(folder) / "postmaster.pid").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_server_and_its_database(checkout, how):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_the_server_and_its_database(checkout, signal_number):
     folder = checkout()
     server = Server(folder)
     server.await_health()
     socket_folder = (data_of(folder) / "postmaster.pid").read_text().splitlines()[4]
 
-    server.end(how)
+    server.end(signal_number)
 
     assert server.process.returncode == 0
     assert not (data_of(folder) / "postmaster.pid").exists()
     assert not Path(socket_folder).exists()
 
 
-def test_it_says_where_it_is_and_how_to_try_it(checkout):
+def test_output_shows_the_url_and_working_commands(checkout):
     with running(checkout()) as server:
         printed = []
         for line in server.process.stdout:
@@ -82,32 +82,32 @@ def test_it_says_where_it_is_and_how_to_try_it(checkout):
                 break
         script = "\n".join(line for line in printed if re.match(r"\s+(TASKS=|TOKEN=|curl )", line))
 
-        pasted = subprocess.run(
+        output = subprocess.run(
             ["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True
         ).stdout
 
     assert f"  The API is at   {server.url}\n" in printed
     assert f"  Its page is at  {server.url}/docs\n" in printed
-    created, end = json.JSONDecoder().raw_decode(pasted)
+    created, end = json.JSONDecoder().raw_decode(output)
     assert created["title"] == "Buy oat milk"
-    assert json.loads(pasted[end:]) == [created]
+    assert json.loads(output[end:]) == [created]
 
 
-def test_a_second_one_says_that_one_runs(checkout):
+def test_second_start_reports_the_running_server(checkout):
     folder = checkout()
     with running(folder) as server:
         second = Server(folder)
         output = second.process.communicate(timeout=30)[0]
 
         assert second.process.returncode == 1
-        assert f"It runs already (process {server.process.pid})" in output
+        assert f"`make run` runs already (process {server.process.pid})" in output
         assert server.get(TASKS) == (200, [])
 
 
-def test_a_port_that_is_taken_ends_it_and_the_database(checkout):
+def test_occupied_port_ends_the_server_and_its_database(checkout):
     folder = checkout()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = Server(folder, PORT=str(taken.getsockname()[1]))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(folder, PORT=str(listener.getsockname()[1]))
         output = server.process.communicate(timeout=60)[0]
 
     assert server.process.returncode == 1
@@ -115,7 +115,7 @@ def test_a_port_that_is_taken_ends_it_and_the_database(checkout):
     assert not (data_of(folder) / "postmaster.pid").exists()
 
 
-def test_a_database_of_ones_own_is_used_and_no_other_started(checkout, new_database):
+def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_database):
     folder = checkout()
     with running(folder, DATABASE_URL=new_database("run")) as server:
         assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
@@ -123,28 +123,28 @@ def test_a_database_of_ones_own_is_used_and_no_other_started(checkout, new_datab
     assert not data_of(folder).exists()
 
 
-def test_the_secret_is_made_once_and_for_its_owner_only(checkout):
+def test_secret_is_created_once_and_readable_only_by_its_owner(checkout):
     folder = checkout()
     with running(folder):
-        made = (folder / ".dev" / "secret").read_text()
+        secret = (folder / ".dev" / "secret").read_text()
     with running(folder):
-        assert (folder / ".dev" / "secret").read_text() == made
+        assert (folder / ".dev" / "secret").read_text() == secret
 
-    assert len(made) == 64
+    assert len(secret) == 64
     assert (folder / ".dev" / "secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_token_of_another_checkout_means_nothing(checkout, tmp_path):
+def test_token_of_another_checkout_is_refused(checkout, tmp_path):
     with running(checkout(tmp_path / "one")) as one, running(checkout(tmp_path / "two")) as two:
         two.authorization = one.authorization
         with pytest.raises(urllib.error.HTTPError) as refused:
             two.get(TASKS)
 
-    with refused.value as answer:
-        assert answer.code == 401
+    with refused.value as response:
+        assert response.code == 401
 
 
-def test_without_tokens_the_lines_that_it_prints_have_none(checkout):
+def test_printed_commands_contain_no_token_without_authentication(checkout):
     with running(checkout(), AUTH_MODE="none") as server:
         printed = ""
         for line in server.process.stdout:
@@ -157,12 +157,12 @@ def test_without_tokens_the_lines_that_it_prints_have_none(checkout):
 
 
 @pytest.mark.parametrize("name", ["with spaces in it", "long/" + "/".join(["x" * 40] * 4), "$a'b"])
-def test_any_path_will_do(checkout, tmp_path, name):
+def test_checkout_may_have_any_path(checkout, tmp_path, name):
     with running(checkout(tmp_path / name)) as server:
         assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
 
 
-def test_programs_of_another_version_refuse_the_data():
+def test_programs_refuse_data_of_another_version():
     with (
         embedded.temporary_cluster(version=16) as cluster,
         pytest.raises(embedded.EmbeddedError, match="made by PostgreSQL 16"),
@@ -170,48 +170,48 @@ def test_programs_of_another_version_refuse_the_data():
         embedded.Cluster(cluster.data.parent).start()
 
 
-def test_a_server_that_does_not_start_shows_its_log():
+def test_failed_start_shows_the_log():
     with (
         pytest.raises(embedded.EmbeddedError, match="invalid value for parameter"),
         embedded.temporary_cluster(options={"shared_buffers": "nonsense"}),
     ):
-        pytest.fail("it started")
+        pytest.fail("the server started")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_ordinary_user_can_run_it():
-    """With copies of the source and the programs where everybody may look."""
-    nobody = embedded.find_account()
+def test_ordinary_user_can_run_the_server():
+    """Run a copy of the source, in a folder that the ordinary user may read."""
+    account = embedded.find_account()
     python = Path(sys.executable).resolve().parent
     site_packages = Path(find_spec("flask").origin).parent.parent
-    for needed in (python, site_packages):
-        if not nobody.can_enter(needed):
-            pytest.skip(f"{needed} is not for everybody, as an ordinary user's would be")
+    for folder in (python, site_packages):
+        if not account.can_enter(folder):
+            pytest.skip(f"{folder} cannot be read by an ordinary user")
     with tempfile.TemporaryDirectory(dir="/tmp") as home:
         for name in CHECKOUT:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, Path(home) / name)
-        shutil.chown(home, nobody.uid, nobody.gid)
-        with running(Path(home), user=nobody.uid) as server:
+        shutil.chown(home, account.uid, account.gid)
+        with running(Path(home), user=account.uid) as server:
             assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
-        assert (Path(home) / ".dev" / "data").stat().st_uid == nobody.uid
+        assert (Path(home) / ".dev" / "data").stat().st_uid == account.uid
 
 
-def test_the_readmes_tour_answers_as_printed(checkout):
-    """Every command of its console blocks, in order, in one shell, against a server of its own."""
+def test_readme_shows_the_responses_of_its_commands(checkout):
+    """Run every command of the README's console blocks in one shell, in order, on a new server."""
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = "".join(blocks).splitlines()
     folder = checkout()
     with running(folder) as server:
         script = "\n".join(
-            # A line of its own before each answer; then none is lost, whatever ends it.
+            # `echo` ends the response with a line break, so that each one has its own lines.
             f"{line[2:]}\necho" if "=" not in line.split()[1] else line[2:]
             for line in lines
             if line.startswith("$ ")
         )
         script = script.replace("http://127.0.0.1:8000", server.url)
         script = script.replace("make -s token USER_ID=$USER_ID", TOKEN_COMMAND)
-        toured = subprocess.run(
+        process = subprocess.run(
             ["sh", "-ec", script],
             cwd=folder,
             env=server.environ | {"PYTHON": sys.executable},
@@ -221,15 +221,17 @@ def test_the_readmes_tour_answers_as_printed(checkout):
             check=True,
         )
 
-    answered = [line for line in toured.stdout.splitlines() if line]
+    responses = [line for line in process.stdout.splitlines() if line]
     printed = [line for line in lines if not line.startswith("$ ")]
-    assert [timeless(line) for line in answered] == [timeless(line) for line in printed]
+    assert [replace_varying_parts(line) for line in responses] == [
+        replace_varying_parts(line) for line in printed
+    ]
 
 
 TOKEN_COMMAND = '"$PYTHON" -m todo_api.commands.token $USER_ID'
 
 
-def timeless(line: str) -> str:
-    """The line without what differs each time: ids that the server makes, and moments."""
+def replace_varying_parts(line: str) -> str:
+    """Replace ids and times in the line, because they differ in each run."""
     line = re.sub(r"01[0-9a-f]{6}-[0-9a-f]{4}-7[0-9a-f-]{21}", "ID", line)
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "MOMENT", line)

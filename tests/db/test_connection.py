@@ -1,4 +1,4 @@
-"""Statements as one message: what comes back, and each way in which that can end."""
+"""A transaction sent as one message: its rows, its errors, its prepared statements."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from todo_api.db.connection import Connection
 from todo_api.db.statement import Statement
 
-SOON = 60  # seconds, within which all that should come does
+TIMEOUT = 60  # seconds
 
 
-def test_a_placeholder_is_a_number_the_same_one_each_time():
+def test_placeholder_has_the_same_number_each_time():
     statement = Statement(b"SELECT %(a)s, %(b)s, %(a)s, 100 %% 7, '%%s'")
 
     assert statement.names == ("a", "b")
@@ -24,30 +24,28 @@ def test_a_placeholder_is_a_number_the_same_one_each_time():
 
 
 @pytest.fixture
-def opened(database_url):
+def db_connection(database_url):
     with closing(Connection.connect(database_url, autocommit=True)) as connection:
-        connection.begin(prepares=True)
+        connection.set_up(prepares=True)
         yield connection
 
 
 @pytest.fixture
-def transact(opened):
-    def run(*statements: bytes, within: float = SOON, **values):
-        return opened.transact(
-            [Statement(sql) for sql in statements], values, time.monotonic() + within
+def transact(db_connection):
+    def run(*statements: bytes, timeout: float = TIMEOUT, **values):
+        return db_connection.transact(
+            [Statement(sql) for sql in statements], values, time.monotonic() + timeout
         )
 
     return run
 
 
-def prepared(connection):
-    found = connection.execute(
-        "SELECT statement FROM pg_prepared_statements WHERE from_sql = false"
-    )
-    return sorted(statement for (statement,) in found)
+def prepared_statements(connection):
+    rows = connection.execute("SELECT statement FROM pg_prepared_statements WHERE from_sql = false")
+    return sorted(statement for (statement,) in rows)
 
 
-def test_each_statement_has_its_rows(transact):
+def test_each_statement_returns_its_rows(transact):
     rows = transact(
         b"SELECT %(a)s::int + 1",
         b"SELECT n, n::text FROM generate_series(1, %(a)s) AS n",
@@ -58,7 +56,7 @@ def test_each_statement_has_its_rows(transact):
     assert rows == [[(3,)], [(1, "1"), (2, "2")], []]
 
 
-def test_json_is_passed_on_as_postgresql_wrote_it(transact):
+def test_json_is_returned_as_postgresql_wrote_it(transact):
     text = '{"a" : 1.50, "ü":\t[ null]}'
 
     ((row,),) = transact(b"SELECT %(text)s::json", text=text)
@@ -66,20 +64,20 @@ def test_json_is_passed_on_as_postgresql_wrote_it(transact):
     assert row == (text.encode(),)
 
 
-def test_they_are_one_transaction(transact):
+def test_statements_are_one_transaction(transact):
     transact(b"SELECT set_config('todo.a', 'set', true)")
 
-    ((before,), _, (within,)) = transact(
+    ((before,), _, (after,)) = transact(
         b"SELECT current_setting('todo.a', true)",
         b"SELECT set_config('todo.a', 'set', true)",
         b"SELECT current_setting('todo.a', true)",
     )
 
     assert before == ("",)
-    assert within == ("set",)
+    assert after == ("set",)
 
 
-def test_the_first_error_undoes_all_and_leaves_the_connection_well(opened, transact):
+def test_first_error_rolls_back_and_keeps_the_connection(db_connection, transact):
     with pytest.raises(DivisionByZero):
         transact(
             b"SELECT set_config('todo.b', 'set', false)",
@@ -88,7 +86,7 @@ def test_the_first_error_undoes_all_and_leaves_the_connection_well(opened, trans
             zero=0,
         )
 
-    assert opened.pgconn.transaction_status == TransactionStatus.IDLE
+    assert db_connection.pgconn.transaction_status == TransactionStatus.IDLE
     for _ in range(2):
         assert transact(b"SELECT current_setting('todo.b', true)", b"SELECT 'never run'") == [
             [("",)],
@@ -96,33 +94,33 @@ def test_the_first_error_undoes_all_and_leaves_the_connection_well(opened, trans
         ]
 
 
-def test_an_error_of_syntax_is_one_each_time(transact):
+def test_syntax_error_is_raised_each_time(transact):
     for _ in range(2):
         with pytest.raises(psycopg.errors.SyntaxError):
             transact(b"SELECT 1", b"SELEC 2")
         assert transact(b"SELECT 1") == [[(1,)]]
 
 
-def test_a_statement_is_prepared_once_for_each_kind_of_its_parameters(opened, transact):
+def test_statement_is_prepared_once_for_each_type_of_its_parameters(db_connection, transact):
     for value in (1, 2, "three", "four", None):
         ((row,),) = transact(b"SELECT %(value)s::text", value=value)
         assert row == (None if value is None else str(value),)
 
-    assert set(prepared(opened)) == {"SELECT $1::text"}
-    assert len(prepared(opened)) <= 3
+    assert set(prepared_statements(db_connection)) == {"SELECT $1::text"}
+    assert len(prepared_statements(db_connection)) <= 3
 
 
-def test_the_statement_that_was_not_used_for_longest_makes_room(opened, transact):
-    opened.begin(prepares=True, most_prepared=2)
+def test_least_recently_used_statement_is_evicted(db_connection, transact):
+    db_connection.begin(prepares=True, most_prepared=2)
 
     for number in (1, 2, 1, 3, 1, 4, 3):
         assert transact(b"SELECT %d" % number) == [[(number,)]]
 
-    assert set(prepared(opened)) == {"SELECT 4", "SELECT 3"}
+    assert set(prepared_statements(db_connection)) == {"SELECT 4", "SELECT 3"}
 
 
-def test_a_failed_transaction_leaves_prepared_statements_usable(opened, transact):
-    opened.begin(prepares=True, most_prepared=2)
+def test_failed_transaction_keeps_prepared_statements_usable(db_connection, transact):
+    db_connection.begin(prepares=True, most_prepared=2)
     transact(b"SELECT 1", b"SELECT 2")
 
     for _ in range(2):
@@ -131,19 +129,19 @@ def test_a_failed_transaction_leaves_prepared_statements_usable(opened, transact
 
         assert transact(b"SELECT 1", b"SELECT 2") == [[(1,)], [(2,)]]
         assert transact(b"SELECT 3", b"SELECT 4") == [[(3,)], [(4,)]]
-    assert len(prepared(opened)) == 2
+    assert len(prepared_statements(db_connection)) == 2
 
 
-def test_nothing_is_prepared_for_a_pooler(opened, transact):
-    opened.begin(prepares=False)
+def test_no_statement_is_prepared_for_a_pooler(db_connection, transact):
+    db_connection.begin(prepares=False)
 
     for _ in range(3):
         assert transact(b"SELECT %(a)s::int", a=1) == [[(1,)]]
 
-    assert prepared(opened) == []
+    assert prepared_statements(db_connection) == []
 
 
-def test_what_does_not_fit_into_a_buffer_gets_through(transact):
+def test_values_larger_than_the_socket_buffers_are_sent(transact):
     text = "0123456789" * 1_000_000
 
     rows = transact(b"SELECT length(%(a)s::text)", b"SELECT %(b)s::text", a=text, b=text)
@@ -151,27 +149,27 @@ def test_what_does_not_fit_into_a_buffer_gets_through(transact):
     assert rows == [[(len(text),)], [(text,)]]
 
 
-@pytest.mark.parametrize("within", [0.2, -1])
-def test_no_answer_in_time_is_a_connection_lost(opened, transact, within):
-    began = time.monotonic()
+@pytest.mark.parametrize("timeout", [0.2, -1])
+def test_timeout_is_an_operational_error_and_ends_the_connection(db_connection, transact, timeout):
+    started_at = time.monotonic()
 
     with pytest.raises(psycopg.OperationalError) as error:
-        transact(b"SELECT pg_sleep(20)", within=within)
+        transact(b"SELECT pg_sleep(20)", timeout=timeout)
 
     assert error.value.sqlstate is None
-    assert time.monotonic() - began < 15
-    assert opened.pgconn.transaction_status != TransactionStatus.IDLE
+    assert time.monotonic() - started_at < 15
+    assert db_connection.pgconn.transaction_status != TransactionStatus.IDLE
 
 
-def test_a_server_that_ends_the_connection_is_an_operational_error(opened, transact):
+def test_connection_ended_by_the_server_is_an_operational_error(db_connection, transact):
     with pytest.raises(psycopg.OperationalError):
         transact(b"SELECT pg_terminate_backend(pg_backend_pid())", b"SELECT pg_sleep(1)")
 
-    assert opened.pgconn.transaction_status != TransactionStatus.IDLE
+    assert db_connection.pgconn.transaction_status != TransactionStatus.IDLE
 
 
-def test_a_connection_that_is_closed_is_an_operational_error(opened, transact):
-    opened.close()
+def test_closed_connection_is_an_operational_error(db_connection, transact):
+    db_connection.close()
 
     with pytest.raises(psycopg.OperationalError):
         transact(b"SELECT 1")
@@ -187,34 +185,34 @@ UNADAPTABLE = {
 
 
 @pytest.mark.parametrize("value", UNADAPTABLE.values(), ids=UNADAPTABLE.keys())
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("is_first", [True, False])
 def test_value_that_cannot_be_adapted_sends_nothing_and_keeps_the_connection(
-    opened, transact, value, first
+    db_connection, transact, value, is_first
 ):
-    """Whether it is in the first statement or behind one that could have been sent."""
+    """The value is in the first statement, or in the second one after a valid statement."""
     statements = [b"SELECT set_config('todo.c', 'set', false)", b"SELECT %(value)s"]
 
     with pytest.raises((psycopg.DataError, psycopg.ProgrammingError, UnicodeEncodeError)):
-        transact(*(statements[::-1] if first else statements), value=value)
+        transact(*(statements[::-1] if is_first else statements), value=value)
 
-    assert opened.pgconn.transaction_status == TransactionStatus.IDLE
-    assert opened.pgconn.pipeline_status == PipelineStatus.OFF
-    assert prepared(opened) == []
+    assert db_connection.pgconn.transaction_status == TransactionStatus.IDLE
+    assert db_connection.pgconn.pipeline_status == PipelineStatus.OFF
+    assert prepared_statements(db_connection) == []
     assert transact(b"SELECT current_setting('todo.c', true)") == [[(None,)]]
 
 
-def test_value_that_is_missing_sends_nothing_and_keeps_the_connection(opened, transact):
+def test_missing_value_sends_nothing_and_keeps_the_connection(db_connection, transact):
     with pytest.raises(KeyError):
         transact(b"SELECT 1", b"SELECT %(value)s")
 
-    assert opened.pgconn.pipeline_status == PipelineStatus.OFF
+    assert db_connection.pgconn.pipeline_status == PipelineStatus.OFF
     assert transact(b"SELECT 1") == [[(1,)]]
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
-def test_integer_beyond_bigint_is_an_error_and_keeps_the_connection(opened, transact, value):
+def test_integer_beyond_bigint_is_an_error_and_keeps_the_connection(db_connection, transact, value):
     with pytest.raises(psycopg.DataError):
         transact(b"SELECT 1", b"SELECT %(value)s::bigint", value=value)
 
-    assert opened.pgconn.transaction_status == TransactionStatus.IDLE
+    assert db_connection.pgconn.transaction_status == TransactionStatus.IDLE
     assert transact(b"SELECT 1") == [[(1,)]]

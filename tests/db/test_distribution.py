@@ -1,4 +1,4 @@
-"""What an engine that distributes by owner asks for: Citus, YugabyteDB, or partitions."""
+"""The requirements of engines that distribute rows by owner: Citus, YugabyteDB, partitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.support.api import NEW_TASK
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import DIVIDE, as_login, execute, migrate
-from tests.support.statements import OF_NO_USER, statements
+from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
 from todo_api.resources.items import insert_item, insert_item_once
@@ -23,8 +23,8 @@ OWNER_OF = {
 }
 
 
-def test_every_key_begins_with_the_owner(connection):
-    """Primary keys, unique and foreign ones, and every index."""
+def test_every_key_and_index_begins_with_the_owner(connection):
+    """Check primary, unique and foreign keys, and indexes."""
     rows = connection.execute("""
         SELECT indrelid::regclass::text, attname FROM pg_index
         JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
@@ -40,7 +40,7 @@ def test_every_key_begins_with_the_owner(connection):
         assert column == OWNER_OF[table]
 
 
-def test_every_foreign_key_points_from_owner_to_owner(connection):
+def test_every_foreign_key_is_the_owners_id(connection):
     rows = connection.execute("""
         SELECT pg_get_constraintdef(oid) FROM pg_constraint
         WHERE contype = 'f' AND connamespace = 'public'::regnamespace
@@ -51,9 +51,9 @@ def test_every_foreign_key_points_from_owner_to_owner(connection):
     }
 
 
-def test_nothing_is_in_the_schema_that_one_node_would_have_to_keep_for_all(connection):
-    """Sequences, enum types, exclusion constraints, and ids that the database makes."""
-    found = connection.execute("""
+def test_schema_has_no_object_that_all_nodes_must_share(connection):
+    """Check sequences, enum types, exclusion constraints, identity columns and functions."""
+    objects = connection.execute("""
         SELECT 'sequence', relname FROM pg_class WHERE relkind = 'S'
         UNION ALL SELECT 'enum', typname FROM pg_type WHERE typtype = 'e'
         UNION ALL SELECT 'exclusion', conname FROM pg_constraint WHERE contype = 'x'
@@ -62,11 +62,11 @@ def test_nothing_is_in_the_schema_that_one_node_would_have_to_keep_for_all(conne
         WHERE pronamespace = 'public'::regnamespace AND prosrc ~* 'notify|nextval|advisory'
     """).fetchall()
 
-    assert found == []
+    assert objects == []
 
 
-def test_no_statement_needs_more_than_the_owners_node():
-    """Each is of one owner, by equality, wherever it reads or writes: test_structure.py says so."""
+def test_every_statement_needs_only_the_node_of_its_owner():
+    """Each statement names its owner (test_structure.py) and no other user."""
     for name, statement in statements():
         text = statement.sql.decode()
         assert not re.search(
@@ -76,10 +76,10 @@ def test_no_statement_needs_more_than_the_owners_node():
         assert set(owners) <= {"%(owner)s"}, name
 
 
-PART = re.compile(r"_\d+$")
+PARTITION = re.compile(r"_\d+$")
 VALUES = {
     "id": uuid.uuid4(),
-    **{f"new_{field.name}": field.example for each in RESOURCES for field in each.fields},
+    **{f"new_{field.name}": field.example for resource in RESOURCES for field in resource.fields},
     "key": "a-key",
     "fingerprint": bytes(32),
     "rows": 10,
@@ -91,7 +91,7 @@ REQUEST = IdempotentRequest("a-key", "/api/a/tasks", bytes(32))
 
 
 @pytest.fixture(scope="module")
-def divided_url(new_database) -> str:
+def partitioned_url(new_database) -> str:
     url = new_database("divided")
     migrate(url)
     execute(url, DIVIDE)
@@ -99,8 +99,8 @@ def divided_url(new_database) -> str:
 
 
 @pytest.fixture(scope="module")
-def planner(divided_url):
-    with psycopg.connect(divided_url, autocommit=True) as connection:
+def planner(partitioned_url):
+    with psycopg.connect(partitioned_url, autocommit=True) as connection:
         connection.execute("""
             INSERT INTO tasks (user_id, id, title)
             SELECT gen_random_uuid(), gen_random_uuid(), 'Buy oat milk' FROM generate_series(1, 500)
@@ -109,22 +109,25 @@ def planner(divided_url):
         yield connection
 
 
-def test_every_statement_is_pruned_to_one_part_of_each_table(planner):
+def test_every_statement_reads_one_partition_of_each_table(planner):
     values = VALUES | {"owner": uuid.uuid4()}
     for name, statement in statements():
-        if statement in OF_NO_USER:
+        if statement in WITHOUT_OWNER:
             continue
         unset = dict.fromkeys(statement.names)
 
         plan = explain_statement(planner, statement, unset | values)
 
-        read = {step["Relation Name"] for step in steps(plan) if "Relation Name" in step}
-        parts = [part for part in read if PART.search(part)]
-        assert len(parts) == len({PART.sub("", part) for part in parts}), (name, read)
-        assert parts or b"INSERT" in statement.sql, (name, read)
+        tables = {step["Relation Name"] for step in steps(plan) if "Relation Name" in step}
+        partitions = [table for table in tables if PARTITION.search(table)]
+        assert len(partitions) == len({PARTITION.sub("", table) for table in partitions}), (
+            name,
+            tables,
+        )
+        assert partitions or b"INSERT" in statement.sql, (name, tables)
 
 
-def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(
+def test_owner_without_privileges_can_partition_existing_tables(
     new_database, new_login, server, open_database
 ):
     login = new_login("divider")
@@ -136,21 +139,21 @@ def test_a_plain_owner_can_divide_what_is_there_and_lose_nothing(
     for owner in owners:
         insert_item_once(database, owner, TASK, NEW_TASK, REQUEST)
 
-    with psycopg.connect(url, autocommit=True) as everything:
-        before = rows_of(everything)
+    with psycopg.connect(url, autocommit=True) as superuser:
+        before = read_rows(superuser)
         execute(as_login(url, login), DIVIDE)
-        after = rows_of(everything)
-        parts = everything.execute("SELECT count(DISTINCT tableoid) FROM tasks").fetchone()
+        after = read_rows(superuser)
+        partitions = superuser.execute("SELECT count(DISTINCT tableoid) FROM tasks").fetchone()
 
     assert after == before
     assert [len(rows) for rows in after.values()] == [50, 50, 50]
-    assert parts > (4,)
+    assert partitions > (4,)
     for owner in owners:
         assert insert_item_once(database, owner, TASK, NEW_TASK, REQUEST).is_replayed
         assert insert_item(database, owner, TASK, NEW_TASK).revision == 2
 
 
-def rows_of(connection):
+def read_rows(connection):
     return {
         table: sorted(connection.execute(f"SELECT {table}::text FROM {table}").fetchall())
         for table in OWNER_OF

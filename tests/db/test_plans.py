@@ -1,4 +1,4 @@
-"""How PostgreSQL runs our statements among a million tasks: a page costs the same anywhere."""
+"""Query plans among 1.1 million tasks: the cost of a page does not depend on its position."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from todo_api.tasks.fields import TASK
 
 pytestmark = pytest.mark.slow
 
-# 10,000 users with 100 tasks each and one with 100,000, theirs strewn among the others' as time
-# does it: a turn is one task of each and 1,000 of the one, and there are 100 turns.
+# 10,000 light users have 100 tasks each, and one heavy user has 100,000. In each of 100 turns,
+# every light user gets one task and the heavy user 1,000, so that their tasks alternate.
 HEAVY_USER = uuid.UUID(int=1)
-FILL = """
+INSERT_TASKS = """
     INSERT INTO tasks (user_id, id, title, completed, revision, created_at)
     SELECT CASE WHEN number % 11 = 0 THEN '00000000-0000-0000-0000-000000000001'
                 ELSE md5(number::text)::uuid END,
@@ -43,13 +43,13 @@ INDEXES = """
 def connection(new_database):
     url = new_database("plans")
     migrate(url)
-    with psycopg.connect(url, autocommit=True) as opened:
-        fill(opened)
-        yield opened
+    with psycopg.connect(url, autocommit=True) as superuser:
+        insert_tasks(superuser)
+        yield superuser
 
 
-def fill(connection):
-    """Make the tasks without triggers, and the indexes after them: a third of the time."""
+def insert_tasks(connection):
+    """Insert the tasks without triggers and indexes, and then build the indexes: 3 times faster."""
     indexes = connection.execute(INDEXES).fetchall()
     for name, _, constraint, _ in indexes:
         connection.execute(
@@ -58,7 +58,7 @@ def fill(connection):
             else f"DROP INDEX {name}"
         )
     connection.execute("SET session_replication_role = replica")
-    connection.execute(FILL)
+    connection.execute(INSERT_TASKS)
     connection.execute("INSERT INTO users (id) SELECT DISTINCT user_id FROM tasks")
     connection.execute("RESET session_replication_role")
     for _, index, constraint, definition in indexes:
@@ -69,17 +69,17 @@ def fill(connection):
 
 
 class User(NamedTuple):
-    """A user, and where their open tasks are in the list, newest first."""
+    """A user, and the list positions of the user's open tasks, newest first."""
 
     id: uuid.UUID
     positions: list[Position]
 
     def parameters(self, place: float, limit: int = 100) -> dict[str, Any]:
-        """What our statements take, at a place between the list's begin, 0, and end, 1."""
-        at = self.positions[int(len(self.positions) * place)]
+        """Return the statements' parameters at a place in the list, from 0 (start) to 1 (end)."""
+        position = self.positions[int(len(self.positions) * place)]
         return {
             "owner": self.id,
-            "id": at.id,
+            "id": position.id,
             "new_title": "Changed",
             "match": None,
             "none_match": [],
@@ -88,14 +88,14 @@ class User(NamedTuple):
             "known": [],
             "attempt": uuid.uuid4(),
             "elapsed": None,
-            "after_value": at.value,
-            "after_id": at.id,
+            "after_value": position.value,
+            "after_id": position.id,
         }
 
 
 @pytest.fixture(scope="module")
 def users(connection):
-    """One user of the many, and the one who has 100,000 tasks."""
+    """One of the light users, and the heavy user."""
     (light_user,) = connection.execute(LIGHT_USER, (HEAVY_USER,)).fetchone()
     return {
         name: User(
@@ -108,31 +108,31 @@ def users(connection):
 
 @pytest.fixture(params=["force_custom_plan", "force_generic_plan"])
 def explain(connection, request):
-    """Run the statement as the application does, and tell how PostgreSQL did it."""
+    """Run a statement as the application does, and return its plan."""
     return lambda statement, parameters: explain_statement(
         connection, statement, parameters, request.param
     )
 
 
-def kinds(plan):
+def node_types(plan):
     return [step["Node Type"] for step in steps(plan)]
 
 
 def scan_of_tasks(plan):
-    """The node that reads the table, or the index of a bitmap."""
-    found = [
+    """Return the node that reads the table, or the index of a bitmap scan."""
+    scans = [
         step
         for step in steps(plan)
         if "tasks" in step.get("Relation Name", step.get("Index Name", ""))
     ]
-    return found[-1]
+    return scans[-1]
 
 
 def buffers(plan):
     return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
 
-def test_there_are_a_million_tasks(connection):
+def test_database_has_more_than_a_million_tasks(connection):
     counts = connection.execute(
         "SELECT count(*), count(*) FILTER (WHERE of_user = 100) FROM"
         " (SELECT count(*) AS of_user FROM tasks GROUP BY user_id) AS counted"
@@ -144,27 +144,28 @@ def test_there_are_a_million_tasks(connection):
 @pytest.mark.parametrize(("after", "place"), [(False, 0), (True, 0), (True, 0.5), (True, 0.9)])
 @pytest.mark.parametrize("completed", [False, True])
 @pytest.mark.parametrize(("user", "limit"), [("light", 5), ("heavy", 100), ("heavy", 200)])
-def test_a_page_is_read_off_an_index(explain, users, user, limit, completed, after, place):
+def test_page_is_read_from_an_index(explain, users, user, limit, completed, after, place):
     parameters = users[user].parameters(place, limit)
 
     plan = explain(
         list_statement(TASK, ("completed",) if completed else (), after=after), parameters
     )
 
-    # The owner's row, by its key, and the page: "Result" looks once whether the client knows the
-    # owner's revision, and whether the setting is this user, which is the policy's condition.
-    assert set(kinds(plan)) <= {
+    # The plan reads the owner's row by its key, and the page. "Result" checks once whether the
+    # client knows the owner's revision, and whether the setting names the owner (the policy).
+    assert set(node_types(plan)) <= {
         *("Append", "CTE Scan", "Subquery Scan", "Limit", "Result", "Index Scan"),
     }
     scan = scan_of_tasks(plan)
     assert "Filter" not in scan
     assert ("created_at" in scan["Index Cond"]) is after
     assert ("completed" in scan["Index Cond"]) is completed
-    assert plan["Actual Rows"] == 1 + limit + 1  # the owner, the page, and one that tells of more
+    # The rows are the owner, the page, and one row that shows that more exist.
+    assert plan["Actual Rows"] == 1 + limit + 1
 
 
 @pytest.mark.parametrize("completed", [False, True])
-def test_a_deep_page_costs_what_the_first_does(explain, users, completed):
+def test_deep_page_costs_as_much_as_the_first(explain, users, completed):
     first, deep = (
         explain(
             list_statement(TASK, ("completed",) if completed else (), after=after),
@@ -180,16 +181,14 @@ def test_a_deep_page_costs_what_the_first_does(explain, users, completed):
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("completed", [False, True])
-def test_a_page_with_room_for_all_of_a_users_tasks_reads_no_others(
-    explain, users, completed, after
-):
+def test_page_that_holds_all_tasks_of_the_owner_reads_no_others(explain, users, completed, after):
     plan = explain(
         list_statement(TASK, ("completed",) if completed else (), after=after),
         users["light"].parameters(0.1),
     )
 
-    # Who knows that the user has no more than a page may take them all and sort them.
-    assert not {"Seq Scan", "Index Only Scan"} & set(kinds(plan))
+    # The planner may read and sort all tasks of the owner, because they fit on one page.
+    assert not {"Seq Scan", "Index Only Scan"} & set(node_types(plan))
     scan = scan_of_tasks(plan)
     assert "user_id" in scan["Index Cond"]
     assert scan["Actual Rows"] <= 100
@@ -206,10 +205,10 @@ def test_a_page_with_room_for_all_of_a_users_tasks_reads_no_others(
     ids=["find", "delete", "update"],
 )
 @pytest.mark.parametrize("user", ["light", "heavy"])
-def test_one_task_is_found_by_its_key(explain, users, user, statement, above):
+def test_task_is_read_by_its_primary_key(explain, users, user, statement, above):
     plan = explain(statement, users[user].parameters(0.5))
 
-    assert kinds(plan) == [*above, "Index Scan"]
+    assert node_types(plan) == [*above, "Index Scan"]
     *_, scan = steps(plan)
     assert scan["Index Name"] == "pk_tasks"
     assert scan["Actual Rows"] == 1

@@ -1,4 +1,4 @@
-"""As on Neon: a PgBouncer in transaction mode, with fewer connections than it has clients."""
+"""PgBouncer in transaction mode, as on Neon, with fewer connections than clients."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from todo_api.db.database import Database
 from todo_api.db.statement import compiled
 
 needs_pgbouncer = pytest.mark.skipif(
-    PGBOUNCER is None, reason="Debian's package pgbouncer is not here"
+    PGBOUNCER is None, reason="Debian's package pgbouncer is not installed"
 )
 
-WHO = compiled(
+IDENTITY = compiled(
     select(
         func.pg_backend_pid(),
         literal_column("current_user"),
         func.current_setting(literal_column("'todo.user_id'")),
     )
 )
-DIVIDE_BY_NOTHING = compiled(select(literal_column("1 / 0")))
+DIVIDE_BY_ZERO = compiled(select(literal_column("1 / 0")))
 
-LEFT_BEHIND = """
+SESSION_STATE = """
     SELECT pg_backend_pid(), current_user = session_user,
            nullif(current_setting('todo.user_id', true), ''),
            current_setting('statement_timeout'), current_setting('plan_cache_mode')
 """
 
 
-class Found(NamedTuple):
-    """What the last transaction on a connection to the server has left there."""
+class SessionState(NamedTuple):
+    """The state of a server connection after its last transaction."""
 
     backend: int
     login_is_role: bool
@@ -50,7 +50,9 @@ class Found(NamedTuple):
     plan_cache_mode: str
 
 
-NOTHING = Found(0, login_is_role=True, user_id=None, statement_timeout="0", plan_cache_mode="auto")
+INITIAL_STATE = SessionState(
+    0, login_is_role=True, user_id=None, statement_timeout="0", plan_cache_mode="auto"
+)
 
 
 @pytest.fixture
@@ -60,42 +62,40 @@ def bouncer(database_url):
 
 
 @needs_pgbouncer
-def test_users_who_race_through_three_connections_meet_nothing_of_each_other(
-    make_app, bouncer, count
-):
+def test_concurrent_users_of_three_connections_do_not_see_each_other(make_app, bouncer, count):
     app = make_app(DATABASE_URL=bouncer.url, DATABASE_PREPARE="false", WEB_THREADS="16")
     database = Database(app.services.pool, deadline=time.monotonic() + 120)
     one, other = (str(uuid.uuid4()) for _ in range(2))
     latest = {user: str(uuid.uuid4()) for user in (one, other)}
     connections_of = {user: set() for user in (one, other)}
-    over = threading.Event()
+    finished = threading.Event()
 
-    def work(mine, theirs):
+    def work(owner, other_owner):
         client = app.test_client()
-        url = f"/api/{mine}/tasks"
+        url = f"/api/{owner}/tasks"
         for number in range(count(500)):
-            task = client.post(url, json={"title": mine}).json
-            latest[mine] = task["id"]
-            shown = client.get(f"{url}?limit=5").json
-            changed = client.patch(f"{url}/{task['id']}", json={"title": f"{mine} {number}"})
-            foreign = client.patch(f"{url}/{latest[theirs]}", json={"title": mine})
-            backend, *who = database.one(uuid.UUID(mine), WHO)
+            task = client.post(url, json={"title": owner}).json
+            latest[owner] = task["id"]
+            listed = client.get(f"{url}?limit=5").json
+            changed = client.patch(f"{url}/{task['id']}", json={"title": f"{owner} {number}"})
+            foreign = client.patch(f"{url}/{latest[other_owner]}", json={"title": owner})
+            backend, *identity = database.one(uuid.UUID(owner), IDENTITY)
             with pytest.raises(psycopg.errors.DivisionByZero):
-                database.one(uuid.UUID(mine), DIVIDE_BY_NOTHING)
+                database.one(uuid.UUID(owner), DIVIDE_BY_ZERO)
 
-            assert {each["user_id"] for each in shown} == {mine}
-            assert all(each["title"].startswith(mine) for each in shown)
+            assert {task["user_id"] for task in listed} == {owner}
+            assert all(task["title"].startswith(owner) for task in listed)
             assert (changed.status_code, foreign.status_code) == (200, 404)
-            assert who == ["todo_app", mine]
-            connections_of[mine].add(backend)
+            assert identity == ["todo_app", owner]
+            connections_of[owner].add(backend)
 
     def watch():
-        """What a stranger on the same connections meets between two requests."""
-        seen = set()
+        """Read the state of the same connections as another client, between two requests."""
+        states = set()
         with psycopg.connect(bouncer.url, autocommit=True, prepare_threshold=None) as connection:
-            while not over.is_set():
-                seen.add(look(connection))
-        return seen
+            while not finished.is_set():
+                states.add(read_state(connection))
+        return states
 
     with ThreadPoolExecutor(9) as threads:
         watcher = threads.submit(watch)
@@ -104,28 +104,28 @@ def test_users_who_race_through_three_connections_meet_nothing_of_each_other(
             for racer in racers:
                 racer.result(timeout=120)
         finally:
-            over.set()
-        met = watcher.result(timeout=10)
+            finished.set()
+        states = watcher.result(timeout=10)
 
     assert len(connections_of[one] | connections_of[other]) <= 3
-    assert connections_of[one] & connections_of[other], "they shared a connection"
-    assert {found.backend for found in met} & connections_of[one]
-    assert {found._replace(backend=0) for found in met} == {NOTHING}
+    assert connections_of[one] & connections_of[other], "no connection served both users"
+    assert {state.backend for state in states} & connections_of[one]
+    assert {state._replace(backend=0) for state in states} == {INITIAL_STATE}
 
 
-def look(connection):
-    return Found(*connection.execute(LEFT_BEHIND).fetchone())
+def read_state(connection):
+    return SessionState(*connection.execute(SESSION_STATE).fetchone())
 
 
 @needs_pgbouncer
-def test_a_pooler_that_carries_no_prepared_statements_hands_them_to_the_next(database_url):
-    """Why DATABASE_PREPARE has to be false there."""
+def test_old_pooler_shows_prepared_statements_to_other_clients(database_url):
+    """PgBouncer before 1.21 needs DATABASE_PREPARE=false."""
     version = subprocess.run([PGBOUNCER, "-V"], capture_output=True, text=True, check=True).stdout
     if [int(part) for part in re.search(r"(\d+)\.(\d+)", version).groups()] >= [1, 21]:
-        pytest.skip("this PgBouncer may carry them")
+        pytest.skip("this version of PgBouncer supports prepared statements")
 
-    def ask(prepare_threshold):
-        """Two clients of one connection to the server, each with a statement of its own."""
+    def run_clients(prepare_threshold):
+        """Run a different statement in each of two clients that share a server connection."""
         for number in (1, 2):
             connection = psycopg.connect(
                 bouncer.url, autocommit=True, prepare_threshold=prepare_threshold
@@ -134,14 +134,14 @@ def test_a_pooler_that_carries_no_prepared_statements_hands_them_to_the_next(dat
                 connection.execute(f"SELECT {number}")
 
     with pgbouncer(database_url, pool_size=1) as bouncer:
-        ask(None)
+        run_clients(None)
         with pytest.raises(psycopg.errors.DuplicatePreparedStatement):
-            ask(0)
+            run_clients(0)
 
 
 @needs_pgbouncer
-def test_migrations_and_purges_get_through_a_pooler(new_database, server, user_id):
-    """The direct URL is the better one, but whoever has set no other has not broken anything."""
+def test_migrations_and_purges_work_through_a_pooler(new_database, server, user_id):
+    """A direct URL is recommended, but the URL of the pooler works, too."""
     direct = new_database("pooled")
     with pgbouncer(server, pool_size=1) as bouncer:
         url = bouncer.through(direct)

@@ -1,4 +1,4 @@
-"""What is lost between the API and its database: each request is done once, and answered."""
+"""Retries after a lost connection: each change is made once, and each request gets a response."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from todo_api.app import create_app
 from todo_api.db.pool import Pool
 
 
-class Unreliable(Pool):
-    """Loses the connection once: before it was asked anything, or before it could answer."""
+class UnreliablePool(Pool):
+    """A pool that loses the connection once, before the request or before the response."""
 
-    lose: tuple[str, Callable[[], object]] | None = None
+    next_loss: tuple[str, Callable[[], object]] | None = None
 
     @contextmanager
     def connection(self, deadline):
         with super().connection(deadline) as connection:
-            if self.lose:
-                (where, meanwhile), self.lose = self.lose, None
-                connection.transact = losing(connection, where, meanwhile)
+            if self.next_loss:
+                (moment, meanwhile), self.next_loss = self.next_loss, None
+                connection.transact = lose_connection(connection, moment, meanwhile)
             yield connection
 
 
-def losing(connection, where, meanwhile):
+def lose_connection(connection, moment, meanwhile):
     transact = connection.transact
 
-    def lost(*arguments):
-        if where == "question":
+    def run(*arguments):
+        if moment == "request":
             connection.close()
         transact(*arguments)
         connection.close()
         meanwhile()
-        raise psycopg.OperationalError("the answer is lost")
+        raise psycopg.OperationalError("the response is lost")
 
-    return lost
+    return run
 
 
 @pytest.fixture
-def app(make_settings, logged_to):  # noqa: ARG001  logging comes first
+def app(make_settings, log_stream):  # noqa: ARG001  logging comes first
     settings = make_settings()
     application = create_app(settings)
     application.services.pool.close()
     application.services = replace(
-        application.services, pool=Unreliable(settings, application.services.metrics)
+        application.services, pool=UnreliablePool(settings, application.services.metrics)
     )
     yield application
     application.services.pool.close()
@@ -59,10 +59,10 @@ def app(make_settings, logged_to):  # noqa: ARG001  logging comes first
 
 @pytest.fixture
 def lose(app):
-    """Lose the next connection's question, or its answer after doing something else."""
+    """Lose the next transaction before it is sent, or its response after `meanwhile` has run."""
 
-    def once(where: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        app.services.pool.lose = (where, meanwhile)
+    def once(moment: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        app.services.pool.next_loss = (moment, meanwhile)
 
     return once
 
@@ -74,137 +74,139 @@ WRITES = {
     "DELETE": ("DELETE", "", None),
 }
 EVERY_WRITE = pytest.mark.parametrize(("method", "path", "body"), WRITES.values(), ids=WRITES)
-EITHER = pytest.mark.parametrize("where", ["question", "answer"])
+BOTH_MOMENTS = pytest.mark.parametrize("moment", ["request", "response"])
 
 
-@EITHER
-def test_a_read_is_repeated(client, task, lose, where):
-    lose(where)
+@BOTH_MOMENTS
+def test_read_is_repeated(client, task, lose, moment):
+    lose(moment)
 
     assert client.get(task.url).json == task
 
 
-@EITHER
+@BOTH_MOMENTS
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
-def test_a_create_is_done_once(client, tasks_url, lose, where, headers):
-    lose(where)
+def test_create_is_done_once(client, tasks_url, lose, moment, headers):
+    lose(moment)
 
-    answer = client.post(tasks_url, json={"title": "Buy oat milk"}, headers=headers)
+    response = client.post(tasks_url, json={"title": "Buy oat milk"}, headers=headers)
 
-    assert answer.status_code == 201
-    assert answer.json["revision"] == 1
-    assert "Idempotent-Replayed" not in answer.headers
-    assert client.get(tasks_url).json == [answer.json]
+    assert response.status_code == 201
+    assert response.json["revision"] == 1
+    assert "Idempotent-Replayed" not in response.headers
+    assert client.get(tasks_url).json == [response.json]
 
 
-@EITHER
-def test_a_create_under_a_name_is_done_once(client, tasks_url, lose, where):
-    lose(where)
+@BOTH_MOMENTS
+def test_create_with_a_chosen_id_is_done_once(client, tasks_url, lose, moment):
+    lose(moment)
 
-    answer = client.put(
+    response = client.put(
         f"{tasks_url}/{uuid.uuid4()}",
         json={"title": "Buy oat milk"},
         headers={"If-None-Match": "*"},
     )
 
-    assert answer.status_code == 201
-    assert client.get(tasks_url).json == [answer.json]
+    assert response.status_code == 201
+    assert client.get(tasks_url).json == [response.json]
 
 
-@EITHER
+@BOTH_MOMENTS
 @EVERY_WRITE
 @pytest.mark.parametrize("conditional", [True, False])
-def test_a_change_is_done_once(
-    client, task, lose, connection, where, method, path, body, conditional
+def test_change_is_done_once(
+    client, task, lose, connection, moment, method, path, body, conditional
 ):
-    settle(connection, task)
-    lose(where)
+    wait_after_change(connection, task)
+    lose(moment)
 
-    answer = client.open(
+    response = client.open(
         task.url + path,
         method=method,
         json=body,
         headers={"If-Match": task.etag} if conditional else {},
     )
 
-    assert answer.status_code == (204 if method == "DELETE" else 200)
-    assert revision(connection, task) == task["revision"] + 1
+    assert response.status_code == (204 if method == "DELETE" else 200)
+    assert read_revision(connection, task) == task["revision"] + 1
 
 
-@EITHER
-def test_a_restore_is_done_once(client, task, lose, connection, where):
+@BOTH_MOMENTS
+def test_restore_is_done_once(client, task, lose, connection, moment):
     client.delete(task.url)
-    settle(connection, task)
-    lose(where)
+    wait_after_change(connection, task)
+    lose(moment)
 
-    answer = client.post(f"{task.url}/restore")
+    response = client.post(f"{task.url}/restore")
 
-    assert answer.status_code == 200
-    assert answer.json["revision"] == revision(connection, task) == task["revision"] + 2
+    assert response.status_code == 200
+    assert response.json["revision"] == read_revision(connection, task) == task["revision"] + 2
 
 
 @EVERY_WRITE
 @pytest.mark.parametrize("conditional", [True, False])
-def test_a_repetition_never_overwrites_what_came_after(
+def test_retry_never_overwrites_a_later_change(
     client, task, lose, connection, database_url, method, path, body, conditional
 ):
-    settle(connection, task)
-    lose("answer", lambda: by_hand(database_url, task, "Mine, and later"))
+    wait_after_change(connection, task)
+    lose("response", lambda: update_title(database_url, task, "Written later"))
 
-    answer = client.open(
+    response = client.open(
         task.url + path,
         method=method,
         json=body,
         headers={"If-Match": task.etag} if conditional else {},
     )
 
-    assert answer.status_code == 503
-    assert "cannot be told" in answer.json["detail"]
-    assert revision(connection, task) == task["revision"] + 2
+    assert response.status_code == 503
+    assert "cannot be told" in response.json["detail"]
+    assert read_revision(connection, task) == task["revision"] + 2
     (title,) = connection.execute("SELECT title FROM tasks WHERE id = %s", (task["id"],)).fetchone()
-    assert title == "Mine, and later"
+    assert title == "Written later"
 
 
-def test_a_change_whose_repetition_is_lost_too_is_unknown(app, client, task, lose, connection):
+def test_outcome_is_unknown_when_the_retry_is_lost_too(app, client, task, lose, connection):
     unknown = "todo_database_outcomes_unknown_total"
-    settle(connection, task)
-    lose("answer", lambda: lose("answer"))
+    wait_after_change(connection, task)
+    lose("response", lambda: lose("response"))
 
-    answer = client.patch(task.url, json={"title": "Buy oats"})
+    response = client.patch(task.url, json={"title": "Buy oats"})
 
-    assert answer.status_code == 503
-    assert "cannot be told" in answer.json["detail"]
+    assert response.status_code == 503
+    assert "cannot be told" in response.json["detail"]
     assert app.services.metrics.registry.get_sample_value(unknown) == 1
 
 
-@EITHER
-def test_a_change_that_fails_to_hold_fails_the_second_time_too(client, task, lose, where):
+@BOTH_MOMENTS
+def test_failed_precondition_fails_again_in_the_retry(client, task, lose, moment):
     time.sleep(0.2)
-    lose(where)
+    lose(moment)
 
-    answer = client.patch(task.url, json={"title": "Buy oats"}, headers={"If-Match": etag(999)})
+    response = client.patch(task.url, json={"title": "Buy oats"}, headers={"If-Match": etag(999)})
 
-    assert answer.status_code == 412
-    assert answer.json["current"] == task
+    assert response.status_code == 412
+    assert response.json["current"] == task
 
 
-@EITHER
-def test_what_is_not_there_is_not_there_the_second_time_either(client, tasks_url, lose, where):
-    lose(where)
+@BOTH_MOMENTS
+def test_missing_task_is_404_in_the_retry_too(client, tasks_url, lose, moment):
+    lose(moment)
 
     assert client.delete(f"{tasks_url}/{uuid.uuid4()}").status_code == 404
 
 
-@EITHER
-def test_a_user_is_erased_once(client, task, user_id, tasks_url, lose, where):
-    lose(where)
+@BOTH_MOMENTS
+def test_user_is_erased_once(client, task, user_id, tasks_url, lose, moment):
+    lose(moment)
 
     assert client.delete(f"/api/{user_id}").status_code == 204
     assert client.get(tasks_url).json == []
     assert client.get(task.url).status_code == 404
 
 
-def test_terminated_connections_are_not_noticed(app, client, tasks_url, database_url, make_task):
+def test_requests_succeed_after_connections_are_terminated(
+    app, client, tasks_url, database_url, make_task
+):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: app.test_client().get(tasks_url), range(64)))
 
@@ -223,17 +225,17 @@ def terminate(url: str) -> None:
         """)
 
 
-def settle(connection, task):
-    """Let the task's latest change be long ago."""
+def wait_after_change(connection, task):
+    """Wait, so that a retry can tell the task's earlier change from a change after its request."""
     time.sleep(0.15)
-    assert revision(connection, task)
+    assert read_revision(connection, task)
 
 
-def by_hand(url: str, task, title: str) -> None:
+def update_title(url: str, task, title: str) -> None:
     with psycopg.connect(url, autocommit=True) as other:
         other.execute("UPDATE tasks SET title = %s WHERE id = %s", (title, task["id"]))
 
 
-def revision(connection, task) -> int:
-    found = connection.execute("SELECT revision FROM tasks WHERE id = %s", (task["id"],))
-    return found.fetchone()[0]
+def read_revision(connection, task) -> int:
+    rows = connection.execute("SELECT revision FROM tasks WHERE id = %s", (task["id"],))
+    return rows.fetchone()[0]

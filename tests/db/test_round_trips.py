@@ -22,10 +22,10 @@ pytestmark = pytest.mark.pooled
 
 SYNC = b"S\x00\x00\x00\x04"
 
-# How long a side must be silent to be taken to have ended its turn.
+# After this silence, a side has ended its turn.
 SILENCE = 0.05  # seconds
 
-WHO = compiled(
+IDENTITY = compiled(
     select(
         literal_column("current_user"),
         func.current_setting(literal_column("'todo.user_id'")),
@@ -35,94 +35,94 @@ WHO = compiled(
 
 
 class Proxy:
-    """Stands in front of PostgreSQL and counts flights: turns from a client's sending to an answer.
+    """A proxy in front of PostgreSQL that counts round trips.
 
-    Answers are held back until both sides are silent, so that a client that does not wait for them
-    goes on sending: it flies once, however its bytes and the answer's are cut into segments. What a
-    client sends without ever getting an answer is no flight.
+    The proxy delays responses until both sides are silent, so that a client that does not wait for
+    them continues to send. A request and its response count once, in any number of segments.
+    Requests without a response are not counted.
     """
 
     def __init__(self, upstream: Callable[[], socket.socket]) -> None:
-        self.flights = 0
+        self.round_trips = 0
         self.sent = b""
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self._open = [self._listener]
+        self._sockets = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        for opened in self._open:
+        for sock in self._sockets:
             with suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-            opened.close()
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
                 server = self._upstream()
-                self._open += [client, server]
+                self._sockets += [client, server]
                 threading.Thread(target=self._relay, args=(client, server), daemon=True).start()
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        asked, held = False, b""
+        has_request, response = False, b""
         with suppress(OSError), client, server, selectors.DefaultSelector() as ready:
             ready.register(client, selectors.EVENT_READ)
             ready.register(server, selectors.EVENT_READ)
             while True:
-                sides = {key.fileobj for key, _ in ready.select(SILENCE if held else None)}
+                sides = {key.fileobj for key, _ in ready.select(SILENCE if response else None)}
                 for side in sides:
                     data = side.recv(65536)
                     if not data:
                         return
                     if side is server:
-                        held += data
+                        response += data
                     else:
-                        asked = True
+                        has_request = True
                         self.sent += data
                         server.sendall(data)
                 if not sides:
-                    self.flights += asked
-                    asked = False
-                    client.sendall(held)
-                    held = b""
+                    self.round_trips += has_request
+                    has_request = False
+                    client.sendall(response)
+                    response = b""
 
 
 @pytest.fixture(scope="module")
 def proxy(make_settings):
-    """In front of PostgreSQL, or of the pooler that stands between."""
+    """A proxy in front of PostgreSQL or, with a pooler, in front of the pooler."""
     with psycopg.connect(make_settings().database_url) as connection:
         host, port = connection.info.host, connection.info.port
 
     def upstream() -> socket.socket:
         if not host.startswith("/"):
             return socket.create_connection((host, port))
-        opened = socket.socket(socket.AF_UNIX)
-        opened.connect(f"{host}/.s.PGSQL.{port}")
-        return opened
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{host}/.s.PGSQL.{port}")
+        return connection
 
-    with closing(Proxy(upstream)) as opened:
-        yield opened
+    with closing(Proxy(upstream)) as running_proxy:
+        yield running_proxy
 
 
 @pytest.fixture
-def flights(proxy):
-    """Count the flights of a block of code."""
+def count_round_trips(proxy):
+    """Count the round trips of a block of code."""
 
     @contextmanager
     def count():
-        counted = []
-        before = proxy.flights
-        yield counted
-        counted.append(proxy.flights - before)
+        counts = []
+        before = proxy.round_trips
+        yield counts
+        counts.append(proxy.round_trips - before)
 
     return count
 
 
 @pytest.fixture(scope="module")
 def proxied_url(make_settings, proxy):
-    """The worker's database, reached through the proxy, which can read what is sent."""
+    """The URL of the database through the proxy, unencrypted so that the proxy can read it."""
     with psycopg.connect(make_settings().database_url) as connection:
         info = connection.info
         login = f"{info.user}:{info.password}" if info.password else info.user
@@ -137,21 +137,25 @@ def client(make_app, proxied_url):
     return make_app(DATABASE_URL=proxied_url).test_client()
 
 
-def test_the_proxy_counts_the_turns_of_a_transaction(proxied_url, flights):
-    with psycopg.connect(proxied_url) as connection, flights() as counted, connection.transaction():
+def test_proxy_counts_the_round_trips_of_a_transaction(proxied_url, count_round_trips):
+    with (
+        psycopg.connect(proxied_url) as connection,
+        count_round_trips() as counts,
+        connection.transaction(),
+    ):
         connection.execute("SELECT 1")
 
-    assert counted == [3]  # BEGIN, SELECT, COMMIT
+    assert counts == [3]  # BEGIN, SELECT, COMMIT
 
 
-def test_an_answer_in_many_segments_is_one_flight(proxied_url, flights):
-    with psycopg.connect(proxied_url, autocommit=True) as connection, flights() as counted:
+def test_response_in_many_segments_is_one_round_trip(proxied_url, count_round_trips):
+    with psycopg.connect(proxied_url, autocommit=True) as connection, count_round_trips() as counts:
         rows = connection.execute(
             "SELECT repeat('x', 100000), pg_sleep(0.1) FROM generate_series(1, 3)"
         ).fetchall()
 
     assert len(rows) == 3
-    assert counted == [1]
+    assert counts == [1]
 
 
 @pytest.mark.parametrize(
@@ -169,36 +173,42 @@ def test_an_answer_in_many_segments_is_one_flight(proxied_url, flights):
         ("DELETE", "/{id}", None, 404),
     ],
 )
-def test_a_warm_request_is_one_flight(client, tasks_url, flights, method, path, body, status):
-    warm, asked = (client.post(tasks_url, json={"title": "Buy oat milk"}).json for _ in range(2))
+def test_request_needs_one_round_trip(
+    client, tasks_url, count_round_trips, method, path, body, status
+):
+    warm_task, task = (
+        client.post(tasks_url, json={"title": "Buy oat milk"}).json for _ in range(2)
+    )
     if status == 404:
-        client.delete(f"{tasks_url}/{asked['id']}")
-    client.open(tasks_url + path.format_map(warm), method=method, json=body)
+        client.delete(f"{tasks_url}/{task['id']}")
+    client.open(tasks_url + path.format_map(warm_task), method=method, json=body)
 
-    with flights() as counted:
-        answer = client.open(tasks_url + path.format_map(asked), method=method, json=body)
+    with count_round_trips() as counts:
+        response = client.open(tasks_url + path.format_map(task), method=method, json=body)
 
-    assert answer.status_code == status
-    assert counted == [1]
+    assert response.status_code == status
+    assert counts == [1]
 
 
-def test_the_last_that_a_request_sends_is_its_sync(client, tasks_url, proxy):
-    """To a pooler, whatever follows it begins a transaction, which nothing would end."""
+def test_last_message_of_a_request_is_sync(client, tasks_url, proxy):
+    """A message after the Sync would begin a transaction that a pooler keeps open."""
     client.get(tasks_url)
 
-    answer = client.post(tasks_url, json={"title": "Buy oat milk"})
+    response = client.post(tasks_url, json={"title": "Buy oat milk"})
 
-    assert answer.status_code == 201
+    assert response.status_code == 201
     assert proxy.sent.endswith(SYNC)
 
 
-def test_the_one_flight_runs_under_row_level_security(open_database, proxied_url, flights):
+def test_row_level_security_applies_within_the_round_trip(
+    open_database, proxied_url, count_round_trips
+):
     owner = uuid.uuid4()
     database = open_database(DATABASE_URL=proxied_url)
-    database.one(owner, WHO)
+    database.one(owner, IDENTITY)
 
-    with flights() as counted:
-        row = database.one(owner, WHO)
+    with count_round_trips() as counts:
+        row = database.one(owner, IDENTITY)
 
     assert row == ("todo_app", str(owner), True)
-    assert counted == [1]
+    assert counts == [1]

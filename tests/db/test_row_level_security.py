@@ -1,4 +1,4 @@
-"""The database refuses what a statement forgot, whatever role the application logs in as."""
+"""PostgreSQL protects users from statements without an owner, for every role of the login."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ tasks = TASK.table
 
 pytestmark = pytest.mark.pooled
 
-# Statements of which the owner's condition was taken out.
+# Statements without the owner's condition.
 TITLE = bindparam("title", type_=Text)
 OTHER = bindparam("other", type_=Uuid)
 ALL_TASKS = compiled(select(tasks.c.title))
@@ -49,43 +49,43 @@ ERASE_ALL_USERS = compiled(delete(users).returning(users.c.id))
 DELETE_ALL_TASKS = compiled(delete(tasks))
 INSERT_FOR_OTHER = compiled(insert(tasks).values(user_id=OTHER, id=ID, title=TITLE))
 INSERT_OTHER = compiled(insert(users).values(id=OTHER))
-GIVE_AWAY = compiled(update(tasks).where(tasks.c.user_id == OWNER).values(user_id=OTHER))
-DIVIDE_BY_NOTHING = compiled(select(literal_column("1 / 0")))
+CHANGE_OWNER = compiled(update(tasks).where(tasks.c.user_id == OWNER).values(user_id=OTHER))
+DIVIDE_BY_ZERO = compiled(select(literal_column("1 / 0")))
 
-# What a request must not leave behind on its connection.
-LEFT_BEHIND = """
+# The state of a connection that no request may change.
+CONNECTION_STATE = """
     SELECT pg_backend_pid(), current_user::text, nullif(current_setting('todo.user_id', true), ''),
            current_setting('statement_timeout'), current_setting('transaction_isolation')
 """
 
 
 class Login(NamedTuple):
-    """A role's name, and the URL that logs in as it."""
+    """The name of a role, and the URL with this login."""
 
     name: str
     url: str
 
 
 class Pair(NamedTuple):
-    """Two users, each with one task, made through the application's own path."""
+    """Two users with one task each, inserted by the application's functions."""
 
-    me: uuid.UUID
+    user: uuid.UUID
     other: uuid.UUID
 
 
 @pytest.fixture(scope="module")
-def logins(server, database_url, new_login, new_database):  # noqa: ARG001  makes the role todo_app
-    """Those who may log in, to a database that a plain role owns and has migrated itself."""
+def logins(server, database_url, new_login, new_database):  # noqa: ARG001  its migrations create todo_app
+    """Four logins to a database that belongs to an unprivileged role, which has migrated it."""
     owner = new_login("owner", "CREATEROLE")
     guest = new_login("guest")
-    above = new_login("above", "BYPASSRLS")
-    # To the owner as to whomever: it finds a role todo_app that another database's owner has made.
-    execute(server, f"GRANT todo_app, todo_maintenance TO {owner}, {guest}, {above}")
+    bypassrls = new_login("bypassrls", "BYPASSRLS")
+    # The owner needs the grant, too: the owner of another database has created these roles.
+    execute(server, f"GRANT todo_app, todo_maintenance TO {owner}, {guest}, {bypassrls}")
     url = new_database("owned", owner=owner)
     migrate(as_login(url, owner))
     with psycopg.connect(url) as connection:
         superuser = connection.info.user
-    names = {"owner": owner, "guest": guest, "bypassrls": above}
+    names = {"owner": owner, "guest": guest, "bypassrls": bypassrls}
     return {
         "superuser": Login(superuser, url),
         **{purpose: Login(name, as_login(url, name)) for purpose, name in names.items()},
@@ -99,21 +99,21 @@ def login(logins, request):
 
 @pytest.fixture
 def database(open_database, login):
-    """The application's path, with one connection: each statement meets what the last one left."""
+    """The application's database with one connection, which all statements share."""
     return open_database(DATABASE_URL=login.url, WEB_THREADS="1")
 
 
 @pytest.fixture
 def pair(database):
-    made = Pair(uuid.uuid4(), uuid.uuid4())
-    for title, owner in zip(["mine", "theirs"], made, strict=True):
+    owners = Pair(uuid.uuid4(), uuid.uuid4())
+    for title, owner in zip(["own", "other"], owners, strict=True):
         insert_item(database, owner, TASK, NEW_TASK | {"title": title})
-    return made
+    return owners
 
 
 @pytest.fixture
-def everything(logins):
-    """All rows of a user, as a superuser sees them."""
+def rows_of_user(logins):
+    """Read all rows of a user as a superuser."""
     with psycopg.connect(logins["superuser"].url, autocommit=True) as connection:
 
         def read(owner):
@@ -126,7 +126,7 @@ def everything(logins):
         yield read
 
 
-def test_the_logins_are_who_they_should_be(logins):
+def test_logins_have_the_expected_attributes(logins):
     with psycopg.connect(logins["superuser"].url) as connection:
         rows = connection.execute(
             """
@@ -146,19 +146,19 @@ def test_the_logins_are_who_they_should_be(logins):
     )
 
 
-def test_a_user_has_the_use_of_their_own_tasks(database):
-    me = uuid.uuid4()
+def test_user_can_insert_read_and_delete_own_tasks(database):
+    user = uuid.uuid4()
 
-    task = insert_item(database, me, TASK, NEW_TASK)
+    task = insert_item(database, user, TASK, NEW_TASK)
 
-    assert find_item(database, me, TASK, task.id) == task
-    assert delete_item(database, me, TASK, task.id).applied
-    assert find_item(database, me, TASK, task.id) is None
+    assert find_item(database, user, TASK, task.id) == task
+    assert delete_item(database, user, TASK, task.id).applied
+    assert find_item(database, user, TASK, task.id) is None
 
 
-def test_no_row_of_another_user_is_seen(database, pair):
-    assert database.all(pair.me, ALL_TASKS) == [("mine",)]
-    assert database.all(pair.me, ALL_USERS) == [(pair.me,)]
+def test_rows_of_another_user_are_not_visible(database, pair):
+    assert database.all(pair.user, ALL_TASKS) == [("own",)]
+    assert database.all(pair.user, ALL_USERS) == [(pair.user,)]
     assert database.all(uuid.uuid4(), ALL_TASKS) == []
 
 
@@ -167,74 +167,76 @@ def test_no_row_of_another_user_is_seen(database, pair):
     [(CHANGE_ALL_TASKS, {"title": "changed"}), (TRASH_ALL_TASKS, {}), (CHANGE_ALL_USERS, {})],
     ids=["change", "soft delete", "users"],
 )
-def test_no_row_of_another_user_is_changed(database, pair, everything, statement, parameters):
-    before = everything(pair.other)
+def test_rows_of_another_user_are_not_changed(database, pair, rows_of_user, statement, parameters):
+    before = rows_of_user(pair.other)
 
-    changed = database.all(pair.me, statement, **parameters)
+    changed = database.all(pair.user, statement, **parameters)
 
-    assert changed == [(pair.me,)]
-    assert everything(pair.other) == before == [("theirs", 1, None, 1)]
+    assert changed == [(pair.user,)]
+    assert rows_of_user(pair.other) == before == [("other", 1, None, 1)]
 
 
 @pytest.mark.parametrize(
     ("statement", "parameters"),
     [
-        (INSERT_FOR_OTHER, {"id": uuid.uuid4(), "title": "forced upon"}),
-        (GIVE_AWAY, {}),
+        (INSERT_FOR_OTHER, {"id": uuid.uuid4(), "title": "inserted"}),
+        (CHANGE_OWNER, {}),
         (DELETE_ALL_TASKS, {}),
     ],
-    ids=["insert", "give away", "delete"],
+    ids=["insert", "change owner", "delete"],
 )
-def test_what_a_user_may_not_do_to_another_is_refused(
-    database, pair, everything, statement, parameters
+def test_insert_and_change_for_another_user_are_refused(
+    database, pair, rows_of_user, statement, parameters
 ):
     with pytest.raises(errors.InsufficientPrivilege) as refusal:
-        database.all(pair.me, statement, other=pair.other, **parameters)
+        database.all(pair.user, statement, other=pair.other, **parameters)
 
     assert refusal.value.sqlstate == "42501"
-    assert everything(pair.other) == [("theirs", 1, None, 1)]
-    assert everything(pair.me) == [("mine", 1, None, 1)]
+    assert rows_of_user(pair.other) == [("other", 1, None, 1)]
+    assert rows_of_user(pair.user) == [("own", 1, None, 1)]
 
 
-def test_no_other_user_is_erased(database, pair, everything):
-    erased = database.all(pair.me, ERASE_ALL_USERS)
+def test_another_user_is_not_erased(database, pair, rows_of_user):
+    erased = database.all(pair.user, ERASE_ALL_USERS)
 
-    assert erased == [(pair.me,)]
-    assert everything(pair.me) == []
-    assert everything(pair.other) == [("theirs", 1, None, 1)]
+    assert erased == [(pair.user,)]
+    assert rows_of_user(pair.user) == []
+    assert rows_of_user(pair.other) == [("other", 1, None, 1)]
 
 
-def test_no_user_is_made_for_another(database, pair):
+def test_insert_of_another_user_is_refused(database, pair):
     with pytest.raises(errors.InsufficientPrivilege):
-        database.all(pair.me, INSERT_OTHER, other=uuid.uuid4())
+        database.all(pair.user, INSERT_OTHER, other=uuid.uuid4())
 
 
-def test_with_no_user_nothing_is_seen_or_changed(database, pair, everything):
+def test_without_a_user_no_row_is_visible_or_changed(database, pair, rows_of_user):
     assert database.all(None, ALL_TASKS) == []
     assert database.all(None, ALL_USERS) == []
     assert database.all(None, CHANGE_ALL_TASKS, title="changed") == []
     assert database.all(None, TRASH_ALL_TASKS) == []
-    assert everything(pair.me) == [("mine", 1, None, 1)]
+    assert rows_of_user(pair.user) == [("own", 1, None, 1)]
 
 
-def test_with_no_user_nothing_is_made(database):
+def test_without_a_user_insert_is_refused(database):
     with pytest.raises(errors.InsufficientPrivilege):
-        database.all(None, INSERT_FOR_OTHER, other=uuid.uuid4(), id=uuid.uuid4(), title="nobody's")
+        database.all(
+            None, INSERT_FOR_OTHER, other=uuid.uuid4(), id=uuid.uuid4(), title="without owner"
+        )
 
 
 @pytest.mark.usefixtures("pair")
-def test_a_setting_never_made_and_one_left_empty_show_nothing(login):
+def test_no_row_is_visible_if_the_setting_is_unset_or_empty(login):
     with psycopg.connect(login.url, autocommit=True) as connection:
-        never_made = seen_as_application(connection)
+        unset = count_visible_rows(connection)
         with connection.transaction():
             connection.execute("SELECT set_config('todo.user_id', %s, true)", (str(uuid.uuid4()),))
-        left_empty = seen_as_application(connection)
+        empty = count_visible_rows(connection)
 
-    assert never_made == (None, 0, 0)
-    assert left_empty == ("", 0, 0)
+    assert unset == (None, 0, 0)
+    assert empty == ("", 0, 0)
 
 
-def seen_as_application(connection):
+def count_visible_rows(connection):
     with connection.transaction():
         connection.execute("SET LOCAL ROLE todo_app")
         return connection.execute(
@@ -243,43 +245,43 @@ def seen_as_application(connection):
         ).fetchone()
 
 
-def test_nothing_is_left_for_the_next_user_of_a_connection(database, pair, login):
-    before = left_behind(database)
-    database.all(pair.me, ALL_TASKS)
-    after = left_behind(database)
+def test_statement_does_not_change_the_state_of_the_connection(database, pair, login):
+    before = connection_state(database)
+    database.all(pair.user, ALL_TASKS)
+    after = connection_state(database)
 
     assert before == after
     assert after[1:] == (login.name, None, "0", "read committed")
 
 
 @pytest.mark.parametrize(
-    ("statement", "sqlstate"), [(INSERT_FOR_OTHER, "42501"), (DIVIDE_BY_NOTHING, "22012")]
+    ("statement", "sqlstate"), [(INSERT_FOR_OTHER, "42501"), (DIVIDE_BY_ZERO, "22012")]
 )
-def test_a_connection_is_clean_and_usable_after_an_error(
+def test_connection_is_usable_and_unchanged_after_an_error(
     database, pair, login, statement, sqlstate
 ):
-    before = left_behind(database)
+    before = connection_state(database)
 
     with pytest.raises(psycopg.Error) as error:
-        database.all(pair.me, statement, other=pair.other, id=uuid.uuid4(), title="refused")
+        database.all(pair.user, statement, other=pair.other, id=uuid.uuid4(), title="refused")
 
     assert error.value.sqlstate == sqlstate
-    assert left_behind(database) == before
+    assert connection_state(database) == before
     assert before[1:] == (login.name, None, "0", "read committed")
-    assert database.all(pair.other, ALL_TASKS) == [("theirs",)]
+    assert database.all(pair.other, ALL_TASKS) == [("other",)]
 
 
-def left_behind(database):
+def connection_state(database):
     with database.pool.connection(database.deadline) as connection:
-        return connection.execute(LEFT_BEHIND).fetchone()
+        return connection.execute(CONNECTION_STATE).fetchone()
 
 
 @pytest.mark.parametrize("login", ["owner", "guest"], indirect=True)
-def test_a_plain_login_sees_nothing_beside_the_applications_path(login, pair, everything):
+def test_unprivileged_login_sees_no_row_in_a_plain_connection(login, pair, rows_of_user):
     with psycopg.connect(login.url, autocommit=True) as connection:
         seen = connection.execute("SELECT title FROM tasks").fetchall()
         changed = connection.execute("UPDATE tasks SET title = 'changed'").rowcount
 
     assert seen == []
     assert changed == 0
-    assert everything(pair.me) == [("mine", 1, None, 1)]
+    assert rows_of_user(pair.user) == [("own", 1, None, 1)]

@@ -1,4 +1,4 @@
-"""A PostgreSQL that wants TLS and SCRAM, with the URLs that Neon's console prints, as they are."""
+"""PostgreSQL that requires TLS and SCRAM, with the connection URLs that Neon's console prints."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ POSTGRES = max(
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(POSTGRES is None, reason="Debian's package postgresql is not here"),
+    pytest.mark.skipif(POSTGRES is None, reason="Debian's package postgresql is not installed"),
 ]
 
-# Names of Neon's kind. Nobody looks them up: each connection is told the address.
+# Host names as on Neon. They are not resolved, because each connection gets the address.
 HOST = "ep-example-123.eu-central-1.aws.neon.tech"
 OTHER_HOST = "ep-example-123.us-east-2.aws.neon.tech"
 ADDRESS = "127.0.0.1"
 
-# What has to be written as %2F and the like in a URL.
+# A password with characters that a URL must escape.
 PASSWORD = "fake/pass@word:100%?"
 
 ACCESS = """
@@ -52,7 +52,7 @@ hostssl all all      127.0.0.1/32  scram-sha-256
 
 
 class Authority:
-    """Who signs certificates; `file` is what to trust it by."""
+    """A certificate authority; `file` contains its own certificate."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -63,7 +63,7 @@ class Authority:
         file.write_bytes(certificate.public_bytes(Encoding.PEM))
 
     def certify(self, host: str, certificate_file: Path, key_file: Path) -> None:
-        """Write a certificate for the host, and its key, which only its owner may read."""
+        """Write a certificate for the host, and its key with mode 0600."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         names = x509.SubjectAlternativeName([x509.DNSName(host)])
@@ -88,16 +88,16 @@ class Authority:
 
 
 class Server(Cluster):
-    """A PostgreSQL that nobody reaches over TCP without TLS and a password."""
+    """A PostgreSQL server that requires TLS and a password over TCP."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder / "authority.pem")
-        self.stranger = Authority(folder / "stranger.pem")
+        self.untrusted = Authority(folder / "untrusted.pem")
         self.port = free_port()
         wildcard = f"*.{HOST.partition('.')[2]}"
         self.authority.certify(wildcard, folder / "server.pem", folder / "server.key")
         (folder / "access").write_text(ACCESS)
-        own = {
+        tls_options = {
             "ssl": "on",
             "ssl_cert_file": str(folder / "server.pem"),
             "ssl_key_file": str(folder / "server.key"),
@@ -108,20 +108,20 @@ class Server(Cluster):
         super().__init__(
             folder,
             version=int(POSTGRES.parts[-3]),
-            options=VOLATILE | own,
+            options=VOLATILE | tls_options,
             programs=POSTGRES.parent,
         )
         self._own(folder / "server.key")
 
     def connect(self) -> psycopg.Connection:
-        """A superuser's connection, by the socket."""
+        """Open a superuser's connection through the Unix socket."""
         return psycopg.connect(self.url(), port=self.port, autocommit=True)
 
 
 @pytest.fixture(scope="module")
 def tls_server():
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # the server's account has to get at its data, below
+        Path(folder).chmod(0o755)  # the server's account needs access to its data in this folder
         running = Server(Path(folder))
         try:
             running.start()
@@ -141,8 +141,8 @@ def neon_url(parameters: str, scheme="postgresql", login="todo", password=PASSWO
 
 
 @pytest.fixture
-def where(tls_server):
-    """The way to the server beside the URL, as libpq reads it from the environment."""
+def server_environ(tls_server):
+    """The server's address and port as variables that libpq reads from the environment."""
     return {"PGHOSTADDR": ADDRESS, "PGPORT": str(tls_server.port)}
 
 
@@ -155,38 +155,38 @@ VERIFIED = "sslmode=verify-full&sslrootcert={trusted}&channel_binding=require"
     [("postgresql", AS_PRINTED), ("postgres", AS_PRINTED), ("postgresql", VERIFIED)],
     ids=["as printed", "postgres", "verified"],
 )
-def test_the_urls_that_neon_prints_work_as_they_are(tls_server, where, scheme, parameters):
+def test_urls_that_neon_prints_work_unchanged(tls_server, server_environ, scheme, parameters):
     url = neon_url(parameters.format(trusted=tls_server.authority.file), scheme=scheme)
 
-    migrate(url, **where)
-    with serving(url, WEB_CONCURRENCY="1", **where) as api, Client(api.address) as client:
-        journey(client)
+    migrate(url, **server_environ)
+    with serving(url, WEB_CONCURRENCY="1", **server_environ) as api, Client(api.address) as client:
+        exercise_api(client)
         with tls_server.connect() as connection:
-            ways = connection.execute(
+            connections = connection.execute(
                 "SELECT ssl, usename FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
                 " WHERE application_name = 'todo-api'"
             ).fetchall()
 
-    assert set(ways) == {(True, "todo")}
+    assert set(connections) == {(True, "todo")}
 
 
-def migrate(url, **where):
+def migrate(url, **server_environ):
     subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
         cwd=ROOT,
-        env=environment(DATABASE_URL=url, **where),
+        env=environment(DATABASE_URL=url, **server_environ),
         check=True,
         timeout=60,
     )
 
 
-# A server that is refused, and says so soon.
-IMPATIENT = {"REQUEST_TIMEOUT": "1", "WEB_CONCURRENCY": "1"}
+# Settings of a server that soon reports a refused connection.
+SHORT_TIMEOUT = {"REQUEST_TIMEOUT": "1", "WEB_CONCURRENCY": "1"}
 
 
 @contextmanager
 def running(api):
-    """The server, from when its process answers, whether or not its database does."""
+    """Start the server and wait for /livez, which needs no database; stop it at the end."""
     try:
         api.start()
         api.await_answer("/livez")
@@ -195,33 +195,38 @@ def running(api):
         api.stop()
 
 
-def journey(client):
-    """A task's life, from nothing to nothing."""
+def exercise_api(client):
+    """Create, change, complete, list and delete a task."""
     url = f"/api/{uuid.uuid4()}/tasks"
-    made = client.request("POST", url, {"title": "Buy oat milk"})
-    task_url = made.headers["location"]
+    created = client.request("POST", url, {"title": "Buy oat milk"})
+    task_url = created.headers["location"]
     changed = client.request("PATCH", task_url, {"description": "Two litres"})
     completed = client.request("PATCH", f"{task_url}/complete")
     listed = client.request("GET", url)
     deleted = client.request("DELETE", task_url)
 
-    answers = (made, changed, completed, listed, deleted)
-    assert [answer.status for answer in answers] == [201, 200, 200, 200, 204]
+    responses = (created, changed, completed, listed, deleted)
+    assert [response.status for response in responses] == [201, 200, 200, 200, 204]
     assert listed.json == [completed.json]
     assert completed.json["description"] == "Two litres"
     assert client.request("GET", url).json == []
 
 
-def test_a_password_that_is_put_right_needs_no_restart(tls_server, where, tmp_path):
-    migrate(neon_url(AS_PRINTED), **where)
-    changed = "changed" + PASSWORD
-    api = Api(neon_url(AS_PRINTED, password=changed), tmp_path / "log", **IMPATIENT, **where)
+def test_corrected_password_needs_no_restart(tls_server, server_environ, tmp_path):
+    migrate(neon_url(AS_PRINTED), **server_environ)
+    new_password = "changed" + PASSWORD
+    api = Api(
+        neon_url(AS_PRINTED, password=new_password),
+        tmp_path / "log",
+        **SHORT_TIMEOUT,
+        **server_environ,
+    )
     with tls_server.connect() as connection, running(api), Client(api.address) as client:
         refused = client.request("GET", "/health")
-        connection.execute(f"ALTER ROLE todo PASSWORD '{changed}'")
+        connection.execute(f"ALTER ROLE todo PASSWORD '{new_password}'")
         try:
             api.await_answer("/health")
-            journey(client)
+            exercise_api(client)
         finally:
             connection.execute(f"ALTER ROLE todo PASSWORD '{PASSWORD}'")
 
@@ -229,9 +234,9 @@ def test_a_password_that_is_put_right_needs_no_restart(tls_server, where, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("parameters", "other", "reason"),
+    ("parameters", "changes", "reason"),
     [
-        (VERIFIED.replace("trusted", "stranger"), {}, "certificate verify failed"),
+        (VERIFIED.replace("trusted", "untrusted"), {}, "certificate verify failed"),
         (VERIFIED, {"host": OTHER_HOST}, "does not match host name"),
         (VERIFIED, {"password": "wrong"}, "password authentication failed"),
         (VERIFIED, {"login": "careless"}, "channel binding required"),
@@ -239,22 +244,22 @@ def test_a_password_that_is_put_right_needs_no_restart(tls_server, where, tmp_pa
     ],
     ids=["authority", "host", "password", "no channel binding", "plain text"],
 )
-def test_whom_it_must_not_trust_it_does_not_talk_to(
-    tls_server, where, tmp_path, parameters, other, reason
+def test_untrusted_connection_is_refused_with_a_reason(
+    tls_server, server_environ, tmp_path, parameters, changes, reason
 ):
-    files = {"trusted": tls_server.authority.file, "stranger": tls_server.stranger.file}
-    url = neon_url(parameters.format_map(files), **other)
+    files = {"trusted": tls_server.authority.file, "untrusted": tls_server.untrusted.file}
+    url = neon_url(parameters.format_map(files), **changes)
     with pytest.raises(psycopg.OperationalError, match=reason):
         psycopg.connect(url, hostaddr=ADDRESS, port=tls_server.port)
 
-    api = Api(url, tmp_path / "log", **IMPATIENT, **where)
+    api = Api(url, tmp_path / "log", **SHORT_TIMEOUT, **server_environ)
     with running(api), Client(api.address) as client:
         health = [client.request("GET", "/health") for _ in range(2)]
-        alive = client.request("GET", "/livez")
+        livez = client.request("GET", "/livez")
 
-    assert [answer.status for answer in health] == [503, 503]
+    assert [response.status for response in health] == [503, 503]
     assert health[0].json["type"] == "/problems/unavailable"
-    assert alive.status == 200
+    assert livez.status == 200
     assert api.process.returncode == 0
     log = api.log.read_text()
     assert reason in log

@@ -1,4 +1,4 @@
-"""The alarms of deploy/: about what /metrics has, and each with a section of the runbook."""
+"""The alerts of deploy/: each uses existing metrics and has a section in the runbook."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FOLDER = ROOT / "deploy" / "prometheus"
 (GROUP,) = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
-# Of Prometheus itself, and of its blackbox and node exporters.
-OF_OTHERS = {
+# Metrics of Prometheus itself, and of its blackbox and node exporters.
+OTHER_METRICS = {
     "up",
     "probe_success",
     "probe_ssl_earliest_cert_expiry",
     "node_filesystem_avail_bytes",
     "node_filesystem_size_bytes",
 }
-WORDS = {"sum", "by", "rate", "increase", "changes", "time", "histogram_quantile", "or"}
+PROMQL_WORDS = {"sum", "by", "rate", "increase", "changes", "time", "histogram_quantile", "or"}
 
-# A process of its own, for metrics are of a process. Each has a sample here, of every label.
+# Metrics belong to a process, so a new one prints them, with a sample of every label.
 EXPOSE = """
 from todo_api.metrics import KeySetMetrics, Metrics
 metrics = Metrics()
@@ -37,8 +37,8 @@ print(metrics.exposition().decode())
 
 
 @pytest.fixture(scope="module")
-def exposed() -> dict[str, set[str]]:
-    """The series that /metrics can have, each with the names of its labels."""
+def exposed_series() -> dict[str, set[str]]:
+    """The series that /metrics can contain, each with its label names."""
     text = subprocess.run(
         [sys.executable, "-c", EXPOSE],
         cwd=ROOT,
@@ -53,20 +53,20 @@ def exposed() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("rule", GROUP["rules"], ids=lambda rule: rule["alert"])
-def test_an_alarm_is_about_what_there_is(rule, exposed):
+def test_alert_uses_existing_metrics_and_labels(rule, exposed_series):
     expression = rule["expr"]
-    outside = re.sub(r"\{[^}]*\}|\[[^]]*\]|\bby \([^)]*\)", "", expression)
+    without_labels = re.sub(r"\{[^}]*\}|\[[^]]*\]|\bby \([^)]*\)", "", expression)
 
-    named = set(re.findall(r"\b[a-z]\w*", outside)) - WORDS
+    metrics = set(re.findall(r"\b[a-z]\w*", without_labels)) - PROMQL_WORDS
 
-    assert named, expression
-    assert named <= exposed.keys() | OF_OTHERS
+    assert metrics, expression
+    assert metrics <= exposed_series.keys() | OTHER_METRICS
     for name, selectors in re.findall(r"\b(todo_\w+)\{([^}]*)\}", expression):
-        assert set(re.findall(r"(\w+)(?:=~|!~|!=|=)", selectors)) <= exposed[name]
+        assert set(re.findall(r"(\w+)(?:=~|!~|!=|=)", selectors)) <= exposed_series[name]
 
 
 @pytest.mark.parametrize("rule", GROUP["rules"], ids=lambda rule: rule["alert"])
-def test_an_alarm_says_what_it_is_and_where_the_runbook_says_what_to_do(rule):
+def test_alert_has_a_summary_and_a_section_in_the_runbook(rule):
     page, _, section = rule["annotations"]["runbook"].partition("#")
 
     assert page == "docs/runbook.md"
@@ -76,12 +76,12 @@ def test_an_alarm_says_what_it_is_and_where_the_runbook_says_what_to_do(rule):
     assert rule["annotations"]["summary"].endswith(".")
 
 
-def test_every_link_within_the_runbook_leads_somewhere():
+def test_every_link_within_the_runbook_has_a_target():
     assert set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK)) <= anchors(RUNBOOK)
 
 
 def anchors(text: str) -> set[str]:
-    """The names that links to the page's sections have, as GitHub makes them."""
+    """Return the anchors of the page's sections, as GitHub generates them."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
@@ -91,8 +91,8 @@ def anchors(text: str) -> set[str]:
     reason="promtool is not installed (Debian: apt install prometheus)",
 )
 @pytest.mark.parametrize("check", [["rules", "alerts.yml"], ["config", "prometheus.yml"]])
-def test_prometheus_takes_the_files(check):
-    checked = subprocess.run(
+def test_promtool_accepts_the_files(check):
+    process = subprocess.run(
         ["promtool", "check", *check],
         cwd=FOLDER,
         capture_output=True,
@@ -101,4 +101,4 @@ def test_prometheus_takes_the_files(check):
         check=False,
     )
 
-    assert checked.returncode == 0, checked.stderr
+    assert process.returncode == 0, process.stderr

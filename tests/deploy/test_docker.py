@@ -1,7 +1,7 @@
-"""The Dockerfile and the compose file of deploy/: read here, and run step by step with --full.
+"""The Dockerfile and the compose file of deploy/: parsed, and with --full run step by step.
 
-No container engine is needed: each COPY and RUN of the Dockerfile is done in a bare Debian, of the
-release that its image is made of, and what it would start is started there.
+No container engine is needed: each COPY and RUN of the Dockerfile is executed in a minimal Debian
+of the image's release, and the image's command is started in it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 @dataclass
 class Stage:
-    """A FROM and what follows it: the instructions in order, and what they come to."""
+    """A stage of the Dockerfile: the image of its FROM, and its instructions in order."""
 
     image: str
     steps: list[tuple[str, str]] = field(default_factory=list)
@@ -48,9 +48,9 @@ class Stage:
 
 
 def stages() -> dict[str, Stage]:
-    """The Dockerfile's stages by name, the last one as `final`."""
+    """Return the Dockerfile's stages by name; the last one is `final`."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
-    arguments, found = {}, {}
+    arguments, stages_by_name = {}, {}
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         instruction, _, rest = line.partition(" ")
         if instruction == "ARG":
@@ -59,22 +59,22 @@ def stages() -> dict[str, Stage]:
         elif instruction == "FROM":
             image, _, name = rest.partition(" AS ")
             image = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], image)
-            stage = found[name or "final"] = Stage(image)
+            stage = stages_by_name[name or "final"] = Stage(image)
         elif instruction:
             stage.steps.append((instruction, rest))
-    return found
+    return stages_by_name
 
 
-@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not there for this platform")
-def test_hadolint_finds_no_fault():
-    linted = subprocess.run(
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
+def test_hadolint_finds_no_errors():
+    process = subprocess.run(
         [HADOLINT, DOCKERFILE], capture_output=True, text=True, timeout=60, check=False
     )
 
-    assert (linted.returncode, linted.stdout) == (0, "")
+    assert (process.returncode, process.stdout) == (0, "")
 
 
-def test_the_image_runs_as_nobody_that_is_anybody_and_holds_no_tools():
+def test_image_runs_as_an_unprivileged_user_without_build_tools():
     built, final = stages()["build"], stages()["final"]
 
     assert final.image == built.image
@@ -83,7 +83,7 @@ def test_the_image_runs_as_nobody_that_is_anybody_and_holds_no_tools():
     assert not [text for name, text in final.steps if name == "RUN" and "install" in text]
 
 
-def test_all_that_is_installed_is_locked_by_its_hash():
+def test_installed_packages_are_checked_by_hash():
     installs = [
         step
         for name, text in stages()["build"].steps
@@ -97,7 +97,7 @@ def test_all_that_is_installed_is_locked_by_its_hash():
         assert "--require-hashes" in step or "--no-index" in step, step
 
 
-def test_only_what_is_copied_is_sent_to_the_builder():
+def test_build_context_contains_only_copied_files():
     allowed = {
         line[1:]
         for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
@@ -115,19 +115,19 @@ def test_only_what_is_copied_is_sent_to_the_builder():
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_the_image_has_all_that_gunicorn_and_alembic_look_for():
+def test_image_contains_the_files_of_gunicorn_and_alembic():
     copied = " ".join(text for name, text in stages()["final"].steps if name == "COPY")
 
     for name in ("wsgi.py", "gunicorn.conf.py", "pyproject.toml", "migrations", "/opt/venv"):
         assert name in copied
 
 
-def test_compose_starts_things_in_the_order_in_which_they_need_each_other():
+def test_compose_starts_services_in_the_order_of_their_dependencies():
     services = COMPOSE["services"]
     conditions = {
-        (name, other): needed["condition"]
+        (name, dependency): options["condition"]
         for name, service in services.items()
-        for other, needed in service.get("depends_on", {}).items()
+        for dependency, options in service.get("depends_on", {}).items()
     }
 
     assert conditions == {
@@ -138,7 +138,7 @@ def test_compose_starts_things_in_the_order_in_which_they_need_each_other():
     assert [name for name, service in services.items() if "ports" in service] == ["nginx"]
 
 
-def test_compose_holds_no_secret_and_says_which_one_is_missing():
+def test_compose_contains_no_secret_and_names_the_missing_one():
     text = (FOLDER / "compose.yaml").read_text()
 
     assert set(re.findall(r"\$\{(\w+):\?", text)) == {"POSTGRES_PASSWORD"}
@@ -152,7 +152,7 @@ def test_compose_holds_no_secret_and_says_which_one_is_missing():
     )
 
 
-def test_compose_has_the_same_gate_as_nginx_elsewhere():
+def test_compose_limits_connections_like_the_nginx_configuration():
     servers = [
         re.search(r"^server \S+ (.*);$", path.read_text(), re.MULTILINE)[1]
         for path in (FOLDER / "upstream.conf", ROOT / "deploy/nginx/todo-api/upstream.conf")
@@ -161,25 +161,25 @@ def test_compose_has_the_same_gate_as_nginx_elsewhere():
     assert servers[0] == servers[1]
 
 
-def test_compose_mounts_what_there_is():
+def test_compose_mounts_existing_files():
     for volume in COMPOSE["services"]["nginx"]["volumes"]:
         assert (FOLDER / volume.partition(":")[0]).exists(), volume
 
 
 @pytest.fixture(scope="session")
 def debian(request, tmp_path_factory):
-    """A bare Debian of the image's release, with its Python: what the image's FROM stands for."""
+    """A minimal Debian of the image's release with Python, in place of the image in FROM."""
     if not request.config.option.full:
-        pytest.skip("it takes minutes: --full runs it")
+        pytest.skip("takes minutes; runs with --full")
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
-        pytest.skip("it takes root and debootstrap (Debian: apt install debootstrap)")
+        pytest.skip("needs root and debootstrap (Debian: apt install debootstrap)")
     root = tmp_path_factory.mktemp("debian")
     release = stages()["build"].image.rpartition("-")[2]
     subprocess.run(
         [
             "debootstrap",
             "--variant=minbase",
-            # The image of Python holds its headers, too.
+            # The Python image contains the headers, too.
             "--include=python3,python3-venv,python3-dev,ca-certificates",
             release,
             root,
@@ -191,7 +191,7 @@ def debian(request, tmp_path_factory):
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
     (root / "dev/shm").mkdir(parents=True, exist_ok=True)
     (root / "dev/shm").chmod(0o1777)
-    # Names and certificates as they are on this machine, as an engine's network has them.
+    # Use this machine's host names and certificates, as a container engine does.
     for name in ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", CERTIFICATES):
         if Path("/", name).exists():
             shutil.copy(Path("/", name), root / name)
@@ -200,7 +200,7 @@ def debian(request, tmp_path_factory):
 
 
 class Container:
-    """A tree in which a stage's steps are done, as far as they are about files and processes."""
+    """A root folder in which the steps of a stage are executed, without a container engine."""
 
     def __init__(self, root: Path, others: dict[str, Container]) -> None:
         self.root = root
@@ -210,7 +210,7 @@ class Container:
         self.environ = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
 
     def build(self, stage: Stage) -> None:
-        """Do the steps of the stage in order."""
+        """Execute the steps of the stage in order."""
         steps = {"WORKDIR": self.workdir, "ENV": self.env, "RUN": self.run, "COPY": self.copy}
         for instruction, text in stage.steps:
             if instruction == "USER":
@@ -228,10 +228,10 @@ class Container:
         self.environ |= dict(pair.split("=", 1) for pair in shlex.split(text))
 
     def run(self, text: str) -> None:
-        # The network of this machine, as an engine's own settings would have it.
-        kept = ("PIP_INDEX_URL", "PIP_CERT", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy")
-        network = {name: os.environ[name] for name in kept if name in os.environ}
-        done = subprocess.run(
+        # Use this machine's network settings, as a container engine does.
+        names = ("PIP_INDEX_URL", "PIP_CERT", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy")
+        network = {name: os.environ[name] for name in names if name in os.environ}
+        process = subprocess.run(
             self.command("/bin/sh", "-c", text),
             env=network | self.environ,
             stdout=subprocess.PIPE,
@@ -240,7 +240,7 @@ class Container:
             timeout=900,
             check=False,
         )
-        assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}"
+        assert process.returncode == 0, f"{text}\n{process.stdout[-3000:]}"
 
     def copy(self, text: str) -> None:
         *sources, target = text.split()
@@ -249,37 +249,39 @@ class Container:
             origin = self._others[sources.pop(0).partition("=")[2]].root
         for source in sources:
             path = origin / source.lstrip("/")
-            into = self.root / (self.folder + "/" + target).lstrip("/")
+            destination = self.root / (self.folder + "/" + target).lstrip("/")
             if target.startswith("/"):
-                into = self.root / target.lstrip("/")
+                destination = self.root / target.lstrip("/")
             if path.is_dir():
                 ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(path, into, symlinks=True, dirs_exist_ok=True, ignore=ignored)
+                shutil.copytree(
+                    path, destination, symlinks=True, dirs_exist_ok=True, ignore=ignored
+                )
             else:
-                shutil.copy2(path, into)
+                shutil.copy2(path, destination)
 
     def command(self, *arguments: str) -> list[str]:
-        """The command as it is run in this tree, by this user, where WORKDIR says."""
-        there = f"cd {shlex.quote(self.folder)} && exec {shlex.join(arguments)}"
-        return [CHROOT, f"--userspec={self.user}", str(self.root), "/bin/sh", "-c", there]
+        """Return the command line that runs the command in this root, with its user and WORKDIR."""
+        script = f"cd {shlex.quote(self.folder)} && exec {shlex.join(arguments)}"
+        return [CHROOT, f"--userspec={self.user}", str(self.root), "/bin/sh", "-c", script]
 
 
 @pytest.fixture
 def image(debian, tmp_path):
-    """The tree of the final stage, after every step of the Dockerfile."""
-    made: dict[str, Container] = {}
+    """The container of the final stage, after every step of the Dockerfile."""
+    containers: dict[str, Container] = {}
     for name, stage in stages().items():
         root = tmp_path / name
         subprocess.run(["cp", "-a", debian, root], check=True, timeout=300)
-        made[name] = Container(root, made)
-        made[name].build(stage)
-    yield made["final"]
-    for container in made.values():
+        containers[name] = Container(root, containers)
+        containers[name].build(stage)
+    yield containers["final"]
+    for container in containers.values():
         shutil.rmtree(container.root)
 
 
-def test_the_steps_of_the_dockerfile_make_a_service_that_runs(image):
-    """Migrated as compose does, started by CMD, healthy by HEALTHCHECK, stopped by SIGTERM."""
+def test_dockerfile_steps_make_a_running_service(image):
+    """Run the migrations as compose does, then CMD, HEALTHCHECK and SIGTERM."""
     final = stages()["final"]
     start = json.loads(final.last("CMD"))
     probe = json.loads(final.last("HEALTHCHECK").partition("CMD ")[2])
@@ -321,22 +323,20 @@ def test_the_steps_of_the_dockerfile_make_a_service_that_runs(image):
 
 @contextmanager
 def started(command, environ):
-    """The process of the command, once it listens; ended by the image's signal."""
+    """Start the command, wait until it listens, and stop it with the image's signal."""
     address = HOST, int(environ["PORT"])
     with subprocess.Popen(command, env=environ, start_new_session=True) as process:
         try:
             with Client(address) as client:
-                await_that(
-                    lambda: process.poll() is not None or answers(client), "/livez is answered"
-                )
-            assert process.poll() is None, "It has ended; what it says is above."
+                await_that(lambda: process.poll() is not None or is_live(client), "/livez responds")
+            assert process.poll() is None, "the process has ended; its output is above"
             yield process, address
         finally:
             process.send_signal(getattr(signal, stages()["final"].last("STOPSIGNAL")))
             process.wait(30)
 
 
-def answers(client) -> bool:
+def is_live(client) -> bool:
     try:
         return client.request("GET", "/livez").status == 200
     except OSError:

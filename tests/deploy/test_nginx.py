@@ -1,4 +1,4 @@
-"""The nginx of deploy/ as it is shipped, in front of a real gunicorn and a real PostgreSQL."""
+"""The nginx configuration of deploy/, unchanged, in front of a real gunicorn and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from faults.servers import HOST, await_that, free_port, serving
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
-from todo_api.web.problems import DETAIL_OF_STATUS, KIND_OF_STATUS, Problem
+from todo_api.web.problem_kinds import KIND_OF_NAME
+from todo_api.web.problems import Problem
 from todo_api.web.requests import WELL_FORMED
 
 pytestmark = [
@@ -38,7 +39,9 @@ pytestmark = [
 ]
 
 HTTP, SERVER = ((SHIPPED / "todo-api" / name).read_text() for name in ("http.conf", "server.conf"))
-GATE = int(re.search(r"max_conns=(\d+)", (SHIPPED / "todo-api/upstream.conf").read_text())[1])
+MAX_CONNECTIONS = int(
+    re.search(r"max_conns=(\d+)", (SHIPPED / "todo-api/upstream.conf").read_text())[1]
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,111 +57,120 @@ def nginx(api):
 
 
 @pytest.fixture
-def ask(nginx, request):
-    """Send a request through nginx; each test is a client of another address."""
-    return asker(nginx.address, address_of(request.node.name))
+def send_request(nginx, request):
+    """Send a request through nginx, with a client address that depends on the test."""
+    return make_client(nginx.address, address_of(request.node.name))
 
 
-def asker(address, source):
-    def ask(method, path, body=None, headers=None):
+def make_client(address, source):
+    def send_request(method, path, body=None, headers=None):
         with Client(address) as client:
             client._connection.source_address = (source, 0)
             return client.request(method, path, body, headers)
 
-    return ask
+    return send_request
 
 
 def address_of(name: str, number: int = 0) -> str:
-    """An address of the loopback network, so that nobody uses up another's requests."""
+    """Return an address of the loopback network, so that each client has its own rate limit."""
     return f"127.{1 + crc32(name.encode()) % 250}.{1 + number % 250}.1"
 
 
-def exchange(address, sent: bytes, source: str = "127.0.0.1") -> bytes:
-    """All that is answered to these bytes, until the connection is closed."""
+def exchange(address, request_bytes: bytes, source: str = "127.0.0.1") -> bytes:
+    """Send bytes, and return the response until the connection is closed."""
     with socket.create_connection(address, timeout=30, source_address=(source, 0)) as connection:
-        connection.sendall(sent)
+        connection.sendall(request_bytes)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def assert_problem(answer, status: int) -> None:
-    """The answer is problem details as the application's are, with the headers of these."""
-    assert answer.status == status, answer
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json["status"] == status
-    assert answer.json["type"].startswith("/problems/")
-    assert answer.json["instance"] == answer.headers["x-request-id"]
-    assert set(answer.json) == {"type", "title", "status", "detail", "instance"}
+def assert_problem(response, status: int) -> None:
+    """Check that the response is problem details with the headers of the application's errors."""
+    assert response.status == status, response
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json["status"] == status
+    assert response.json["type"].startswith("/problems/")
+    assert response.json["instance"] == response.headers["x-request-id"]
+    assert set(response.json) == {"type", "title", "status", "detail", "instance"}
     for name in ("cache-control", "x-content-type-options", "content-security-policy"):
-        assert name in answer.headers
+        assert name in response.headers
 
 
-def test_nginx_takes_the_files_as_they_are(nginx):
+def test_nginx_accepts_the_files_unchanged(nginx):
     assert "warn" not in nginx.verify()
 
 
-def test_a_journey_through_nginx(ask, tasks_url):
-    """Created, found, changed by its ETag, refused by an old one, deleted; never compressed."""
+def test_task_is_created_changed_and_deleted_through_nginx(send_request, tasks_url):
+    """Create, read, change and delete a task with its ETag; no response is compressed."""
     compressed = {"Accept-Encoding": "gzip, br"}
-    created = ask("POST", tasks_url, {"title": "Buy oat milk " * 15}, compressed)
+    created = send_request("POST", tasks_url, {"title": "Buy oat milk " * 15}, compressed)
     task, etag = created.headers["location"], created.headers["etag"]
 
-    found = ask("GET", task, headers=compressed)
-    same = ask("GET", task, headers=compressed | {"If-None-Match": etag})
-    changed = ask("PATCH", task, {"completed": True}, {"If-Match": etag})
-    refused = ask("PATCH", task, {"completed": False}, {"If-Match": etag})
-    deleted = ask("DELETE", task, headers={"If-Match": changed.headers["etag"]})
+    read = send_request("GET", task, headers=compressed)
+    not_modified = send_request("GET", task, headers=compressed | {"If-None-Match": etag})
+    changed = send_request("PATCH", task, {"completed": True}, {"If-Match": etag})
+    refused = send_request("PATCH", task, {"completed": False}, {"If-Match": etag})
+    deleted = send_request("DELETE", task, headers={"If-Match": changed.headers["etag"]})
 
     assert (created.status, etag[0]) == (201, '"')
-    assert (found.body, found.headers["etag"]) == (created.body, etag)
-    assert "content-encoding" not in found.headers
-    assert [each.status for each in (same, changed, refused, deleted)] == [304, 200, 412, 204]
+    assert (read.body, read.headers["etag"]) == (created.body, etag)
+    assert "content-encoding" not in read.headers
+    assert [response.status for response in (not_modified, changed, refused, deleted)] == [
+        304,
+        200,
+        412,
+        204,
+    ]
     assert refused.json["current"] == changed.json
 
 
-def test_no_list_is_compressed_however_large(ask, tasks_url):
+def test_large_list_is_not_compressed(send_request, tasks_url):
     for _ in range(3):
-        ask("POST", tasks_url, {"title": "Buy oat milk", "description": "Two litres. " * 500})
+        send_request(
+            "POST", tasks_url, {"title": "Buy oat milk", "description": "Two litres. " * 500}
+        )
 
-    listed = ask("GET", tasks_url, headers={"Accept-Encoding": "gzip"})
+    listed = send_request("GET", tasks_url, headers={"Accept-Encoding": "gzip"})
 
     assert len(listed.json) == 3
     assert "content-encoding" not in listed.headers
     assert listed.headers["etag"].startswith('"')
 
 
-def test_a_request_id_is_the_same_everywhere(ask, api, nginx):
-    answer = ask("GET", "/livez", headers={"X-Request-Id": "from-a-client"})
+def test_request_id_is_the_same_in_response_and_logs(send_request, api, nginx):
+    response = send_request("GET", "/livez", headers={"X-Request-Id": "from-a-client"})
 
-    assert answer.headers["x-request-id"] == "from-a-client"
+    assert response.headers["x-request-id"] == "from-a-client"
     await_line(api.log, '"request_id":"from-a-client"')
     await_line(nginx.access_log, '"request_id":"from-a-client"')
 
 
-@pytest.mark.parametrize("given", ["with spaces", "x" * 129, '"quoted"', "é"])
-def test_a_malformed_request_id_is_replaced_by_nginx(ask, api, given):
-    made = ask("GET", "/livez", headers={"X-Request-Id": given}).headers["x-request-id"]
+@pytest.mark.parametrize("request_id", ["with spaces", "x" * 129, '"quoted"', "é"])
+def test_malformed_request_id_is_replaced_by_nginx(send_request, api, request_id):
+    replaced = send_request("GET", "/livez", headers={"X-Request-Id": request_id}).headers[
+        "x-request-id"
+    ]
 
-    assert re.fullmatch("[0-9a-f]{32}", made)
-    await_line(api.log, f'"request_id":"{made}"')
+    assert re.fullmatch("[0-9a-f]{32}", replaced)
+    await_line(api.log, f'"request_id":"{replaced}"')
 
 
-def test_the_access_log_is_json_and_holds_no_address_of_a_request(ask, nginx, tasks_url):
-    ask("GET", f"{tasks_url}?q=secret-wish", headers={"X-Request-Id": "who-searches"})
+def test_access_log_is_json_without_query_strings(send_request, nginx, tasks_url):
+    send_request("GET", f"{tasks_url}?q=secret-text", headers={"X-Request-Id": "id-of-search"})
 
-    line = json.loads(await_line(nginx.access_log, "who-searches"))
+    line = json.loads(await_line(nginx.access_log, "id-of-search"))
 
     assert line["method"], line["status"] == ("GET", 200)
-    assert "secret-wish" not in nginx.access_log.read_text()
+    assert "secret-text" not in nginx.access_log.read_text()
 
 
 def await_line(log: Path, text: str) -> str:
-    await_that(lambda: text in log.read_text(), f"{log} tells of {text}")
+    await_that(lambda: text in log.read_text(), f"{log} contains {text}")
     return next(line for line in log.read_text().splitlines() if text in line)
 
 
 @pytest.mark.parametrize(
-    ("status", "sent"),
+    ("status", "request_bytes"),
     [
         (400, b"NONSENSE\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\n\r\n"),
@@ -172,87 +184,98 @@ def await_line(log: Path, text: str) -> str:
         (505, b"GET / HTTP/3.1\r\nHost: x\r\n\r\n"),
     ],
 )
-def test_what_nginx_refuses_by_itself_is_a_problem(nginx, status, sent):
-    answer = exchange(nginx.address, sent)
+def test_request_refused_by_nginx_gets_problem_details(nginx, status, request_bytes):
+    response = exchange(nginx.address, request_bytes)
 
-    head, _, body = answer.decode().partition("\r\n\r\n")
-    assert head.startswith(f"HTTP/1.1 {status} "), answer
+    head, _, body = response.decode().partition("\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} "), response
     assert "Content-Type: application/problem+json" in head
     assert "Server: nginx\r\n" in head
     assert json.loads(body)["status"] == status
     assert json.loads(body)["instance"] in head
 
 
-def test_a_body_that_is_too_large_is_told_as_by_the_application(ask, api, tasks_url):
+def test_too_large_body_gets_the_same_problem_as_from_the_application(send_request, api, tasks_url):
     body = {"title": "x" * MAX_BODY}
-    with Client(api.address) as straight:
-        own = straight.request("POST", tasks_url, body)
-    refused = ask("POST", tasks_url, body)
+    with Client(api.address) as client:
+        direct = client.request("POST", tasks_url, body)
+    refused = send_request("POST", tasks_url, body)
 
     assert_problem(refused, 413)
-    assert refused.json | {"instance": ""} == own.json | {"instance": ""}
+    assert refused.json | {"instance": ""} == direct.json | {"instance": ""}
 
 
-def test_a_body_in_chunks_is_bounded_too(nginx, tasks_url):
+def test_size_of_a_chunked_body_is_limited(nginx, tasks_url):
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     head = f"POST {tasks_url} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    answer = exchange(nginx.address, head.encode() + 3 * chunk)
+    response = exchange(nginx.address, head.encode() + 3 * chunk)
 
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"application/problem+json" in answer
+    assert response.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in response
 
 
-def test_the_largest_body_reaches_the_application(ask, tasks_url):
-    framed = len(json.dumps({"title": ""}))
+def test_body_of_the_maximum_size_reaches_the_application(send_request, tasks_url):
+    overhead = len(json.dumps({"title": ""}))
 
-    answer = ask("POST", tasks_url, {"title": "x" * (MAX_BODY - framed)})
+    response = send_request("POST", tasks_url, {"title": "x" * (MAX_BODY - overhead)})
 
-    assert answer.status == 422
-    assert answer.json["errors"][0]["pointer"] == "/title"
+    assert response.status == 422
+    assert response.json["errors"][0]["pointer"] == "/title"
 
 
 @pytest.mark.parametrize(
     "path", ["/metrics", "//metrics", "/metrics/", "/%6detrics", "/api/../metrics", "/metrics?x=1"]
 )
-def test_nobody_outside_sees_the_metrics(ask, api, path):
-    answer = ask("GET", path)
+def test_metrics_are_not_served_through_nginx(send_request, api, path):
+    response = send_request("GET", path)
 
-    assert_problem(answer, 404)
-    with Client(api.address) as inside:
-        assert inside.request("GET", "/metrics").status == 200
+    assert_problem(response, 404)
+    with Client(api.address) as direct_client:
+        assert direct_client.request("GET", "/metrics").status == 200
 
 
-def test_a_client_that_floods_is_refused_and_no_other():
-    """Nothing is behind this nginx, so that it answers at once, on a slow machine too."""
+def test_rate_limit_applies_to_one_client():
+    """Without an upstream, nginx responds at once, even on a slow machine."""
     flood = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 400
 
     with in_front_of((HOST, free_port())) as nginx:
-        answers = exchange(nginx.address, flood, "127.0.0.2").decode()
-        other = asker(nginx.address, "127.0.0.3")("GET", "/livez")
+        responses = exchange(nginx.address, flood, "127.0.0.2").decode()
+        other = make_client(nginx.address, "127.0.0.3")("GET", "/livez")
 
-    statuses = re.findall(r"HTTP/1\.1 (\d+)", answers)
+    statuses = re.findall(r"HTTP/1\.1 (\d+)", responses)
     assert set(statuses) == {"502", "429"}
     assert statuses[:100] == ["502"] * 100
-    assert answers.count('"type":"/problems/too-many-requests"') == statuses.count("429")
-    assert answers.count("Retry-After: 1\r\n") == 400
+    assert responses.count('"type":"/problems/too-many-requests"') == statuses.count("429")
+    assert responses.count("Retry-After: 1\r\n") == 400
     assert other.status == 502
 
 
-def test_past_the_gate_a_request_is_refused_at_once_and_all_before_it_are_answered(database_url):
-    """A stopped gunicorn, so that all that is let in is still there when the next one comes."""
-    with serving(database_url) as api, in_front_of(api.address) as nginx, ExitStack() as waiting:
+def test_requests_over_the_connection_limit_are_refused_at_once(database_url):
+    """Suspend gunicorn, so that the accepted requests are still open when the next one arrives."""
+    with (
+        serving(database_url) as api,
+        in_front_of(api.address) as nginx,
+        ExitStack() as connections,
+    ):
         workers = api.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         try:
-            let_in = [
-                waiting.enter_context(begun(nginx, "/livez", address_of("gate", number)))
-                for number in range(GATE)
+            accepted = [
+                connections.enter_context(
+                    open_request(nginx, "/livez", address_of("limit", number))
+                )
+                for number in range(MAX_CONNECTIONS)
             ]
-            await_that(lambda: connections_to(api.port) >= GATE, "all have been passed on")
-            refused = asker(nginx.address, "127.0.0.2")("GET", "/livez")
-            changed = asker(nginx.address, "127.0.0.2")("POST", "/api/x/tasks", {"title": "x"})
+            await_that(
+                lambda: connections_to(api.port) >= MAX_CONNECTIONS,
+                "all requests have reached gunicorn",
+            )
+            refused = make_client(nginx.address, "127.0.0.2")("GET", "/livez")
+            changed = make_client(nginx.address, "127.0.0.2")(
+                "POST", "/api/x/tasks", {"title": "x"}
+            )
         finally:
             for worker in workers:
                 os.kill(worker, signal.SIGCONT)
@@ -260,14 +283,14 @@ def test_past_the_gate_a_request_is_refused_at_once_and_all_before_it_are_answer
         assert_problem(refused, 503)
         assert_problem(changed, 503)
         assert refused.headers["retry-after"] == changed.headers["retry-after"] == "1"
-        assert {each.getresponse().status for each in let_in} == {200}
+        assert {connection.getresponse().status for connection in accepted} == {200}
         line = json.loads(await_line(nginx.access_log, refused.headers["x-request-id"]))
         assert line["upstream"] == "todo_api"
 
 
 @contextmanager
-def begun(nginx, path, source):
-    """A connection on which a request was sent, and no answer has been read."""
+def open_request(nginx, path, source):
+    """Open a connection and send a request, without reading the response."""
     connection = HTTPConnection(*nginx.address, timeout=30, source_address=(source, 0))
     try:
         connection.request("GET", path)
@@ -277,47 +300,47 @@ def begun(nginx, path, source):
 
 
 def connections_to(port: int) -> int:
-    """How many connections to the port of this machine are established."""
+    """Return the number of established connections to a port of this machine."""
     lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     return sum(fields[2].endswith(f":{port:04X}") and fields[3] == "01" for fields in lines)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_without_gunicorn_the_answer_is_502(method):
+def test_response_is_502_without_gunicorn(method):
     with in_front_of((HOST, free_port())) as nginx:
-        answer = asker(nginx.address, "127.0.0.1")(method, "/api/x/tasks")
+        response = make_client(nginx.address, "127.0.0.1")(method, "/api/x/tasks")
 
-    assert_problem(answer, 502)
-    assert answer.headers["retry-after"] == "1"
+    assert_problem(response, 502)
+    assert response.headers["retry-after"] == "1"
 
 
-def test_when_gunicorn_does_not_answer_in_time_it_is_504(database_url, request):
+def test_response_is_504_when_gunicorn_does_not_respond_in_time(database_url, request):
     if not request.config.option.full:
-        pytest.skip("it takes 15 s: --full runs it")
+        pytest.skip("takes 15 s; runs with --full")
     with serving(database_url) as api, in_front_of(api.address) as nginx:
         workers = api.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
-        answer = asker(nginx.address, "127.0.0.1")("GET", "/livez")
+        response = make_client(nginx.address, "127.0.0.1")("GET", "/livez")
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
 
-    assert_problem(answer, 504)
-    assert "retry-after" not in answer.headers
+    assert_problem(response, 504)
+    assert "retry-after" not in response.headers
 
 
-class Unreliable(threading.Thread):
-    """An upstream that answers a connection's first request, and breaks it at the second."""
+class UnreliableUpstream(threading.Thread):
+    """An upstream that closes its first connection at the second request."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._listening = socket.create_server((HOST, 0))
-        self.address = self._listening.getsockname()
+        self._listener = socket.create_server((HOST, 0))
+        self.address = self._listener.getsockname()
         self.received: list[str] = []
 
     def run(self) -> None:
         while True:
-            connection, _ = self._listening.accept()
+            connection, _ = self._listener.accept()
             with connection:
                 for _ in range(2):
                     head = self.read(connection)
@@ -338,7 +361,7 @@ class Unreliable(threading.Thread):
 
 
 @pytest.mark.parametrize(
-    ("method", "sent", "status"),
+    ("method", "received", "status"),
     [
         ("GET", ["GET", "GET", "GET"], 200),
         ("POST", ["GET", "POST"], 502),
@@ -347,28 +370,28 @@ class Unreliable(threading.Thread):
         ("DELETE", ["GET", "DELETE"], 502),
     ],
 )
-def test_a_change_is_never_sent_twice(method, sent, status):
-    """The connection breaks after the request was sent on it: a read is tried again."""
-    upstream = Unreliable()
+def test_change_is_never_sent_twice(method, received, status):
+    """The connection breaks after the request was sent: nginx repeats only a read."""
+    upstream = UnreliableUpstream()
     upstream.start()
-    # One process, so that the second request finds the connection of the first.
-    one = ("nginx.conf", "worker_processes auto", "worker_processes 1")
-    with in_front_of(upstream.address, one) as nginx:
-        ask = asker(nginx.address, "127.0.0.1")
-        assert ask("GET", "/").status == 200
+    # With one nginx process, the second request uses the connection of the first.
+    one_process = ("nginx.conf", "worker_processes auto", "worker_processes 1")
+    with in_front_of(upstream.address, one_process) as nginx:
+        send_request = make_client(nginx.address, "127.0.0.1")
+        assert send_request("GET", "/").status == 200
 
-        answer = ask(method, "/")
+        response = send_request(method, "/")
 
-    assert answer.status == status
-    assert upstream.received == sent
+    assert response.status == status
+    assert upstream.received == received
 
 
-def test_slow_clients_keep_no_thread_of_gunicorn(ask, nginx, request, tasks_url):
-    """Ten for each thread, of each kind; without nginx, one for each would stop the server."""
+def test_slow_clients_occupy_no_thread_of_gunicorn(send_request, nginx, request, tasks_url):
+    """240 slow clients of three kinds are far more than the threads of gunicorn."""
     for _ in range(30):
-        ask("POST", tasks_url, {"title": "Buy oat milk", "description": "x" * 10_000})
+        send_request("POST", tasks_url, {"title": "Buy oat milk", "description": "x" * 10_000})
     head = f"POST {tasks_url} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    kinds = [
+    request_kinds = [
         head.encode(),
         f"{head}Content-Length: 1000\r\n\r\n{{".encode(),
         f"GET {tasks_url} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
@@ -379,37 +402,37 @@ def test_slow_clients_keep_no_thread_of_gunicorn(ask, nginx, request, tasks_url)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.bind((address_of(request.node.name, number), 0))
             connection.connect(nginx.address)
-            connection.sendall(kinds[number % 3])
+            connection.sendall(request_kinds[number % 3])
 
-        statuses = {ask("GET", f"{tasks_url}?limit=1").status for _ in range(40)}
+        statuses = {send_request("GET", f"{tasks_url}?limit=1").status for _ in range(40)}
 
     assert statuses == {200}
 
 
-def test_a_page_of_an_origin_that_is_named_can_read_a_refusal(api):
+def test_allowed_origin_can_read_error_responses(api):
     readable = set(EXPOSED.split(", "))
-    empty = 'map $http_origin $todo_origin {\n    default "";\n'
-    with_one = f'{empty}    "https://app.example" $http_origin;\n'
-    with in_front_of(api.address, ("todo-api/http.conf", empty, with_one)) as nginx:
-        ask = asker(nginx.address, "127.0.0.1")
-        named = ask("GET", "/metrics", headers={"Origin": "https://app.example"})
-        other = ask("GET", "/metrics", headers={"Origin": "https://other.example"})
+    no_origin = 'map $http_origin $todo_origin {\n    default "";\n'
+    one_origin = f'{no_origin}    "https://app.example" $http_origin;\n'
+    with in_front_of(api.address, ("todo-api/http.conf", no_origin, one_origin)) as nginx:
+        send_request = make_client(nginx.address, "127.0.0.1")
+        allowed = send_request("GET", "/metrics", headers={"Origin": "https://app.example"})
+        other = send_request("GET", "/metrics", headers={"Origin": "https://other.example"})
 
-    assert named.headers["access-control-allow-origin"] == "https://app.example"
-    assert set(named.headers["access-control-expose-headers"].split(", ")) <= readable
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+    assert set(allowed.headers["access-control-expose-headers"].split(", ")) <= readable
     assert not {name for name in other.headers if name.startswith("access-control")}
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-def test_it_is_there_by_ipv6(nginx):
-    answer = exchange(("::1", nginx.port), b"GET /livez HTTP/1.0\r\n\r\n", "::1")
+def test_nginx_listens_on_ipv6(nginx):
+    response = exchange(("::1", nginx.port), b"GET /livez HTTP/1.0\r\n\r\n", "::1")
 
-    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert response.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.fixture
-def with_tls(api, tmp_path):
-    """An nginx with tls.conf instead of the plain server, and a certificate of its own."""
+def tls_nginx(api, tmp_path):
+    """An nginx with tls.conf instead of the plain server, and a self-signed certificate."""
     certificate, key = write_certificate(tmp_path)
     main, tls = "nginx.conf", "todo-api/tls.conf"
     path = "/etc/letsencrypt/live/todo.example"
@@ -446,40 +469,40 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("todo.example")]), critical=False)
         .sign(key, SHA256())
     )
-    written = folder / "fullchain.pem", folder / "privkey.pem"
-    written[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-    written[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return written
+    files = folder / "fullchain.pem", folder / "privkey.pem"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
 
 
-def test_tls_is_modern_and_plain_http_is_refused(with_tls):
-    address = (HOST, with_tls.secure_port)
-    client = ssl.create_default_context(cafile=with_tls.certificate)
+def test_old_tls_and_plain_http_are_refused(tls_nginx):
+    address = (HOST, tls_nginx.secure_port)
+    client = ssl.create_default_context(cafile=tls_nginx.certificate)
     client.set_alpn_protocols(["h2", "http/1.1"])
-    http1 = ssl.create_default_context(cafile=with_tls.certificate)
-    old = ssl.create_default_context(cafile=with_tls.certificate)
+    http1 = ssl.create_default_context(cafile=tls_nginx.certificate)
+    old = ssl.create_default_context(cafile=tls_nginx.certificate)
     old.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
 
-    with secured(address, client) as connection:
-        agreed = connection.version(), connection.selected_alpn_protocol()
-    with secured(address, http1) as connection:
+    with tls_connection(address, client) as connection:
+        protocols = connection.version(), connection.selected_alpn_protocol()
+    with tls_connection(address, http1) as connection:
         connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
-        answer = connection.recv(65536)
-    with pytest.raises(ssl.SSLError), secured(address, old):
+        response = connection.recv(65536)
+    with pytest.raises(ssl.SSLError), tls_connection(address, old):
         pass
-    plain = asker(with_tls.address, "127.0.0.1")("GET", "/livez")
+    plain = make_client(tls_nginx.address, "127.0.0.1")("GET", "/livez")
 
-    assert agreed == ("TLSv1.3", "h2")
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b"Strict-Transport-Security: max-age=31536000" in answer
+    assert protocols == ("TLSv1.3", "h2")
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b"Strict-Transport-Security: max-age=31536000" in response
     assert_problem(plain, 403)
     assert plain.json["type"] == "/problems/https-required"
 
 
 @contextmanager
-def secured(address, context):
+def tls_connection(address, context):
     with (
         socket.create_connection(address, timeout=30) as connection,
         context.wrap_socket(connection, server_hostname="todo.example") as wrapped,
@@ -500,20 +523,20 @@ def secured(address, context):
         ("::1", "::1"),
     ],
 )
-def test_a_client_of_ipv6_is_its_network(address, client):
-    """The map's expressions, in its order: the first that fits."""
+def test_ipv6_client_is_identified_by_its_network(address, client):
+    """Apply the expressions of the map in order; the first match counts."""
     block = HTTP[HTTP.index("$todo_client {") :].partition("}\n\n")[0]
     rules = re.findall(r'"~(\S+ .*)" \$(\w+);', block)
 
     for pattern, value in rules:
-        if found := re.search(pattern.replace("(?<", "(?P<"), f"0 {address}"):
-            assert (found["network"] if value == "network" else address) == client
+        if match := re.search(pattern.replace("(?<", "(?P<"), f"0 {address}"):
+            assert (match["network"] if value == "network" else address) == client
             return
-    pytest.fail("no rule fits")
+    pytest.fail("no rule matches")
 
 
-def test_nginx_says_what_the_application_says():
-    """Of the same status, the same type and title; of a 404 and a 413, the same words."""
+def test_nginx_and_the_application_send_the_same_problems():
+    """Type and title are equal for each status, and for 404 and 413 the detail, too."""
     problems = {
         int(status): json.loads("{" + text.replace("$status", "0").replace("\\'", "'") + "}")
         for status, text in re.findall(r"^    (\d{3}) '(\".*\")';$", HTTP, re.MULTILINE)
@@ -521,15 +544,14 @@ def test_nginx_says_what_the_application_says():
 
     assert {400, 404, 413, 414, 429, 431, 502, 503, 504} <= set(problems)
     for status, problem in problems.items():
-        if status in KIND_OF_STATUS:
-            kind, title = KIND_OF_STATUS[status]
-            assert (problem["type"], problem["title"]) == (f"/problems/{kind}", title)
+        kind = KIND_OF_NAME[problem["type"].removeprefix("/problems/")]
+        assert (status, problem["title"]) == (kind.status, kind.title)
+        if status not in (400, 405, 503):
+            assert problem["detail"] == kind.detail, status
         assert list(problem) == list(json.loads(Problem(status, "").body("")))[:-1]
-    for status in (404, 413):
-        assert problems[status]["detail"] == DETAIL_OF_STATUS[status]
 
 
-def test_nginx_and_what_is_behind_it_agree_in_their_numbers():
+def test_nginx_and_gunicorn_have_matching_limits():
     def seconds(name: str, text: str) -> int:
         return int(re.search(rf"\b{name} (\d+)s;", text)[1])
 

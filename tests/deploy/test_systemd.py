@@ -1,4 +1,4 @@
-"""The units of deploy/ as systemd reads them, and gunicorn as a service of systemd."""
+"""The systemd units of deploy/, checked by systemd, and gunicorn as a service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_systemd = pytest.mark.skipif(
 
 @pytest.fixture
 def units(tmp_path) -> list[str]:
-    """The units, with a Python and a folder that are on this machine."""
+    """Copies of the units, with paths that exist on this machine."""
     for unit in UNITS.iterdir():
         text = unit.read_text().replace("/opt/todo-api/.venv/bin/python", sys.executable)
         (tmp_path / unit.name).write_text(text.replace("/opt/todo-api", "/"))
@@ -34,8 +34,8 @@ def units(tmp_path) -> list[str]:
 
 
 def analyze(*arguments: str) -> str:
-    """What systemd-analyze says, all of it."""
-    done = subprocess.run(
+    """Run systemd-analyze, check that it succeeds, and return its output."""
+    process = subprocess.run(
         ["systemd-analyze", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -43,37 +43,37 @@ def analyze(*arguments: str) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    assert process.returncode == 0, process.stdout
+    return process.stdout
 
 
 @needs_systemd
-def test_systemd_finds_no_fault_in_the_units(units):
-    said = analyze("verify", "--man=no", "--recursive-errors=no", *units)
+def test_systemd_finds_no_errors_in_the_units(units):
+    output = analyze("verify", "--man=no", "--recursive-errors=no", *units)
 
-    # Not what this machine's own units are reproached with.
-    assert "todo-api" not in said, said
+    # Other units of this machine may have faults.
+    assert "todo-api" not in output, output
 
 
 @needs_systemd
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
-def test_a_service_is_exposed_little(service):
-    """By systemd's own measure, from 0 to 10: below 2 is what it calls OK."""
+def test_service_has_a_low_exposure_level(service):
+    """On systemd's scale from 0 to 10, a value below 2 is "OK"."""
     analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(service))
 
 
-def test_every_service_is_shut_in_the_same_way():
-    shut_in = {
+def test_every_service_has_the_same_sandbox():
+    sandboxes = {
         service.read_text().partition("# Nothing is written")[2].partition("[Install]")[0].strip()
         for service in SERVICES
     }
 
-    assert len(shut_in) == 1
-    assert "NoNewPrivileges=yes\n" in shut_in.pop()
+    assert len(sandboxes) == 1
+    assert "NoNewPrivileges=yes\n" in sandboxes.pop()
 
 
-def test_systemd_waits_for_longer_than_gunicorn():
-    told = subprocess.run(
+def test_systemd_stops_later_than_gunicorns_timeout():
+    output = subprocess.run(
         [sys.executable, "-m", "gunicorn", "--print-config"],
         cwd=ROOT,
         env=environment(DATABASE_URL="postgresql://", AUTH_MODE="none"),
@@ -82,7 +82,7 @@ def test_systemd_waits_for_longer_than_gunicorn():
         check=True,
         timeout=60,
     ).stdout
-    graceful = int(re.search(r"^graceful_timeout += (\d+)", told, re.MULTILINE)[1])
+    graceful = int(re.search(r"^graceful_timeout += (\d+)", output, re.MULTILINE)[1])
     unit = (UNITS / "todo-api.service").read_text()
     compose = (ROOT / "deploy" / "docker" / "compose.yaml").read_text()
 
@@ -92,8 +92,8 @@ def test_systemd_waits_for_longer_than_gunicorn():
     )
 
 
-def test_gunicorn_tells_systemd_that_it_listens(database_url, tmp_path):
-    """As Type=notify asks for (sd_notify, a datagram to NOTIFY_SOCKET)."""
+def test_gunicorn_notifies_systemd_when_it_listens(database_url, tmp_path):
+    """Type=notify requires a datagram to NOTIFY_SOCKET (sd_notify)."""
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(name)
@@ -101,17 +101,17 @@ def test_gunicorn_tells_systemd_that_it_listens(database_url, tmp_path):
         api = Api(database_url, tmp_path / "log", NOTIFY_SOCKET=name)
         api.start()
         try:
-            told = systemd.recv(1024).decode()
+            message = systemd.recv(1024).decode()
             with socket.create_connection(api.address, timeout=5):
                 pass
         finally:
             api.stop()
 
-    assert "READY=1" in told.splitlines()
+    assert "READY=1" in message.splitlines()
 
 
-def test_what_the_units_run_is_there():
-    """Each module that a unit starts, and each page that it names."""
+def test_modules_and_pages_of_the_units_exist():
+    """Check each module that a unit starts, and each page that it names."""
     text = "".join(unit.read_text() for unit in UNITS.iterdir())
 
     modules = set(re.findall(r"python -m (\S+)", text))

@@ -1,4 +1,4 @@
-"""Migrations: up, down and up again, by anyone who may, at any time, beside anyone."""
+"""Migrations: upgrade and downgrade, with different roles, concurrently, and generated ones."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from todo_api.db.tables import metadata
 from todo_api.resources.items import find_item, insert_item
 from todo_api.tasks.fields import TASK
 
-# The lock by which migrations take turns.
-TURN = 8_101_977
+# The advisory lock that lets one migration run at a time.
+MIGRATION_LOCK = 8_101_977
 
-# What the tables are declared to be, as PostgreSQL has understood it. The number beside a query is
-# of the first columns, which together name a row. The order of a table's columns is not compared:
-# a migration appends, and every statement names its columns.
+# Queries for the parts of the schema that the table metadata declares. The number before a query
+# is the number of leading columns that name a row. The order of a table's columns is not compared,
+# because a migration appends columns and every statement names its columns.
 TABLES = {
     "column": (
         2,
@@ -65,8 +65,8 @@ TABLES = {
         """,
     ),
 }
-# What only migrations make, beside the tables.
-BESIDE = {
+# Queries for the parts of the schema that only migrations create.
+MIGRATION_PARTS = {
     "row-level security": (
         1,
         """
@@ -90,7 +90,7 @@ BESIDE = {
         """,
     ),
     "policy": (2, "SELECT tablename, policyname, qual, with_check FROM pg_policies"),
-    # What our roles hold in this database.
+    # The privileges of the roles todo_app and todo_maintenance in this database.
     "privileges": (
         1,
         """
@@ -102,12 +102,12 @@ BESIDE = {
         """,
     ),
 }
-ALL = TABLES | BESIDE
-EMPTY = {kind: {} for kind in ALL}
+ALL = TABLES | MIGRATION_PARTS
+EMPTY_SCHEMA = {kind: {} for kind in ALL}
 
 
 def catalog(url, queries=ALL):
-    """What the database consists of: by kind, then by name."""
+    """Return the parts of the schema by kind, then by name."""
     with psycopg.connect(url) as connection:
         return {
             kind: {
@@ -130,16 +130,16 @@ def configuration(url):
     return config
 
 
-class Owned(NamedTuple):
-    """An empty database: who owns it, and its URL for the owner and for a superuser."""
+class OwnedDatabase(NamedTuple):
+    """An empty database: its owner, and its URLs for the owner and for a superuser."""
 
     owner: str
     url: str
     superuser_url: str
 
 
-class Fresh:
-    """A server that no migration has ever seen: it has none of our roles."""
+class EmptyServer:
+    """A server without roles or databases of this project."""
 
     def __init__(self, cluster):
         self._cluster = cluster
@@ -156,7 +156,7 @@ class Fresh:
         execute(self._cluster.url(), f"CREATE DATABASE {name} OWNER {owner}")
         self._databases.append(name)
         url = self._cluster.url(name)
-        return Owned(owner, as_login(url, owner), url)
+        return OwnedDatabase(owner, as_login(url, owner), url)
 
     def clear(self):
         for name in self._databases:
@@ -172,23 +172,23 @@ def cluster(request):
 
 
 @pytest.fixture
-def fresh(cluster):
+def empty_server(cluster):
     with ExitStack() as stack:
-        server = Fresh(cluster)
+        server = EmptyServer(cluster)
         stack.callback(server.clear)
         yield server
 
 
 @pytest.fixture(params=["superuser", "plain owner"])
-def owned(fresh, request):
+def owned_database(empty_server, request):
     if request.param == "superuser":
-        return fresh.database("postgres")
-    return fresh.database(fresh.login("owner", "CREATEROLE"))
+        return empty_server.database("postgres")
+    return empty_server.database(empty_server.login("owner", "CREATEROLE"))
 
 
 @pytest.fixture
 def alembic():
-    """Start alembic in a process of its own; none outlives the test."""
+    """Start alembic in a process that ends with the test."""
     with ExitStack() as stack:
 
         def start(*arguments, cwd=ROOT, **environ):
@@ -213,103 +213,113 @@ def assert_succeeds(process):
 
 
 def assert_serves(open_database, url):
-    """The application's path works for this login."""
+    """Check that the application can insert and read a task with this login."""
     database, owner = open_database(DATABASE_URL=url), uuid.uuid4()
     task = insert_item(database, owner, TASK, NEW_TASK)
     assert find_item(database, owner, TASK, task.id) == task
 
 
 def assert_nothing_was_migrated(url):
-    assert_same_json(catalog(url), EMPTY, "A migration that fails must change nothing.")
+    assert_same_json(catalog(url), EMPTY_SCHEMA, "A migration that fails must change nothing.")
     assert version(url) is None
 
 
-def test_migrations_go_up_and_down_and_up(owned, open_database):
-    migrate(owned.url)
-    up = catalog(owned.url)
-    migrate(owned.url, "base")
-    down = catalog(owned.url)
-    migrate(owned.url)
-    again = catalog(owned.url)
+def test_upgrade_after_downgrade_restores_the_schema(owned_database, open_database):
+    migrate(owned_database.url)
+    upgraded = catalog(owned_database.url)
+    migrate(owned_database.url, "base")
+    downgraded = catalog(owned_database.url)
+    migrate(owned_database.url)
+    upgraded_again = catalog(owned_database.url)
 
-    assert_same_json(down, EMPTY, "Downgrades must leave nothing behind.")
-    assert_same_json(again, up, "Upgrades after downgrades must make the same schema.")
-    assert all(up.values())
-    assert version(owned.url) == SCHEMA_VERSION
-    assert_serves(open_database, owned.url)
+    assert_same_json(downgraded, EMPTY_SCHEMA, "Downgrades must leave nothing behind.")
+    assert_same_json(
+        upgraded_again, upgraded, "An upgrade after a downgrade must create the same schema."
+    )
+    assert all(upgraded.values())
+    assert version(owned_database.url) == SCHEMA_VERSION
+    assert_serves(open_database, owned_database.url)
 
 
-def test_every_migration_undoes_what_it_did(owned):
+def test_downgrade_of_every_migration_undoes_its_upgrade(owned_database):
     numbers = [script.revision for script in reversed(scripts())]
-    config = configuration(owned.url)
+    config = configuration(owned_database.url)
 
     for number in numbers:
-        before = catalog(owned.url)
+        before = catalog(owned_database.url)
         command.upgrade(config, number)
-        between = catalog(owned.url)
+        after = catalog(owned_database.url)
         command.downgrade(config, "-1")
-        assert between != before
+        assert after != before
         assert_same_json(
-            catalog(owned.url), before, f"downgrade() of {number} must undo its upgrade()."
+            catalog(owned_database.url), before, f"downgrade() of {number} must undo its upgrade()."
         )
         command.upgrade(config, number)
 
 
-def test_autogenerate_finds_no_difference(owned):
-    migrate(owned.url)
+def test_autogenerate_finds_no_difference(owned_database):
+    migrate(owned_database.url)
 
-    command.check(configuration(owned.url))
+    command.check(configuration(owned_database.url))
 
 
-def test_the_migrations_produce_the_metadata(new_database):
-    migrated, made = new_database("migrated"), new_database("made")
+def test_migrations_create_the_declared_tables(new_database):
+    migrated, created = new_database("migrated"), new_database("created")
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(made), poolclass=NullPool
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(created), poolclass=NullPool
     )
     migrate(migrated)
 
     metadata.create_all(engine)
 
-    wanted = catalog(made, TABLES)
-    assert all(wanted.values())
+    expected = catalog(created, TABLES)
+    assert all(expected.values())
     assert_same_json(
         catalog(migrated, TABLES),
-        wanted,
-        "Migrations must make what the tables are declared to be: change the newest one, or make"
-        " migration.",
+        expected,
+        "Migrations must create the declared tables: change the newest migration, or run"
+        " `make migration`.",
     )
 
 
-def test_two_processes_migrate_a_database_at_once(owned, alembic):
-    with psycopg.connect(owned.superuser_url, autocommit=True) as turn:
-        turn.execute("SELECT pg_advisory_lock(%s)", (TURN,))
-        processes = [alembic("upgrade", "head", DATABASE_URL=owned.url) for _ in range(2)]
-        wait_for_blocked(turn, 2)
+def test_two_processes_can_migrate_a_database_at_once(owned_database, alembic):
+    with psycopg.connect(owned_database.superuser_url, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        processes = [alembic("upgrade", "head", DATABASE_URL=owned_database.url) for _ in range(2)]
+        wait_for_blocked(holder, 2)
 
     for process in processes:
         assert_succeeds(process)
-    assert version(owned.url) == SCHEMA_VERSION
+    assert version(owned_database.url) == SCHEMA_VERSION
 
 
 @pytest.mark.parametrize("outcome", ["commit", "rollback"])
-def test_databases_of_a_fresh_server_are_migrated_at_once(fresh, owned, alembic, outcome):
-    databases = [owned, fresh.database(owned.owner), fresh.database(owned.owner)]
-    with psycopg.connect(owned.url) as other:
-        # Whoever makes the role now, the three wait for; then they race with each other.
+def test_databases_of_an_empty_server_can_be_migrated_at_once(
+    empty_server, owned_database, alembic, outcome
+):
+    databases = [
+        owned_database,
+        empty_server.database(owned_database.owner),
+        empty_server.database(owned_database.owner),
+    ]
+    with psycopg.connect(owned_database.url) as other:
+        # The three processes wait for the transaction that creates the role, then run at once.
         other.execute("CREATE ROLE todo_app NOLOGIN")
-        processes = [alembic("upgrade", "head", DATABASE_URL=each.url) for each in databases]
+        processes = [
+            alembic("upgrade", "head", DATABASE_URL=database.url) for database in databases
+        ]
         wait_for_blocked(other, 3)
         getattr(other, outcome)()
 
     for process in processes:
         assert_succeeds(process)
-    assert {version(each.url) for each in databases} == {SCHEMA_VERSION}
+    assert {version(database.url) for database in databases} == {SCHEMA_VERSION}
 
 
 def wait_for_blocked(connection, count):
-    """Return when so many wait for what the connection has locked, or for each other."""
+    """Return when `count` connections of the server wait for a lock."""
     with psycopg.connect(connection.info.dsn, autocommit=True) as observer:
-        deadline = time.monotonic() + 120  # three processes start on a machine that is busy
+        deadline = time.monotonic() + 120  # three processes may start slowly on a busy machine
         while time.monotonic() < deadline:
             blocked = observer.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE pg_blocking_pids(pid) <> '{}'"
@@ -317,118 +327,126 @@ def wait_for_blocked(connection, count):
             if blocked == (count,):
                 return
             time.sleep(0.01)
-    pytest.fail("They do not wait.")
+    pytest.fail("The processes do not wait for the lock.")
 
 
 @pytest.mark.slow
-def test_a_migration_gives_up_on_a_lock_and_leaves_the_schema_as_it_was(new_database):
+def test_migration_that_waits_for_a_lock_fails_and_changes_nothing(new_database):
     url = new_database("locked")
     migrate(url, "0002")
     before = catalog(url)
 
     with psycopg.connect(url) as other:
-        other.execute("SELECT count(*) FROM tasks")  # and the transaction stays open
-        began = time.monotonic()
+        other.execute("SELECT count(*) FROM tasks")  # the transaction stays open
+        started_at = time.monotonic()
         with pytest.raises(exc.OperationalError) as error:
             migrate(url)
-        took = time.monotonic() - began
+        duration = time.monotonic() - started_at
 
     assert isinstance(error.value.orig, errors.LockNotAvailable)
-    assert took < 10
+    assert duration < 10
     assert_same_json(catalog(url), before, "A migration that fails must change nothing.")
     assert version(url) == "0002"
     migrate(url)
     assert version(url) == SCHEMA_VERSION
 
 
-def test_who_may_not_make_the_role_is_told_the_sql(fresh, open_database):
-    owned = fresh.database(fresh.login("owner"))
+def test_error_of_a_login_that_may_not_create_the_role_contains_the_sql(
+    empty_server, open_database
+):
+    owned_database = empty_server.database(empty_server.login("owner"))
 
     with pytest.raises(exc.DBAPIError) as error:
-        migrate(owned.url)
+        migrate(owned_database.url)
 
-    assert_nothing_was_migrated(owned.url)
-    execute(owned.superuser_url, told_sql(error.value.orig.diag.message_hint))
-    migrate(owned.url)
-    assert_serves(open_database, owned.url)
+    assert_nothing_was_migrated(owned_database.url)
+    execute(owned_database.superuser_url, read_sql_of_hint(error.value.orig.diag.message_hint))
+    migrate(owned_database.url)
+    assert_serves(open_database, owned_database.url)
 
 
 @pytest.mark.parametrize("attributes", ["", "CREATEROLE"])
-def test_who_may_not_use_the_role_is_told_the_sql(fresh, cluster, open_database, attributes):
-    migrate(fresh.database("postgres").url)
-    owned = fresh.database(fresh.login("owner", attributes))
+def test_error_of_a_login_that_may_not_use_the_role_contains_the_sql(
+    empty_server, cluster, open_database, attributes
+):
+    migrate(empty_server.database("postgres").url)
+    owned_database = empty_server.database(empty_server.login("owner", attributes))
 
     with pytest.raises(SystemExit) as error:
-        migrate(owned.url)
+        migrate(owned_database.url)
 
-    assert_nothing_was_migrated(owned.url)
-    execute(cluster.url(), told_sql(error.value.code))
-    migrate(owned.url)
-    assert_serves(open_database, owned.url)
+    assert_nothing_was_migrated(owned_database.url)
+    execute(cluster.url(), read_sql_of_hint(error.value.code))
+    migrate(owned_database.url)
+    assert_serves(open_database, owned_database.url)
 
 
-def told_sql(message):
-    told, _, statements = message.partition(": ")
-    assert "role that may" in told
+def read_sql_of_hint(message):
+    hint, _, statements = message.partition(": ")
+    assert "role that may" in hint
     return statements
 
 
-def test_the_error_on_the_command_line_names_the_sql(fresh, alembic):
-    owned = fresh.database(fresh.login("owner"))
+def test_error_on_the_command_line_contains_the_sql(empty_server, alembic):
+    owned_database = empty_server.database(empty_server.login("owner"))
 
-    process = alembic("upgrade", "head", DATABASE_URL=owned.url)
+    process = alembic("upgrade", "head", DATABASE_URL=owned_database.url)
     output, _ = process.communicate(timeout=60)
 
     assert process.returncode == 1
     assert "CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO owner;" in output
 
 
-def test_the_applications_login_may_be_another_than_the_migrations(
-    fresh, owned, alembic, open_database
+def test_application_and_migrations_may_have_different_logins(
+    empty_server, owned_database, alembic, open_database
 ):
-    login = as_login(owned.superuser_url, fresh.login("application"))
+    login = as_login(owned_database.superuser_url, empty_server.login("application"))
 
     assert_succeeds(
-        alembic("upgrade", "head", DATABASE_URL=login, MIGRATION_DATABASE_URL=owned.url)
+        alembic("upgrade", "head", DATABASE_URL=login, MIGRATION_DATABASE_URL=owned_database.url)
     )
 
     assert_serves(open_database, login)
 
 
-def test_an_applications_login_that_changes_needs_only_another_run(
-    fresh, owned, alembic, open_database
+def test_new_login_of_the_application_needs_another_run_of_the_migrations(
+    empty_server, owned_database, alembic, open_database
 ):
-    migrate(owned.url)
-    login = as_login(owned.superuser_url, fresh.login("application"))
+    migrate(owned_database.url)
+    login = as_login(owned_database.superuser_url, empty_server.login("application"))
 
     assert_succeeds(
-        alembic("upgrade", "head", DATABASE_URL=login, MIGRATION_DATABASE_URL=owned.url)
+        alembic("upgrade", "head", DATABASE_URL=login, MIGRATION_DATABASE_URL=owned_database.url)
     )
 
     assert_serves(open_database, login)
 
 
-def test_a_downgrade_takes_the_privileges_of_its_database_only(fresh, owned, open_database):
-    other = fresh.database(owned.owner)
-    migrate(owned.url)
+def test_downgrade_revokes_only_the_privileges_of_its_database(
+    empty_server, owned_database, open_database
+):
+    other = empty_server.database(owned_database.owner)
+    migrate(owned_database.url)
     migrate(other.url)
 
-    migrate(owned.url, "base")
+    migrate(owned_database.url, "base")
 
-    assert_same_json(catalog(owned.url), EMPTY, "Downgrades must leave nothing behind.")
+    assert_same_json(
+        catalog(owned_database.url), EMPTY_SCHEMA, "Downgrades must leave nothing behind."
+    )
     assert_serves(open_database, other.url)
     migrate(other.url, "base")
-    execute(owned.superuser_url, "DROP ROLE todo_app, todo_maintenance")
+    execute(owned_database.superuser_url, "DROP ROLE todo_app, todo_maintenance")
 
 
 def scripts():
-    """Every migration, the newest first."""
+    """Return all migrations, the newest first."""
     return list(
         ScriptDirectory.from_config(Config(toml_file=ROOT / "pyproject.toml")).walk_revisions()
     )
 
 
-def test_the_code_needs_the_newest_migration():
+def test_schema_version_of_the_code_is_the_newest_migration():
     assert scripts()[0].revision == SCHEMA_VERSION
 
 
@@ -440,15 +458,15 @@ def test_migrations_are_numbered_in_order():
 
 
 @pytest.mark.slow
-def test_a_generated_migration_has_the_next_number(new_database, alembic, tmp_path):
+def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path):
     url = new_database("generated")
-    following = f"{int(SCHEMA_VERSION) + 1:04d}"
+    next_number = f"{int(SCHEMA_VERSION) + 1:04d}"
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
-    number = Path("todo_api", "db", "schema_version.py")
-    (tmp_path / number).parent.mkdir(parents=True)
-    shutil.copy(ROOT / number, tmp_path / number)
-    before = (ROOT / number).read_text()
+    version_file = Path("todo_api", "db", "schema_version.py")
+    (tmp_path / version_file).parent.mkdir(parents=True)
+    shutil.copy(ROOT / version_file, tmp_path / version_file)
+    before = (ROOT / version_file).read_text()
     migrate(url)
     execute(url, "ALTER TABLE tasks DROP COLUMN description")
 
@@ -460,18 +478,18 @@ def test_a_generated_migration_has_the_next_number(new_database, alembic, tmp_pa
         )
     )
 
-    text = (tmp_path / "migrations" / "versions" / f"{following}_describe_tasks.py").read_text()
-    assert f"revision = '{following}'\ndown_revision = '{SCHEMA_VERSION}'\n" in text
+    text = (tmp_path / "migrations" / "versions" / f"{next_number}_describe_tasks.py").read_text()
+    assert f"revision = '{next_number}'\ndown_revision = '{SCHEMA_VERSION}'\n" in text
     assert "op.add_column('tasks', sa.Column('description', sa.Text()" in text
     assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
-    assert version(url) == following
-    assert f'SCHEMA_VERSION = "{following}"' in (tmp_path / number).read_text()
-    assert (ROOT / number).read_text() == before
+    assert version(url) == next_number
+    assert f'SCHEMA_VERSION = "{next_number}"' in (tmp_path / version_file).read_text()
+    assert (ROOT / version_file).read_text() == before
 
 
 @pytest.mark.slow
-def test_a_generated_migration_protects_a_new_resource(new_database, alembic, tmp_path):
-    """It is generated for a database without tasks, which are new then."""
+def test_generated_migration_protects_a_new_resource(new_database, alembic, tmp_path):
+    """The migration is generated for a database without the table `tasks`."""
     url = new_database("new_resource")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
@@ -498,7 +516,7 @@ def test_a_generated_migration_protects_a_new_resource(new_database, alembic, tm
 
 
 @pytest.mark.slow
-def test_migrations_are_not_written_out_as_sql(alembic, database_url):
+def test_offline_migrations_are_refused(alembic, database_url):
     process = alembic("upgrade", "head", "--sql", DATABASE_URL=database_url)
     output, _ = process.communicate(timeout=60)
 

@@ -1,4 +1,4 @@
-"""The API's page in a real browser: it shows the document with no network but this server."""
+"""The page /docs in a real browser, which can reach only this server."""
 
 import shutil
 import subprocess
@@ -11,11 +11,11 @@ CHROMIUM = shutil.which("chromium")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not here"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed"),
 ]
 
-# Nothing of the browser's own goes out, and no host but this one resolves.
-QUIET = [
+# The browser sends no requests of its own, and resolves no host except this one.
+OPTIONS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -31,12 +31,12 @@ QUIET = [
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(0, True), (1, False)])
-def test_the_page_shows_every_operation_in_light_and_dark(checkout, tmp_path, scheme, dark):
+def test_page_shows_operations_in_light_and_dark_mode(checkout, tmp_path, scheme, dark):
     with running(checkout()) as server:
         page = subprocess.run(
             [
                 CHROMIUM,
-                *QUIET,
+                *OPTIONS,
                 f"--blink-settings=preferredColorScheme={scheme}",
                 f"--user-data-dir={tmp_path / 'profile'}",
                 f"{server.url}/docs",

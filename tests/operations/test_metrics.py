@@ -1,4 +1,4 @@
-"""/metrics: closed unless asked for, of few labels, and one count of all of gunicorn's workers."""
+"""/metrics: off by default, with few label values, and one total for all gunicorn workers."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from todo_api.app import App
 
 GUNICORN = Path(sys.executable).parent / "gunicorn"
-LONG = 60  # seconds, for what takes a moment on a machine that is not busy
+TIMEOUT = 60  # seconds
 WORKERS = 2
-SLOTS = 3  # connections of each: one fewer than its threads
+CONNECTIONS_PER_WORKER = 3  # one fewer than its threads
 
 
 class Samples(dict):
-    """What a scrape says, by name and sorted labels; what it does not say is 0."""
+    """The samples of a scrape by name and sorted labels."""
 
     def __init__(self, text: str) -> None:
         super().__init__(
@@ -48,32 +48,32 @@ class Samples(dict):
             for sample in family.samples
         )
 
-    def of(self, name: str, **labels: str) -> float:
-        """The sum of all that has the name, and these labels among its own."""
+    def sum_of(self, name: str, **labels: str) -> float:
+        """Return the sum of all samples with this name and these labels, or 0."""
         return sum(
             value
-            for (other, *pairs), value in self.items()
-            if other == name and labels.items() <= dict(pairs).items()
+            for (sample_name, *pairs), value in self.items()
+            if sample_name == name and labels.items() <= dict(pairs).items()
         )
 
 
-def eventually(holds):
-    """Wait until it holds, and return what it is then."""
-    deadline = time.monotonic() + LONG
+def wait_until(condition):
+    """Wait until the condition returns a true value, and return the value."""
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        if found := holds():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.05)
-    return pytest.fail("it never came true")
+    return pytest.fail("the condition did not become true")
 
 
-def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    """The answer to a request on a connection of its own, so that any worker may take it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG)
+def request(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    """Send a request on a new connection, so that any worker may accept it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         connection.request(method, path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        response = connection.getresponse()
+        return response.status, response.read().decode()
     finally:
         connection.close()
 
@@ -82,28 +82,28 @@ class Gunicorn:
     def __init__(self, folder: Path, **environ: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         settings = {"AUTH_MODE": "none", "METRICS": "true", "WEB_CONCURRENCY": str(WORKERS)}
         self.process = subprocess.Popen(
-            # Not `-m gunicorn`, whose folder an upgrade would put before the standard library.
+            # An upgrade of `-m gunicorn` puts gunicorn's folder before the standard library.
             [GUNICORN, "--config", ROOT / "gunicorn.conf.py"],
-            # Without a .env of ours.
+            # This folder has no .env.
             cwd=folder,
-            env=kept | settings | {"PORT": str(self.port), "PYTHONPATH": str(ROOT)} | environ,
+            env=inherited | settings | {"PORT": str(self.port), "PYTHONPATH": str(ROOT)} | environ,
             stderr=subprocess.DEVNULL,
         )
 
-    def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
-        return ask(self.port, path, method)
+    def request(self, path: str, method: str = "GET") -> tuple[int, str]:
+        return request(self.port, path, method)
 
     def scrape(self) -> Samples:
-        status, text = self.ask("/metrics")
+        status, text = self.request("/metrics")
         assert status == 200
         return Samples(text)
 
     def livez(self) -> bool:
         try:
-            return self.ask("/livez")[0] == 200
+            return self.request("/livez")[0] == 200
         except OSError:
             return False
 
@@ -111,49 +111,49 @@ class Gunicorn:
         return children(self.process.pid)
 
     def await_workers(self, number: int) -> None:
-        eventually(lambda: self.scrape().of("todo_workers") == number)
+        wait_until(lambda: self.scrape().sum_of("todo_workers") == number)
 
     def kill_workers(self) -> None:
-        """Kill them all at once, and wait for their successors."""
+        """Kill all workers at once, and wait for the new ones."""
         before = self.workers()
         for worker in before:
             os.kill(worker, signal.SIGKILL)
-        eventually(lambda: len(self.workers() - before) == WORKERS)
-        eventually(self.livez)
+        wait_until(lambda: len(self.workers() - before) == WORKERS)
+        wait_until(self.livez)
         self.await_workers(WORKERS)
 
     def end(self) -> None:
         self.process.terminate()
-        self.process.wait(LONG)
+        self.process.wait(TIMEOUT)
 
 
 def children(parent: int) -> set[int]:
-    """The processes that a process has started and that still run."""
-    found = subprocess.run(
+    """Return the running child processes of a process."""
+    listing = subprocess.run(
         ["ps", "-o", "pid=,stat=", "--ppid", str(parent)],
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = (line.split() for line in found.stdout.splitlines())
+    lines = (line.split() for line in listing.stdout.splitlines())
     return {int(pid) for pid, state in lines if not state.startswith("Z")}
 
 
-def folders(master: int) -> list[Path]:
-    """Where the workers of a master write their numbers."""
+def metrics_folders(master: int) -> list[Path]:
+    """Return the folders of a master in which its workers write their metrics."""
     parent = slots.MEMORY if slots.MEMORY.is_dir() else Path("/tmp")
     return list(parent.glob(f"{slots.PREFIX}{master}-*"))
 
 
 @pytest.fixture
 def serving(database_url, tmp_path):
-    """Run gunicorn with two workers that are there."""
+    """Run gunicorn and wait until both workers have started."""
 
     @contextmanager
     def serve(**environ: str):
         server = Gunicorn(tmp_path, DATABASE_URL=database_url, **environ)
         try:
-            eventually(server.livez)
+            wait_until(server.livez)
             server.await_workers(WORKERS)
             yield server
         finally:
@@ -168,7 +168,7 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def measured(make_app):
+def client_with_metrics(make_app):
     return make_app(METRICS="true").test_client()
 
 
@@ -176,26 +176,26 @@ def test_metrics_are_closed_by_default(client):
     assert client.get("/metrics").status_code == 404
 
 
-def test_metrics_are_closed_by_default_where_tokens_are_asked_for(make_app):
-    closed = make_app(AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
+def test_metrics_are_closed_by_default_with_authentication(make_app):
+    client = make_app(AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
 
-    assert closed.get("/metrics").status_code == 401
-
-
-def test_metrics_need_no_token_where_they_are_open(make_app):
-    opened = make_app(METRICS="true", AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
-
-    assert opened.get("/metrics").status_code == 200
-    assert opened.get("/metrics/").status_code == 401
+    assert client.get("/metrics").status_code == 401
 
 
-def test_metrics_are_in_the_format_of_prometheus(measured):
-    answer = measured.get("/metrics")
+def test_open_metrics_need_no_token(make_app):
+    client = make_app(METRICS="true", AUTH_MODE="jwt", JWT_SECRET="s3cret-" * 5).test_client()
 
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert Samples(answer.text).of("todo_workers") == 1
+    assert client.get("/metrics").status_code == 200
+    assert client.get("/metrics/").status_code == 401
+
+
+def test_metrics_are_in_the_format_of_prometheus(client_with_metrics):
+    response = client_with_metrics.get("/metrics")
+
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert Samples(response.text).sum_of("todo_workers") == 1
 
 
 def test_every_metric_is_documented(metrics):
@@ -214,28 +214,28 @@ def test_every_metric_is_documented(metrics):
     )
 
 
-def test_no_metric_tells_a_version(measured):
-    assert "version" not in measured.get("/metrics").text
-    assert "python" not in measured.get("/metrics").text
+def test_no_metric_shows_a_version(client_with_metrics):
+    assert "version" not in client_with_metrics.get("/metrics").text
+    assert "python" not in client_with_metrics.get("/metrics").text
 
 
-def test_one_process_has_the_series_that_several_have(measured):
-    """The library's files for several processes hold no times of creation."""
-    names = {name for name, *_ in Samples(measured.get("/metrics").text)}
+def test_one_process_has_the_same_series_as_several(client_with_metrics):
+    """The library's files for several processes contain no `_created` series."""
+    names = {name for name, *_ in Samples(client_with_metrics.get("/metrics").text)}
 
     assert "todo_database_retries_total" in names
     assert not [name for name in names if name.endswith("_created")]
 
 
-def test_a_request_is_counted_and_timed_by_route_method_and_status(measured, user_id):
+def test_request_is_counted_and_timed_by_route_method_and_status(client_with_metrics, user_id):
     labels = {"route": "/api/{user_id}/tasks", "method": "POST", "status": "422"}
-    before = Samples(measured.get("/metrics").text)
+    before = Samples(client_with_metrics.get("/metrics").text)
 
-    measured.post(f"/api/{user_id}/tasks", json={})
+    client_with_metrics.post(f"/api/{user_id}/tasks", json={})
 
-    after = Samples(measured.get("/metrics").text)
+    after = Samples(client_with_metrics.get("/metrics").text)
     count, number, seconds = (
-        after.of(f"todo_http_{name}", **labels) - before.of(f"todo_http_{name}", **labels)
+        after.sum_of(f"todo_http_{name}", **labels) - before.sum_of(f"todo_http_{name}", **labels)
         for name in (
             "requests_total",
             "request_duration_seconds_count",
@@ -243,31 +243,31 @@ def test_a_request_is_counted_and_timed_by_route_method_and_status(measured, use
         )
     )
     assert count == number == 1
-    assert 0 < seconds < LONG
+    assert 0 < seconds < TIMEOUT
 
 
-def test_what_clients_make_up_is_no_label(measured, user_id):
-    before = Samples(measured.get("/metrics").text)
+def test_text_from_clients_does_not_become_a_label(client_with_metrics, user_id):
+    before = Samples(client_with_metrics.get("/metrics").text)
 
     for _ in range(50):
-        made_up = uuid.uuid4().hex
-        measured.open(f"/{made_up}/{made_up}", method=f"X{made_up}"[:20])
-        measured.open(f"/api/{made_up}", method=made_up[:10])
-        measured.get(f"/api/{uuid.uuid4()}/tasks/{uuid.uuid4()}")
-        measured.get(f"/api/{made_up}/tasks")
+        random_name = uuid.uuid4().hex
+        client_with_metrics.open(f"/{random_name}/{random_name}", method=f"X{random_name}"[:20])
+        client_with_metrics.open(f"/api/{random_name}", method=random_name[:10])
+        client_with_metrics.get(f"/api/{uuid.uuid4()}/tasks/{uuid.uuid4()}")
+        client_with_metrics.get(f"/api/{random_name}/tasks")
 
-    text = measured.get("/metrics").text
-    assert made_up not in text
+    text = client_with_metrics.get("/metrics").text
+    assert random_name not in text
     assert user_id not in text
     new = {dict(labels)["method"] for _, *labels in Samples(text).keys() - before.keys()}
     assert new <= {"GET", "other"}
-    added = Samples(text).of("todo_http_requests_total", method="other") - before.of(
+    added = Samples(text).sum_of("todo_http_requests_total", method="other") - before.sum_of(
         "todo_http_requests_total", method="other"
     )
     assert added == 100
 
 
-def test_a_pool_is_watched_until_it_is_closed(database_url, metrics):
+def test_pool_is_watched_until_it_is_closed(database_url, metrics):
     def value(name: str) -> float:
         return metrics.registry.get_sample_value(f"todo_database_{name}")
 
@@ -275,7 +275,7 @@ def test_a_pool_is_watched_until_it_is_closed(database_url, metrics):
         pool.wait()
         metrics.watch_pool(pool, interval=0.01)
         with pool.connection():
-            eventually(
+            wait_until(
                 lambda: (
                     [
                         value("pool_connections"),
@@ -288,108 +288,108 @@ def test_a_pool_is_watched_until_it_is_closed(database_url, metrics):
             )
 
 
-def counted(app: App, name: str, **labels: str) -> float:
-    """How often the application has counted something."""
+def counter_value(app: App, name: str, **labels: str) -> float:
+    """Return the value of a counter of the application."""
     return app.services.metrics.registry.get_sample_value(f"todo_{name}_total", labels)
 
 
-def test_an_answer_that_is_given_again_is_counted(make_app, tasks_url):
+def test_replayed_response_is_counted(make_app, tasks_url):
     app = make_app()
     for _ in range(3):
         app.test_client().post(
             tasks_url, json={"title": "Buy oats"}, headers={"Idempotency-Key": "once"}
         )
 
-    assert counted(app, "idempotency_replays") == 2
+    assert counter_value(app, "idempotency_replays") == 2
 
 
-def test_a_connection_that_breaks_and_what_is_run_again_are_counted(make_app, tasks_url):
+def test_lost_connection_and_retry_are_counted(make_app, tasks_url):
     app = make_app(WEB_THREADS="1")
     client = app.test_client()
     client.get(tasks_url)
-    with app.services.pool._pool.connection() as only:
-        descriptor = os.dup(only.fileno())
-    with socket.socket(fileno=descriptor) as held:
-        held.shutdown(socket.SHUT_RDWR)
+    with app.services.pool._pool.connection() as connection:
+        descriptor = os.dup(connection.fileno())
+    with socket.socket(fileno=descriptor) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
     assert client.get(tasks_url).status_code == 200
 
-    assert counted(app, "database_retries", reason="connection_lost") == 1
-    assert counted(app, "database_connections_lost") == 1
-    assert counted(app, "database_connections_opened") >= 2
-    assert counted(app, "database_outcomes_unknown") == 0
+    assert counter_value(app, "database_retries", reason="connection_lost") == 1
+    assert counter_value(app, "database_connections_lost") == 1
+    assert counter_value(app, "database_connections_opened") >= 2
+    assert counter_value(app, "database_outcomes_unknown") == 0
 
 
-def test_who_is_refused_during_an_outage_is_counted(make_app, tasks_url):
+def test_request_refused_during_an_outage_is_counted(make_app, tasks_url):
     app = make_app(DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", REQUEST_TIMEOUT="0.2")
     client = app.test_client()
 
-    eventually(
+    wait_until(
         lambda: (
             client.get(tasks_url).status_code == 503
-            and counted(app, "database_sheds", reason="outage")
+            and counter_value(app, "database_sheds", reason="outage")
         )
     )
 
-    assert counted(app, "database_connect_failures") >= 1
+    assert counter_value(app, "database_connect_failures") >= 1
 
 
-def test_request_that_finds_no_free_slot_is_counted(make_app, task, database_url):
+def test_request_without_a_free_slot_is_counted(make_app, task, database_url):
     app = make_app(WEB_THREADS="1", REQUEST_TIMEOUT="30")
 
     with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as other:
         other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
         thread.submit(app.test_client().patch, task.url, json={"title": "Buy oats"})
-        eventually(lambda: not app.services.pool.admission.free_slots)
+        wait_until(lambda: not app.services.pool.admission.free_slots)
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counted(app, "database_sheds", reason="admission") == 1
+    assert counter_value(app, "database_sheds", reason="admission") == 1
 
 
-def test_a_key_set_tells_its_age_and_its_failures(metrics):
+def test_key_set_has_metrics_of_age_and_failures(metrics):
     key_set = KeySetMetrics(metrics)
-    began = time.time()
+    started_at = time.time()
 
     key_set.report_fetch(3)
     key_set.report_fetch(None)
 
     value = metrics.registry.get_sample_value
     assert value("todo_jwks_keys") == 3
-    assert value("todo_jwks_fetched_timestamp_seconds") >= began
+    assert value("todo_jwks_fetched_timestamp_seconds") >= started_at
     assert value("todo_jwks_fetch_failures_total") == 1
 
 
-def test_applications_of_one_process_count_for_themselves(make_app):
-    asked, other = make_app(METRICS="true"), make_app(METRICS="true")
+def test_applications_of_one_process_have_separate_counts(make_app):
+    used, other = make_app(METRICS="true"), make_app(METRICS="true")
 
-    asked.test_client().get("/livez")
+    used.test_client().get("/livez")
 
     labels = {"route": "/livez", "method": "GET", "status": "200"}
-    assert counted(asked, "http_requests", **labels) == 1
-    assert counted(other, "http_requests", **labels) is None
+    assert counter_value(used, "http_requests", **labels) == 1
+    assert counter_value(other, "http_requests", **labels) is None
 
 
 @pytest.mark.slow
 def test_counts_of_all_workers_add_up_exactly(serving):
-    def answered(_: int) -> int:
-        return server.ask("/nowhere")[0]
+    def send_request(_: int) -> int:
+        return server.request("/nowhere")[0]
 
     with serving() as server, ThreadPoolExecutor(8) as clients:
-        (folder,) = folders(server.process.pid)
-        asked = 0
+        (folder,) = metrics_folders(server.process.pid)
+        sent = 0
         while not all(b"unmatched" in file.read_bytes() for file in folder.glob("counter_*")):
-            assert asked < 10_000, "one worker answers all"
-            assert set(clients.map(answered, range(100))) == {404}
-            asked += 100
+            assert sent < 10_000, "one worker got all requests"
+            assert set(clients.map(send_request, range(100))) == {404}
+            sent += 100
 
-        # Whichever worker answers.
+        # Each worker reports the total of both.
         counts = [
-            server.scrape().of("todo_http_requests_total", route="unmatched", status="404")
+            server.scrape().sum_of("todo_http_requests_total", route="unmatched", status="404")
             for _ in range(10)
         ]
 
-    assert counts == [asked] * 10
+    assert counts == [sent] * 10
 
 
 class KeySetOfTwo(BaseHTTPRequestHandler):
@@ -404,7 +404,7 @@ class KeySetOfTwo(BaseHTTPRequestHandler):
         self.wfile.write(self.BODY)
 
     def log_message(self, *_):
-        """Nothing of it is news."""
+        """Write no log."""
 
 
 @pytest.fixture
@@ -415,47 +415,51 @@ def issuer():
         server.shutdown()
 
 
-def trusting(url: str) -> dict[str, str]:
+def issuer_settings(url: str) -> dict[str, str]:
     names = {"JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "todo"}
     return names | {"AUTH_MODE": "jwt", "JWT_JWKS_URL": url}
 
 
 @pytest.mark.slow
-def test_the_key_set_is_told_as_the_workers_have_it(serving, issuer):
-    began = time.time()
+def test_scrape_shows_the_key_set_of_the_workers(serving, issuer):
+    started_at = time.time()
 
-    with serving(**trusting(issuer)) as server:
-        eventually(lambda: server.scrape().of("todo_jwks_keys") == 2)
+    with serving(**issuer_settings(issuer)) as server:
+        wait_until(lambda: server.scrape().sum_of("todo_jwks_keys") == 2)
 
-        told = server.scrape()
-        assert began <= told.of("todo_jwks_fetched_timestamp_seconds") <= time.time()
-        assert told.of("todo_jwks_fetch_failures_total") == 0
+        samples = server.scrape()
+        assert started_at <= samples.sum_of("todo_jwks_fetched_timestamp_seconds") <= time.time()
+        assert samples.sum_of("todo_jwks_fetch_failures_total") == 0
 
 
 @pytest.mark.slow
-def test_a_key_set_that_cannot_be_had_is_told(serving):
-    with serving(**trusting("http://127.0.0.1:1/jwks")) as server:
-        eventually(lambda: server.scrape().of("todo_jwks_fetch_failures_total") >= WORKERS)
+def test_scrape_shows_failed_fetches_of_the_key_set(serving):
+    with serving(**issuer_settings("http://127.0.0.1:1/jwks")) as server:
+        wait_until(lambda: server.scrape().sum_of("todo_jwks_fetch_failures_total") >= WORKERS)
 
         assert server.scrape()["todo_jwks_fetched_timestamp_seconds",] == 0
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(serving):
+def test_killed_worker_leaves_its_counts_but_not_its_gauges(serving):
     with serving() as server:
         for _ in range(20):
-            server.ask("/nowhere")
-        (folder,) = folders(server.process.pid)
+            server.request("/nowhere")
+        (folder,) = metrics_folders(server.process.pid)
         files = set(folder.iterdir())
-        connections = WORKERS * SLOTS
-        eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
+        connections = WORKERS * CONNECTIONS_PER_WORKER
+        wait_until(
+            lambda: server.scrape().sum_of("todo_database_pool_max_connections") == connections
+        )
 
         for _ in range(3):
             server.kill_workers()
 
-        eventually(lambda: server.scrape().of("todo_database_pool_max_connections") == connections)
-        assert server.scrape().of("todo_http_requests_total", route="unmatched") == 20
-        # One worker may have answered all of them: what it counted is there, and no third slot.
+        wait_until(
+            lambda: server.scrape().sum_of("todo_database_pool_max_connections") == connections
+        )
+        assert server.scrape().sum_of("todo_http_requests_total", route="unmatched") == 20
+        # One worker may have served all requests. Its files remain, and a third worker has none.
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {
             str(slot) for slot in range(WORKERS)
         }
@@ -463,7 +467,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_along_and_leaves_its_counts(se
 
 
 @pytest.mark.slow
-def test_a_worker_that_has_no_successor_takes_its_gauges_along(serving):
+def test_removed_worker_leaves_no_gauges(serving):
     with serving() as server:
         server.process.send_signal(signal.SIGTTIN)
         server.await_workers(WORKERS + 1)
@@ -474,66 +478,66 @@ def test_a_worker_that_has_no_successor_takes_its_gauges_along(serving):
 
 
 @pytest.mark.slow
-def test_a_reload_keeps_the_counts(serving):
+def test_reload_keeps_the_counts(serving):
     with serving() as server:
         before = server.workers()
         for _ in range(20):
-            server.ask("/nowhere")
+            server.request("/nowhere")
 
         server.process.send_signal(signal.SIGHUP)
 
-        eventually(lambda: len(server.workers()) == WORKERS and not server.workers() & before)
-        eventually(server.livez)
+        wait_until(lambda: len(server.workers()) == WORKERS and not server.workers() & before)
+        wait_until(server.livez)
         server.await_workers(WORKERS)
-        assert server.scrape().of("todo_http_requests_total", route="unmatched") == 20
-        assert len(folders(server.process.pid)) == 1
+        assert server.scrape().sum_of("todo_http_requests_total", route="unmatched") == 20
+        assert len(metrics_folders(server.process.pid)) == 1
 
 
 @pytest.mark.slow
-def test_an_upgrade_counts_for_itself_and_leaves_the_other_master_alone(serving):
+def test_upgraded_server_has_its_own_counts_and_metrics_folder(serving):
     with serving() as old:
-        old.ask("/nowhere")
+        old.request("/nowhere")
         before = old.workers()
         old.process.send_signal(signal.SIGUSR2)
-        (new,) = eventually(lambda: [pid for pid in old.workers() - before if children(pid)])
+        (new,) = wait_until(lambda: [pid for pid in old.workers() - before if children(pid)])
         try:
-            eventually(lambda: len(children(new)) == WORKERS)
-            assert len(folders(old.process.pid)) == len(folders(new)) == 1
+            wait_until(lambda: len(children(new)) == WORKERS)
+            assert len(metrics_folders(old.process.pid)) == len(metrics_folders(new)) == 1
             old.end()
 
-            assert folders(old.process.pid) == []
-            eventually(lambda: old.livez() and old.scrape().of("todo_workers") == WORKERS)
-            assert old.scrape().of("todo_http_requests_total", route="unmatched") == 0
+            assert metrics_folders(old.process.pid) == []
+            wait_until(lambda: old.livez() and old.scrape().sum_of("todo_workers") == WORKERS)
+            assert old.scrape().sum_of("todo_http_requests_total", route="unmatched") == 0
         finally:
             os.kill(new, signal.SIGTERM)
-            eventually(lambda: not folders(new))
+            wait_until(lambda: not metrics_folders(new))
 
 
 @pytest.mark.slow
-def test_a_file_that_a_worker_has_just_begun_is_passed_over(serving):
+def test_empty_metrics_file_is_skipped(serving):
     with serving() as server:
-        (folder,) = folders(server.process.pid)
+        (folder,) = metrics_folders(server.process.pid)
 
         (folder / "counter_9.db").touch()
 
-        assert server.scrape().of("todo_workers") == WORKERS
+        assert server.scrape().sum_of("todo_workers") == WORKERS
 
 
 @pytest.mark.slow
-def test_a_server_that_was_killed_leaves_a_folder_that_the_next_one_removes(serving):
+def test_folder_of_a_killed_server_is_removed_by_the_next_one(serving):
     with serving() as server:
         workers = server.workers()
-        (folder,) = folders(server.process.pid)
+        (folder,) = metrics_folders(server.process.pid)
         for process in (server.process.pid, *workers):
             os.kill(process, signal.SIGKILL)
-        server.process.wait(LONG)
+        server.process.wait(TIMEOUT)
     assert folder.exists()
     os.utime(folder, (0, 0))
 
     with serving() as server:
         assert not folder.exists()
-        # A folder that is in use stays, however old.
-        (folder,) = folders(server.process.pid)
+        # An old folder remains while a process uses it.
+        (folder,) = metrics_folders(server.process.pid)
         os.utime(folder, (0, 0))
         slots.remove_orphans(folder.parent)
         assert folder.exists()

@@ -1,4 +1,4 @@
-"""A create that is sent again creates nothing: it gets the first one's answer."""
+"""Idempotency keys: a repeated POST creates nothing and gets the first response again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from todo_api.commands.purge import purge
 
-OF_ITS_OWN = {"X-Request-Id", "Idempotent-Replayed"}
+VARYING_HEADERS = {"X-Request-Id", "Idempotent-Replayed"}
 
 
 @pytest.fixture
@@ -28,37 +28,37 @@ def create(client, tasks_url):
     return send
 
 
-def headers(answer):
-    return {name: value for name, value in answer.headers if name not in OF_ITS_OWN}
+def stable_headers(response):
+    return {name: value for name, value in response.headers if name not in VARYING_HEADERS}
 
 
-def assert_replayed(again, first):
-    assert again.status_code == first.status_code == 201
-    assert again.data == first.data
-    assert headers(again) == headers(first)
-    assert again.headers["Idempotent-Replayed"] == "true"
+def assert_replayed(repeated, first):
+    assert repeated.status_code == first.status_code == 201
+    assert repeated.data == first.data
+    assert stable_headers(repeated) == stable_headers(first)
+    assert repeated.headers["Idempotent-Replayed"] == "true"
 
 
-def test_the_first_request_of_a_key_is_as_without_one(client, create, tasks_url, key):
-    answer = create(key, description="Two litres")
+def test_first_request_with_a_key_creates_a_task(client, create, tasks_url, key):
+    response = create(key, description="Two litres")
 
-    assert answer.status_code == 201
-    assert "Idempotent-Replayed" not in answer.headers
-    assert client.get(answer.headers["Location"]).json == answer.json
-    assert client.get(tasks_url).json == [answer.json]
+    assert response.status_code == 201
+    assert "Idempotent-Replayed" not in response.headers
+    assert client.get(response.headers["Location"]).json == response.json
+    assert client.get(tasks_url).json == [response.json]
 
 
-def test_a_repeated_request_gets_the_first_ones_answer(client, create, tasks_url, key):
+def test_repeated_request_gets_the_first_response(client, create, tasks_url, key):
     first = create(key)
 
-    again = create(key)
+    repeated = create(key)
 
-    assert_replayed(again, first)
+    assert_replayed(repeated, first)
     assert client.get(tasks_url).json == [first.json]
 
 
-def test_a_response_that_the_version_before_stored_is_replayed(create, connection, key):
-    """It stored neither status nor headers, but the task's id and revision."""
+def test_response_stored_by_the_previous_version_is_replayed(create, connection, key):
+    """That version stored the task's id and revision, but no status and no headers."""
     first = create(key)
     connection.execute(
         "UPDATE idempotency_keys SET status = NULL, headers = NULL WHERE key = %s", (key,)
@@ -67,7 +67,7 @@ def test_a_response_that_the_version_before_stored_is_replayed(create, connectio
     assert_replayed(create(key), first)
 
 
-def test_the_answer_is_the_first_ones_whatever_has_become_of_the_task(client, create, key):
+def test_first_response_is_replayed_after_the_task_is_changed_and_deleted(client, create, key):
     first = create(key)
     client.patch(first.headers["Location"], json={"title": "Buy oats"})
     client.delete(first.headers["Location"])
@@ -75,58 +75,58 @@ def test_the_answer_is_the_first_ones_whatever_has_become_of_the_task(client, cr
     assert_replayed(create(key), first)
 
 
-def test_a_body_is_the_same_in_any_spelling(client, tasks_url, create, key):
+def test_same_json_in_another_spelling_is_the_same_request(client, tasks_url, create, key):
     first = create(key, description=None)
 
-    again = client.post(
+    repeated = client.post(
         tasks_url,
         data=' {"description": null,\n "title": "Buy \\u006fat milk"}',
         headers={"Idempotency-Key": key, "Content-Type": "application/json"},
     )
 
-    assert_replayed(again, first)
+    assert_replayed(repeated, first)
 
 
 @pytest.mark.parametrize(
     "body", [{"title": "Buy oats"}, {"completed": True}, {"description": None}]
 )
-def test_a_key_is_good_for_one_request_only(client, create, tasks_url, key, body):
+def test_key_of_another_request_is_refused(client, create, tasks_url, key, body):
     first = create(key)
 
-    other = create(key, **body)
+    reused = create(key, **body)
 
-    assert other.status_code == 422
-    assert other.json["type"] == "/problems/key-reused"
-    assert [fault["header"] for fault in other.json["errors"]] == ["Idempotency-Key"]
+    assert reused.status_code == 422
+    assert reused.json["type"] == "/problems/key-reused"
+    assert [error["header"] for error in reused.json["errors"]] == ["Idempotency-Key"]
     assert client.get(tasks_url).json == [first.json]
     assert_replayed(create(key), first)
 
 
-def test_a_key_is_its_users_own(client, create, key):
+def test_two_users_may_use_the_same_key(client, create, key):
     first = create(key)
-    neighbour = f"/api/{uuid.uuid4()}/tasks"
+    other_users_url = f"/api/{uuid.uuid4()}/tasks"
 
-    theirs = create(key, url=neighbour)
+    other_response = create(key, url=other_users_url)
 
-    assert theirs.status_code == 201
-    assert "Idempotent-Replayed" not in theirs.headers
-    assert theirs.json["id"] != first.json["id"]
-    assert client.get(neighbour).json == [theirs.json]
+    assert other_response.status_code == 201
+    assert "Idempotent-Replayed" not in other_response.headers
+    assert other_response.json["id"] != first.json["id"]
+    assert client.get(other_users_url).json == [other_response.json]
 
 
-def test_what_was_refused_is_not_kept(create, client, tasks_url, key):
-    refused = create(key, title="")
+def test_error_response_is_not_stored(create, client, tasks_url, key):
+    invalid = create(key, title="")
 
     created = create(key)
 
-    assert refused.status_code == 422
+    assert invalid.status_code == 422
     assert created.status_code == 201
     assert "Idempotent-Replayed" not in created.headers
     assert client.get(tasks_url).json == [created.json]
 
 
 @pytest.mark.parametrize(
-    ("sent", "same"),
+    ("first_spelling", "second_spelling"),
     [
         ("k", '"k"'),
         ('"a-key"', "a-key"),
@@ -135,62 +135,62 @@ def test_what_was_refused_is_not_kept(create, client, tasks_url, key):
         ("!#$%&'()*+,-./:;<=>?@[]^_`{|}~", "!#$%&'()*+,-./:;<=>?@[]^_`{|}~"),
     ],
 )
-def test_a_key_is_the_same_with_quotes_and_without(create, sent, same):
-    first = create(sent)
+def test_key_with_quotes_equals_the_key_without_them(create, first_spelling, second_spelling):
+    first = create(first_spelling)
 
-    assert_replayed(create(same), first)
+    assert_replayed(create(second_spelling), first)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "invalid_key",
     ["", '""', "x" * 256, '"' + "x" * 256 + '"', '"open', '"a"b', "a key", "ключ", "a\tb", '"\\x"'],
 )
-def test_what_is_no_key_is_refused(client, tasks_url, given):
-    answer = client.post(
+def test_invalid_key_is_refused(client, tasks_url, invalid_key):
+    response = client.post(
         tasks_url,
         json={"title": "Buy oat milk"},
-        environ_overrides={"HTTP_IDEMPOTENCY_KEY": given.encode().decode("latin-1")},
+        environ_overrides={"HTTP_IDEMPOTENCY_KEY": invalid_key.encode().decode("latin-1")},
     )
 
-    assert answer.status_code == 400
-    assert [fault["header"] for fault in answer.json["errors"]] == ["Idempotency-Key"]
+    assert response.status_code == 400
+    assert [error["header"] for error in response.json["errors"]] == ["Idempotency-Key"]
     assert client.get(tasks_url).json == []
 
 
-def test_of_a_race_all_get_the_winners_answer(app, tasks_url, key):
+def test_concurrent_requests_with_one_key_create_one_task(app, tasks_url, key):
     def send(_):
         return app.test_client().post(
             tasks_url, json={"title": "Buy oat milk"}, headers={"Idempotency-Key": key}
         )
 
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(send, range(16)))
+        responses = list(threads.map(send, range(16)))
 
-    first = [answer for answer in answers if "Idempotent-Replayed" not in answer.headers]
+    first = [response for response in responses if "Idempotent-Replayed" not in response.headers]
     assert len(first) == 1
-    for answer in answers:
-        if answer is not first[0]:
-            assert_replayed(answer, first[0])
+    for response in responses:
+        if response is not first[0]:
+            assert_replayed(response, first[0])
     assert app.test_client().get(tasks_url).json == [first[0].json]
 
 
-def test_a_replay_takes_no_number(create, make_task, key):
+def test_replay_takes_no_revision(create, make_task, key):
     create(key)
     create(key)
 
     assert make_task()["revision"] == 2
 
 
-def test_keys_go_with_their_user(client, create, user_id, connection, key):
+def test_erasing_a_user_removes_their_keys(client, create, user_id, connection, key):
     create(key)
 
     client.delete(f"/api/{user_id}")
 
-    assert keys_of(connection, user_id) == []
+    assert list_keys(connection, user_id) == []
     assert "Idempotent-Replayed" not in create(key).headers
 
 
-def test_a_purge_removes_keys_of_a_day_and_no_others(
+def test_purge_removes_only_keys_older_than_24_hours(
     create, user_id, connection, database_url, key
 ):
     create(key)
@@ -205,10 +205,10 @@ def test_a_purge_removes_keys_of_a_day_and_no_others(
     _, keys = purge(database_url)
 
     assert keys >= 1
-    assert keys_of(connection, user_id) == ["young"]
+    assert list_keys(connection, user_id) == ["young"]
     assert "Idempotent-Replayed" not in create(key).headers
 
 
-def keys_of(connection: psycopg.Connection, user_id: str) -> list[str]:
-    found = connection.execute("SELECT key FROM idempotency_keys WHERE user_id = %s", (user_id,))
-    return [key for (key,) in found]
+def list_keys(connection: psycopg.Connection, user_id: str) -> list[str]:
+    rows = connection.execute("SELECT key FROM idempotency_keys WHERE user_id = %s", (user_id,))
+    return [key for (key,) in rows]

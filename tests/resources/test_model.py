@@ -1,7 +1,7 @@
-"""The whole API against a model in plain Python, in sequences that hypothesis makes up."""
+"""The API agrees with a model in plain Python, in random sequences of requests by Hypothesis."""
 
 import uuid
-from itertools import count as numbers
+from itertools import count as count_from
 
 import psycopg
 from hypothesis import settings
@@ -24,7 +24,7 @@ FIELDS = {"title": TITLES, "description": DESCRIPTIONS, "completed": st.booleans
 
 
 class Model(RuleBasedStateMachine):
-    """Tasks as dictionaries; `order` is when each was made, `change` when it was last changed."""
+    """Tasks as dictionaries; `order` is the time of creation, `change` that of the last change."""
 
     client = url = None
     tasks = Bundle("tasks")
@@ -35,24 +35,26 @@ class Model(RuleBasedStateMachine):
         self.user_id = user[5:]
         self.list_url, self.changes_url = f"{user}/tasks", f"{user}/changes"
         self.live, self.trash = {}, {}
-        self.tick = numbers(1)
+        self.clock = count_from(1)
         self.devices = [Device(self.client, self.changes_url, limit) for limit in (2, 200)]
 
     def url_of(self, task):
         return f"{self.list_url}/{task}"
 
-    def changed(self, answer, task, **changes):
-        """The model's task with the changes; its number moves if anything differs."""
-        there = self.live[task]
-        if any(there[name] != value for name, value in changes.items()):
-            there.update(changes, change=next(self.tick))
-        assert answer.status_code == 200
-        self.same(answer.json, there)
+    def apply_change(self, response, task, **changes):
+        """Apply the changes to the model's task, and compare it with the response."""
+        expected = self.live[task]
+        if any(expected[name] != value for name, value in changes.items()):
+            expected.update(changes, change=next(self.clock))
+        assert response.status_code == 200
+        self.assert_same(response.json, expected)
 
-    def same(self, shown, there):
-        assert {name: shown[name] for name in FIELDS} == {name: there[name] for name in FIELDS}
-        previous = there.setdefault("seen", {}).setdefault(there["change"], shown["revision"])
-        assert shown["revision"] == previous, "a number moves with a change, and only with one"
+    def assert_same(self, actual, expected):
+        assert {name: actual[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
+        previous = expected.setdefault("revision_by_change", {}).setdefault(
+            expected["change"], actual["revision"]
+        )
+        assert actual["revision"] == previous, "each change, and nothing else, changes the revision"
 
     @rule(
         target=tasks,
@@ -62,29 +64,29 @@ class Model(RuleBasedStateMachine):
         ),
     )
     def create(self, values):
-        answer = self.client.post(self.list_url, json=values)
+        response = self.client.post(self.list_url, json=values)
 
-        assert answer.status_code == 201
-        task = answer.json["id"]
-        self.created(task, answer, {"description": None, "completed": False} | values)
+        assert response.status_code == 201
+        task = response.json["id"]
+        self.add_task(task, response, {"description": None, "completed": False} | values)
         return task
 
     @rule(target=tasks, title=TITLES)
-    def create_named(self, title):
+    def create_with_put(self, title):
         task = str(uuid.uuid4())
 
-        answer = self.client.put(
+        response = self.client.put(
             self.url_of(task), json={"title": title}, headers={"If-None-Match": "*"}
         )
 
-        assert answer.status_code == 201
-        self.created(task, answer, {"title": title, "description": None, "completed": False})
+        assert response.status_code == 201
+        self.add_task(task, response, {"title": title, "description": None, "completed": False})
         return task
 
-    def created(self, task, answer, values):
-        moment = next(self.tick)
+    def add_task(self, task, response, values):
+        moment = next(self.clock)
         self.live[task] = values | {"order": moment, "change": moment}
-        self.same(answer.json, self.live[task])
+        self.assert_same(response.json, self.live[task])
 
     @rule(task=tasks, title=TITLES, description=DESCRIPTIONS, completed=st.none() | st.booleans())
     def put(self, task, title, description, completed):
@@ -92,78 +94,78 @@ class Model(RuleBasedStateMachine):
         if completed is not None:
             body["completed"] = completed
 
-        answer = self.client.put(self.url_of(task), json=body)
+        response = self.client.put(self.url_of(task), json=body)
 
         if task in self.live:
-            self.changed(answer, task, **body)
+            self.apply_change(response, task, **body)
         else:
-            assert answer.status_code == 404
+            assert response.status_code == 404
 
     @rule(task=tasks, changes=st.fixed_dictionaries({}, optional=FIELDS))
     def patch(self, task, changes):
-        answer = self.client.patch(self.url_of(task), json=changes)
+        response = self.client.patch(self.url_of(task), json=changes)
 
         if task in self.live:
-            self.changed(answer, task, **changes)
+            self.apply_change(response, task, **changes)
         else:
-            assert answer.status_code == 404
+            assert response.status_code == 404
 
-    @rule(task=tasks, stale=st.booleans())
-    def patch_one_version(self, task, stale):
-        shown = self.client.get(self.url_of(task))
-        if stale and task in self.live:
-            self.patch(task, {"title": "Milk" if shown.json["title"] != "Milk" else "Oats"})
+    @rule(task=tasks, is_outdated=st.booleans())
+    def patch_with_if_match(self, task, is_outdated):
+        current = self.client.get(self.url_of(task))
+        if is_outdated and task in self.live:
+            self.patch(task, {"title": "Milk" if current.json["title"] != "Milk" else "Oats"})
 
-        answer = self.client.patch(
+        response = self.client.patch(
             self.url_of(task),
             json={"title": "Edited"},
-            headers={"If-Match": shown.headers.get("ETag", "*")},
+            headers={"If-Match": current.headers.get("ETag", "*")},
         )
 
         if task not in self.live:
-            assert answer.status_code == 404
-        elif stale:
-            assert answer.status_code == 412
-            self.same(answer.json["current"], self.live[task])
+            assert response.status_code == 404
+        elif is_outdated:
+            assert response.status_code == 412
+            self.assert_same(response.json["current"], self.live[task])
         else:
-            self.changed(answer, task, title="Edited")
+            self.apply_change(response, task, title="Edited")
 
     @rule(task=tasks, completed=st.none() | st.booleans())
     def complete(self, task, completed):
         body = None if completed is None else {"completed": completed}
 
-        answer = self.client.patch(f"{self.url_of(task)}/complete", json=body)
+        response = self.client.patch(f"{self.url_of(task)}/complete", json=body)
 
         if task in self.live:
-            self.changed(answer, task, completed=completed is not False)
+            self.apply_change(response, task, completed=completed is not False)
         else:
-            assert answer.status_code == 404
+            assert response.status_code == 404
 
     @rule(task=tasks)
     def delete(self, task):
-        answer = self.client.delete(self.url_of(task))
+        response = self.client.delete(self.url_of(task))
 
         if task in self.live:
-            assert answer.status_code == 204
-            self.trash[task] = self.live.pop(task) | {"change": next(self.tick)}
+            assert response.status_code == 204
+            self.trash[task] = self.live.pop(task) | {"change": next(self.clock)}
         else:
-            assert answer.status_code == 404
+            assert response.status_code == 404
 
     @rule(task=tasks)
     def restore(self, task):
-        answer = self.client.post(f"{self.url_of(task)}/restore")
+        response = self.client.post(f"{self.url_of(task)}/restore")
 
         if task in self.trash:
-            assert answer.status_code == 200
-            self.live[task] = self.trash.pop(task) | {"change": next(self.tick)}
-            self.same(answer.json, self.live[task])
+            assert response.status_code == 200
+            self.live[task] = self.trash.pop(task) | {"change": next(self.clock)}
+            self.assert_same(response.json, self.live[task])
         else:
-            assert answer.status_code == (409 if task in self.live else 404)
+            assert response.status_code == (409 if task in self.live else 404)
 
     @precondition(lambda self: self.trash)
     @rule()
     def purge(self):
-        """Thirty-one days later: the trash is emptied, and the model's with it."""
+        """Move deletions 31 days into the past, purge, and empty the trash of the model."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("SET session_replication_role = replica")
             connection.execute(
@@ -188,50 +190,56 @@ class Model(RuleBasedStateMachine):
             "sort": f"{'-' * descending}{sort}",
             "deleted": str(deleted).lower(),
         }
-        wanted = dict(self.trash if deleted else self.live)
+        expected = dict(self.trash if deleted else self.live)
         if completed is not None:
             query["completed"] = str(completed).lower()
-            wanted = {i: t for i, t in wanted.items() if t["completed"] is completed}
+            expected = {
+                task_id: task
+                for task_id, task in expected.items()
+                if task["completed"] is completed
+            }
         if q is not None:
             query["q"] = q
-            wanted = {
-                i: t
-                for i, t in wanted.items()
-                if q in t["title"].lower() or q in (t["description"] or "").lower()
+            expected = {
+                task_id: task
+                for task_id, task in expected.items()
+                if q in task["title"].lower() or q in (task["description"] or "").lower()
             }
         key = {"created_at": "order", "updated_at": "change", "title": "title"}[sort]
         text = "&".join(f"{name}={value}" for name, value in query.items()).replace("%", "%25")
 
-        shown = [
+        listed = [
             task["id"] for page in pages(self.client, f"{self.list_url}?{text}") for task in page
         ]
 
-        assert shown == sorted(wanted, key=lambda i: (wanted[i][key], i), reverse=descending)
+        assert listed == sorted(
+            expected, key=lambda task_id: (expected[task_id][key], task_id), reverse=descending
+        )
 
     @rule(device=st.sampled_from([0, 1]))
     def sync(self, device):
-        self.in_step(self.devices[device].sync())
+        self.assert_same_tasks(self.devices[device].sync())
 
     @rule(device=st.sampled_from([0, 1]))
     def sync_a_page_and_stop(self, device):
-        self.devices[device].page()
+        self.devices[device].sync_page()
 
     @invariant()
-    def one_of_them_reads_the_same(self):
-        for task, there in list(self.live.items())[:1]:
-            self.same(self.client.get(self.url_of(task)).json, there)
+    def get_returns_the_first_live_task(self):
+        for task, expected in list(self.live.items())[:1]:
+            self.assert_same(self.client.get(self.url_of(task)).json, expected)
 
-    def in_step(self, held):
-        assert held.keys() == self.live.keys()
-        for task, there in self.live.items():
-            self.same(held[task], there)
+    def assert_same_tasks(self, tasks):
+        assert tasks.keys() == self.live.keys()
+        for task, expected in self.live.items():
+            self.assert_same(tasks[task], expected)
 
     def teardown(self):
         for device in self.devices:
-            self.in_step(device.sync())
+            self.assert_same_tasks(device.sync())
 
 
-def test_the_api_does_what_the_model_does(client, database_url, count):
+def test_api_agrees_with_the_model(client, database_url, count):
     Model.client, Model.url = client, database_url
 
     run_state_machine_as_test(

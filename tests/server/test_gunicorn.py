@@ -1,4 +1,4 @@
-"""gunicorn as in production: what it refuses and how, and what it does at a reload and a stop."""
+"""gunicorn as in production: malformed requests, slow clients, reloads and stops."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PARSERS = [
     "python",
 ]
 
-# What tells a process to measure which lines it runs; servers have none of the environment else.
+# These variables make a process measure its coverage. Servers inherit no others.
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 @pytest.fixture(scope="module", params=PARSERS)
 def api(request, database_url):
-    """A server of one worker and one thread, so that who holds that holds up everybody."""
+    """A server with one worker and one thread: a client that blocks the thread blocks all."""
     arguments = f"--http-parser {request.param}"
     settings = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "1", "LOG_LEVEL": "info"}
     with serving(database_url, GUNICORN_CMD_ARGS=arguments, **settings, **COVERAGE) as server:
@@ -52,25 +52,25 @@ def api(request, database_url):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_not_http_is_refused_once_and_the_connection_closed(api, form):
-    status, sent = FORMS[form]
+def test_malformed_request_is_refused_once_and_the_connection_is_closed(api, form):
+    status, request_bytes = FORMS[form]
 
-    assert_refused(exchange(api.address, sent + SMUGGLED), status)
-
-
-def test_a_refusal_says_that_the_connection_is_closed(api):
-    answer = one_answer(exchange(api.address, get(host=b"")))
-
-    assert answer.headers["connection"] == "close"
-    assert answer.json["type"] == "/problems/malformed"
-    assert answer.json["detail"] == "The request is not well-formed HTTP/1.1."
+    assert_refused(exchange(api.address, request_bytes + SMUGGLED), status)
 
 
-def test_json_that_is_nested_too_deeply_is_refused(api):
+def test_response_to_malformed_request_announces_the_close(api):
+    response = one_answer(exchange(api.address, get(host=b"")))
+
+    assert response.headers["connection"] == "close"
+    assert response.json["type"] == "/problems/malformed"
+    assert response.json["detail"] == "The request is not well-formed HTTP/1.1."
+
+
+def test_too_deeply_nested_json_is_refused(api):
     assert_refused(exchange(api.address, hostile.deep(10_000)), 400)
 
 
-def test_a_refusal_of_a_head_has_no_body(api):
+def test_error_response_to_head_has_no_body(api):
     received = exchange(api.address, get(line=b"HEAD /livez HTTP/1.1", host=b""))
 
     head, _, body = received.partition(b"\r\n\r\n")
@@ -78,25 +78,25 @@ def test_a_refusal_of_a_head_has_no_body(api):
     assert body == b""
 
 
-def test_http_1_0_needs_no_host(api):
-    answer = one_answer(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
+def test_http_1_0_request_needs_no_host(api):
+    response = one_answer(exchange(api.address, get(line=b"GET /livez HTTP/1.0", host=b"")))
 
-    assert answer.status == 200
+    assert response.status == 200
 
 
 @pytest.mark.parametrize(
     "line", [b"GET http://a/livez HTTP/1.1", b"GET http://a:80/livez HTTP/1.0"]
 )
-def test_a_target_in_absolute_form_is_served(api, line):
-    answer = one_answer(exchange(api.address, get(b"Connection: close", line=line)))
+def test_target_in_absolute_form_is_served(api, line):
+    response = one_answer(exchange(api.address, get(b"Connection: close", line=line)))
 
-    assert answer.status == 200
+    assert response.status == 200
 
 
-def test_fields_with_an_underscore_are_dropped(api):
-    sent = get(b"X_Request_Id: other", b"X-Request-Id: own", b"Connection: close")
+def test_headers_with_an_underscore_are_dropped(api):
+    request_bytes = get(b"X_Request_Id: other", b"X-Request-Id: own", b"Connection: close")
 
-    assert one_answer(exchange(api.address, sent)).headers["x-request-id"] == "own"
+    assert one_answer(exchange(api.address, request_bytes)).headers["x-request-id"] == "own"
 
 
 @pytest.mark.parametrize(
@@ -108,47 +108,47 @@ def test_fields_with_an_underscore_are_dropped(api):
         [b"Connection: keep-alive", b"Connection: close"],
     ],
 )
-def test_close_among_the_connection_options_closes(api, fields):
-    answer = one_answer(exchange(api.address, get(*fields)))
+def test_connection_option_close_closes_the_connection(api, fields):
+    response = one_answer(exchange(api.address, get(*fields)))
 
-    assert answer.headers["connection"] == "close"
+    assert response.headers["connection"] == "close"
 
 
-def test_an_option_whose_name_contains_close_does_not_close(api):
-    (first, _), (second, second_id) = answers(
+def test_option_name_that_contains_close_does_not_close_the_connection(api):
+    (first, _), (second, second_id) = send_in_turn(
         api.address, get(b"Connection: closed, keep-alive"), NEXT
     )
 
     assert (first, second, second_id) == (200, 200, "next")
 
 
-def test_http_1_0_stays_open_if_it_asks_for_it(api):
+def test_http_1_0_connection_stays_open_with_keep_alive(api):
     line = b"GET /livez HTTP/1.0"
 
-    (first, _), (second, _) = answers(
+    (first, _), (second, _) = send_in_turn(
         api.address, get(b"Connection: keep-alive", line=line), get(line=line)
     )
 
     assert (first, second) == (200, 200)
 
 
-def test_chunks_that_nobody_reads_are_not_answered_a_second_time(api):
-    sent = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED
+def test_unread_chunks_are_not_parsed_as_a_request(api):
+    request_bytes = get(b"Transfer-Encoding: chunked") + b"xyz\r\n" + SMUGGLED
 
-    assert one_answer(exchange(api.address, sent)).status == 200
+    assert one_answer(exchange(api.address, request_bytes)).status == 200
 
 
-def answers(address, *requests: bytes) -> list[tuple[int, str]]:
-    """The status of each request's answer and its id, on one connection, one after another."""
-    found = []
+def send_in_turn(address, *requests: bytes) -> list[tuple[int, str]]:
+    """Send requests in turn on one connection; return each response's status and request id."""
+    results = []
     with socket.create_connection(address, timeout=30) as connection:
-        for sent in requests:
-            connection.sendall(sent)
+        for request_bytes in requests:
+            connection.sendall(request_bytes)
             response = HTTPResponse(connection)
             response.begin()
             response.read()
-            found.append((response.status, response.headers["X-Request-Id"]))
-    return found
+            results.append((response.status, response.headers["X-Request-Id"]))
+    return results
 
 
 NEXT = get(b"X-Request-Id: next")
@@ -156,7 +156,7 @@ UNREAD = SMUGGLED * 400  # about 32 KiB
 
 
 @pytest.mark.parametrize(
-    ("status", "sent"),
+    ("status", "request_bytes"),
     [
         (404, get(b"Content-Length: %d" % len(UNREAD), line=b"POST /nothing HTTP/1.1") + UNREAD),
         (415, post(b"Content-Type: text/plain", b"Content-Length: 5", body=b"12345")),
@@ -165,40 +165,40 @@ UNREAD = SMUGGLED * 400  # about 32 KiB
         (201, post(b"Expect: 100-continue", hostile.LENGTH, body=hostile.TITLE)),
     ],
 )
-def test_a_body_is_never_taken_for_the_next_request(api, status, sent):
-    if b"text/plain" in sent:
-        sent = sent.replace(b"Content-Type: application/json\r\n", b"")
+def test_body_is_not_parsed_as_the_next_request(api, status, request_bytes):
+    if b"text/plain" in request_bytes:
+        request_bytes = request_bytes.replace(b"Content-Type: application/json\r\n", b"")
 
-    (first, _), (second, second_id) = answers(api.address, sent, NEXT)
+    (first, _), (second, second_id) = send_in_turn(api.address, request_bytes, NEXT)
 
     assert first == status
     assert (second, second_id) == (200, "next")
 
 
-def test_clients_that_send_nothing_hold_nobody_up(api):
-    """The worker of gunicorn itself gives each of them its thread for 5 s."""
+def test_clients_that_send_nothing_do_not_delay_others(api):
+    """The worker gthread of gunicorn blocks a thread for 5 s for each of these clients."""
     with ExitStack() as idle:
         for _ in range(6):
             idle.enter_context(hostile.silent(api.address, b""))
-        begun = time.monotonic()
+        started_at = time.monotonic()
 
         with Client(api.address) as client:
             assert client.request("GET", "/livez").status == 200
 
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started_at < 20
 
 
-def test_requests_that_are_sent_at_once_are_answered_in_turn(api):
-    """A body that is read may bring the next request along, and nothing more will arrive for it."""
-    sent = get() + post(hostile.LENGTH, body=hostile.TITLE) + get(b"Connection: close")
+def test_pipelined_requests_are_answered_in_order(api):
+    """The worker may read the next request together with a body; then no more bytes arrive."""
+    request_bytes = get() + post(hostile.LENGTH, body=hostile.TITLE) + get(b"Connection: close")
 
-    received = exchange(api.address, sent)
+    received = exchange(api.address, request_bytes)
 
     statuses = re.findall(rb"HTTP/1.1 ([0-9]+)", received)
     assert statuses == [b"200", b"201", b"200"]
 
 
-def test_an_answer_is_sent_at_once(api):
+def test_response_is_sent_at_once(api):
     with hostile.silent(api.address, get()) as connection:
         received = connection.recv(65536)
 
@@ -207,39 +207,41 @@ def test_an_answer_is_sent_at_once(api):
     assert json.loads(body) == {"status": "ok"}
 
 
-def test_a_connection_that_asks_no_more_is_closed(database_url):
+def test_idle_connection_is_closed(database_url):
     settings = {"WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--keep-alive 1"}
     with (
         serving(database_url, **settings) as server,
-        hostile.silent(server.address, get()) as asked,
+        hostile.silent(server.address, get()) as used,
         hostile.silent(server.address, b"") as silent,
     ):
-        assert asked.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert used.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
-        assert asked.recv(1) == b""
+        assert used.recv(1) == b""
         assert silent.recv(1) == b""
 
 
-def test_clients_that_do_not_close_hold_nobody_up(api):
-    """The worker of gunicorn itself accepts nothing for up to 2 s after each such answer."""
-    with ExitStack() as held:
-        begun = time.monotonic()
+def test_clients_that_do_not_close_do_not_delay_others(api):
+    """The worker gthread of gunicorn accepts nothing for up to 2 s after each response."""
+    with ExitStack() as connections:
+        started_at = time.monotonic()
         for _ in range(12):
-            connection = held.enter_context(hostile.silent(api.address, get(b"Connection: close")))
+            connection = connections.enter_context(
+                hostile.silent(api.address, get(b"Connection: close"))
+            )
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started_at < 20
 
 
-def test_the_connection_of_a_client_that_does_not_close_is_closed_in_the_end(api):
+def test_server_closes_a_connection_that_the_client_leaves_open(api):
     with hostile.silent(api.address, get(b"Connection: close")) as connection:
         while connection.recv(65536):
             pass
-        # The other direction, too: what is sent now comes to nobody.
-        await_that(lambda: refused(connection), "the connection is reset")
+        # The other direction is closed, too: the server no longer accepts data.
+        await_that(lambda: is_reset(connection), "the connection is reset")
 
 
-def refused(connection: socket.socket) -> bool:
+def is_reset(connection: socket.socket) -> bool:
     try:
         connection.sendall(b"x")
     except OSError:
@@ -247,8 +249,8 @@ def refused(connection: socket.socket) -> bool:
     return False
 
 
-def test_the_master_makes_no_metrics_files_of_its_own(database_url):
-    """They would be added up with those of the workers; the master has no slot to name them by."""
+def test_master_writes_no_metrics_files(database_url):
+    """A scrape would add the master's files to those of the workers."""
     parent = slots.MEMORY if slots.MEMORY.is_dir() else Path(tempfile.gettempdir())
     with serving(database_url, WEB_CONCURRENCY="2", METRICS="true") as api:
         (folder,) = parent.glob(f"{slots.PREFIX}{api.process.pid}-*")
@@ -258,17 +260,17 @@ def test_the_master_makes_no_metrics_files_of_its_own(database_url):
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {"0", "1"}
 
 
-def test_a_killed_worker_is_replaced(database_url):
+def test_killed_worker_is_replaced(database_url):
     with serving(database_url, WEB_CONCURRENCY="1") as api:
         (killed,) = api.workers()
         os.kill(killed, signal.SIGKILL)
 
-        await_that(lambda: api.workers() not in ([], [killed]), "another worker is there")
+        await_that(lambda: api.workers() not in ([], [killed]), "another worker has started")
         with Client(api.address) as client:
             assert client.request("GET", "/health").status == 200
 
 
-def test_a_stop_waits_for_what_is_in_flight(database_url):
+def test_stop_waits_for_requests_in_progress(database_url):
     with (
         serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="30") as api,
         psycopg.connect(database_url) as holder,
@@ -276,9 +278,9 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
     ):
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
         connection.sendall(post(hostile.LENGTH, body=hostile.TITLE))
-        await_that(lambda: waiting(holder), "the request waits for the lock")
+        await_that(lambda: is_lock_awaited(holder), "the request waits for the lock")
         api.process.terminate()
-        await_that(lambda: not listening(api.address), "the server refuses connections")
+        await_that(lambda: not is_listening(api.address), "the server refuses connections")
         holder.commit()
         response = HTTPResponse(connection)
         response.begin()
@@ -287,7 +289,7 @@ def test_a_stop_waits_for_what_is_in_flight(database_url):
         assert api.process.wait(30) == 0
 
 
-def waiting(holder: psycopg.Connection) -> bool:
+def is_lock_awaited(holder: psycopg.Connection) -> bool:
     """Whether another connection to the same database waits for a lock."""
     query = (
         "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database"
@@ -296,7 +298,7 @@ def waiting(holder: psycopg.Connection) -> bool:
     return bool(holder.execute(query).fetchall())
 
 
-def listening(address) -> bool:
+def is_listening(address) -> bool:
     try:
         socket.create_connection(address, timeout=30).close()
     except ConnectionRefusedError:
@@ -304,19 +306,19 @@ def listening(address) -> bool:
     return True
 
 
-def test_a_request_that_is_never_sent_whole_does_not_keep_a_worker_from_ending(database_url):
-    """The worker of gunicorn itself waits for it until it is killed, half a minute later."""
+def test_incomplete_request_does_not_delay_the_end_of_a_worker(database_url):
+    """The worker gthread of gunicorn waits for the request until it is killed after 30 s."""
     with (
         serving(database_url, WEB_CONCURRENCY="1", REQUEST_TIMEOUT="0.1") as api,
         hostile.silent(api.address, get()[:-2]),
         hostile.silent(api.address, post(b"Content-Length: 9", body=b"{")),
     ):
         (before,) = api.workers()
-        # Answered by the one worker, which has therefore begun to read the two before it.
+        # This response shows that the only worker has begun to read the two requests above.
         with Client(api.address) as client:
             assert client.request("GET", "/livez").status == 200
         api.process.send_signal(signal.SIGHUP)
-        await_that(lambda: api.workers() not in ([], [before]), "another worker is there")
+        await_that(lambda: api.workers() not in ([], [before]), "another worker has started")
         await_that(lambda: before not in api.workers(), "the worker has ended", 60)
 
         assert "WORKER TIMEOUT" not in api.log.read_text()
@@ -331,7 +333,7 @@ def test_a_request_that_is_never_sent_whole_does_not_keep_a_worker_from_ending(d
         ("--proxy-protocol auto", "proxy_protocol"),
     ],
 )
-def test_a_setting_that_would_have_no_effect_is_refused_at_start(arguments, name):
+def test_setting_without_effect_is_refused_at_start(arguments, name):
     settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/todo", "AUTH_MODE": "none"}
     process = subprocess.run(
         [sys.executable, "-m", "gunicorn"],
@@ -344,10 +346,10 @@ def test_a_setting_that_would_have_no_effect_is_refused_at_start(arguments, name
     )
 
     assert process.returncode == 1
-    assert f"does not support gunicorn's settings {name}." in process.stderr
+    assert f"Remove these settings, which this worker ignores: {name}." in process.stderr
 
 
-def may_unshare() -> bool:
+def can_unshare() -> bool:
     unshare = shutil.which("unshare")
     command = ["unshare", "--pid", "--fork", "true"]
     return (
@@ -355,8 +357,8 @@ def may_unshare() -> bool:
     )
 
 
-@pytest.mark.skipif(not may_unshare(), reason="needs unshare, and the right to use it")
-def test_as_the_first_process_of_a_container_it_ends_at_a_term(database_url):
+@pytest.mark.skipif(not can_unshare(), reason="needs unshare, and the permission to use it")
+def test_sigterm_ends_the_first_process_of_a_container(database_url):
     port = free_port()
     settings = {"DATABASE_URL": database_url, "AUTH_MODE": "none", "PORT": str(port)}
     unshare = ["unshare", "--pid", "--fork", "--kill-child"]
@@ -367,7 +369,7 @@ def test_as_the_first_process_of_a_container_it_ends_at_a_term(database_url):
         stderr=subprocess.DEVNULL,
     )
     try:
-        await_that(lambda: listening(("127.0.0.1", port)), "it listens")
+        await_that(lambda: is_listening(("127.0.0.1", port)), "the server listens")
         with Client(("127.0.0.1", port)) as client:
             assert client.request("GET", "/health").status == 200
         (first,) = children(container.pid)
@@ -380,7 +382,7 @@ def test_as_the_first_process_of_a_container_it_ends_at_a_term(database_url):
         container.wait()
 
 
-def test_a_worker_has_a_connection_before_it_takes_requests(make_app):
+def test_worker_opens_a_connection_before_it_accepts_requests(make_app):
     pool = make_app().services.pool
     pool.open()
 
@@ -389,7 +391,7 @@ def test_a_worker_has_a_connection_before_it_takes_requests(make_app):
     assert pool._pool.get_stats()["pool_available"] >= 1
 
 
-def test_without_a_database_a_worker_starts_all_the_same(make_app):
+def test_worker_starts_without_a_database(make_app):
     pool = make_app(DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/todo").services.pool
     pool.open()
 
@@ -398,11 +400,11 @@ def test_without_a_database_a_worker_starts_all_the_same(make_app):
     assert pool._pool.get_stats()["pool_available"] == 0
 
 
-def test_a_request_that_comes_too_slowly_is_cut_off(api, request):
+def test_connection_of_a_slow_request_is_closed(api, request):
     if not request.config.option.full:
-        pytest.skip("it takes half a minute: --full runs it")
+        pytest.skip("takes half a minute; runs with --full")
     with hostile.silent(api.address, get()[:-2]) as slow, Client(api.address, timeout=60) as client:
-        # There is one thread.
+        # The slow request does not block the only thread.
         assert client.request("GET", "/livez").status == 200
         slow.settimeout(30)
         assert slow.recv(1) == b""

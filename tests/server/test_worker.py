@@ -1,41 +1,25 @@
-"""The worker goes on after whatever one request does to it, or ends and is replaced."""
+"""The worker survives requests that fail, and is replaced when its serve loop ends."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from http.client import HTTPConnection, HTTPException
 
 import pytest
 
-from faults.servers import ROOT, await_that, free_port
+from faults.servers import await_that
+from tests.support.worker_server import worker_server
 
-APPS = ROOT / "tests" / "apps"
-COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 THREADS = 2
 
 
 @pytest.fixture
 def server(tmp_path):
-    """One worker that serves `harmful.app`; yields how to ask it, and its log."""
-    port = free_port()
+    """Start one worker that serves `harmful.app`; return a function that requests, and the log."""
     log = tmp_path / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}"),
-                *("--worker-class", "todo_api.server.worker.Worker", "--threads", str(THREADS)),
-                *("--no-control-socket", "--keep-alive", "30", "harmful:app"),
-            ],
-            cwd=APPS,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | COVERAGE,
-            stdout=stream,
-            stderr=stream,
-        )
+    options = ["--threads", str(THREADS), "--keep-alive", "30"]
 
-    def ask(path: str) -> tuple[int, str | None]:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    def get(path: str) -> tuple[int, str | None]:
+        connection = HTTPConnection(*address, timeout=30)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -44,47 +28,44 @@ def server(tmp_path):
         finally:
             connection.close()
 
-    def answers() -> bool:
+    def is_up() -> bool:
         try:
-            return ask("/")[0] == 200
+            return get("/")[0] == 200
         except OSError:
             return False
 
-    try:
-        await_that(answers, "the server answers")
-        yield ask, log
-    finally:
-        process.terminate()
-        process.wait(60)
+    with worker_server("harmful:app", log, *options) as (_, address):
+        await_that(is_up, "the server responds")
+        yield get, log
 
 
 @pytest.mark.parametrize("path", ["/exit", "/raise", "/break-off"])
-def test_a_request_that_fails_costs_no_thread(server, path):
-    ask, log = server
-    _, worker = ask("/")
+def test_failed_request_ends_no_thread(server, path):
+    get, log = server
+    _, worker = get("/")
 
     for _ in range(2 * THREADS):
         try:
-            status, _ = ask(path)
+            status, _ = get(path)
         except (HTTPException, OSError):
             status = None
         assert status == (500 if path == "/raise" else None)
 
-    assert ask("/") == (200, worker)
+    assert get("/") == (200, worker)
     assert "ValueError" in log.read_text() or "SystemExit" in log.read_text()
 
 
-def test_a_worker_whose_loop_ends_is_replaced(server):
-    ask, log = server
-    _, worker = ask("/")
+def test_worker_is_replaced_when_its_loop_ends(server):
+    get, log = server
+    _, worker = get("/")
 
-    ask("/break-loop")
+    get("/break-loop")
 
     def is_replaced():
         try:
-            return ask("/") != (200, worker)
+            return get("/") != (200, worker)
         except (HTTPException, OSError):
             return False
 
-    await_that(is_replaced, "another worker answers")
+    await_that(is_replaced, "another worker responds")
     assert "a serve loop ended, so the worker stops" in log.read_text()

@@ -1,4 +1,4 @@
-"""Faulty applications and hostile clients, against a worker of its own on a real socket."""
+"""The worker with faulty applications and hostile clients, on a real socket."""
 
 from __future__ import annotations
 
@@ -6,61 +6,42 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
-from faults.servers import ROOT, await_that, children, free_port
+from faults.servers import await_that, children
+from tests.support.worker_server import worker_server
 
 pytestmark = pytest.mark.slow
 
-APPS = ROOT / "tests" / "apps"
-COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 THREADS = 2
 KEEP_ALIVE = 2  # seconds
-SECONDS = 30  # in which a connection ends, whatever happened to it
+TIMEOUT = 30  # seconds, within which every connection must end
 
 STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 @pytest.fixture(params=["python", "fast"])
 def server(request, tmp_path):
-    """One worker that serves `faulty.app`: its address, its log, and its process id."""
+    """Start one worker that serves `faulty.app`; return its address, log and process id."""
     if request.param == "fast":
         pytest.importorskip("gunicorn_h1c")
-    port = free_port()
     log = tmp_path / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}"),
-                *("--worker-class", "todo_api.server.worker.Worker", "--threads", str(THREADS)),
-                *("--no-control-socket", "--keep-alive", str(KEEP_ALIVE)),
-                *("--http-parser", request.param, "faulty:app"),
-            ],
-            cwd=APPS,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | COVERAGE,
-            stdout=stream,
-            stderr=stream,
-        )
-    address = ("127.0.0.1", port)
+    options = {"threads": THREADS, "keep-alive": KEEP_ALIVE, "http-parser": request.param}
 
     def is_up():
         with suppress(OSError):
             return exchange(address, get("echo/up", "Connection: close")).endswith(b"up")
         return False
 
-    try:
-        await_that(is_up, "the server answers")
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    with worker_server("faulty:app", log, *arguments) as (process, address):
+        await_that(is_up, "the server responds")
         (worker,) = children(process.pid)
         yield SimpleNamespace(address=address, log=log, worker=worker)
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def get(path: str, *fields: str, method: str = "GET", body: bytes = b"") -> bytes:
@@ -69,7 +50,7 @@ def get(path: str, *fields: str, method: str = "GET", body: bytes = b"") -> byte
 
 
 def receive(connection: socket.socket) -> bytes:
-    """All that comes until the server closes; TimeoutError if it does not."""
+    """Return all bytes until the server closes; raise TimeoutError if it does not."""
     received = b""
     with suppress(ConnectionResetError):
         while data := connection.recv(65536):
@@ -77,10 +58,10 @@ def receive(connection: socket.socket) -> bytes:
     return received
 
 
-def exchange(address: tuple[str, int], sent: bytes) -> bytes:
-    with socket.create_connection(address, timeout=SECONDS) as connection:
+def exchange(address: tuple[str, int], request: bytes) -> bytes:
+    with socket.create_connection(address, timeout=TIMEOUT) as connection:
         with suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(sent)
+            connection.sendall(request)
         return receive(connection)
 
 
@@ -92,15 +73,15 @@ LAST = get("echo/last", "Connection: close")
 
 
 @pytest.mark.parametrize("path", ["close-raises", "write-and-raise"])
-def test_an_exception_after_the_response_is_not_a_second_response(server, path):
+def test_exception_after_the_response_sends_no_second_response(server, path):
     received = exchange(server.address, get(path) + LAST)
 
     assert statuses(received) == [200]
     assert received.endswith(b"\r\n\r\nwhole")
-    assert "a response was broken off" in server.log.read_text()
+    assert "connection closed: sending a response failed" in server.log.read_text()
 
 
-def test_a_body_shorter_than_its_content_length_ends_the_connection(server):
+def test_body_shorter_than_its_content_length_closes_the_connection(server):
     received = exchange(server.address, get("too-short") + LAST)
 
     assert statuses(received) == [200]
@@ -109,14 +90,14 @@ def test_a_body_shorter_than_its_content_length_ends_the_connection(server):
 
 
 @pytest.mark.parametrize("path", ["os-error", "stop-iteration"])
-def test_an_exception_of_the_application_is_answered_and_logged(server, path):
+def test_application_exception_gives_500_and_is_logged(server, path):
     received = exchange(server.address, get(path) + LAST)
 
     assert statuses(received) == [500]
     assert "of the application" in server.log.read_text()
 
 
-def test_a_connect_request_ends_the_connection(server):
+def test_connect_request_closes_the_connection(server):
     received = exchange(server.address, get("echo/first", method="CONNECT") + LAST)
 
     assert statuses(received) == [200]
@@ -124,7 +105,7 @@ def test_a_connect_request_ends_the_connection(server):
 
 
 @pytest.mark.parametrize(
-    ("fields", "body", "answered"),
+    ("fields", "body", "responses"),
     [
         (["Content-Length: 65535"], b"x" * 65535, 2),
         (["Content-Length: 65536"], b"x" * 65536, 1),
@@ -132,14 +113,16 @@ def test_a_connect_request_ends_the_connection(server):
         (["Transfer-Encoding: chunked"], b"zz\r\n", 1),
     ],
 )
-def test_keep_alive_is_said_only_if_the_next_request_is_answered(server, fields, body, answered):
+def test_keep_alive_is_announced_only_if_the_next_request_is_answered(
+    server, fields, body, responses
+):
     received = exchange(server.address, get("echo/first", *fields, method="POST", body=body) + LAST)
 
-    assert statuses(received) == [200] * answered
-    assert received.count(b"\r\nConnection: keep-alive\r\n") == answered - 1
+    assert statuses(received) == [200] * responses
+    assert received.count(b"\r\nConnection: keep-alive\r\n") == responses - 1
 
 
-def test_a_chunked_body_that_is_read_keeps_the_connection(server):
+def test_connection_stays_open_after_a_chunked_body_is_read(server):
     chunks = b"5\r\nwhole\r\n0\r\nX-Trailer: 1\r\n\r\n"
     request = get("read", "Transfer-Encoding: chunked", method="POST", body=chunks)
 
@@ -149,27 +132,27 @@ def test_a_chunked_body_that_is_read_keeps_the_connection(server):
     assert received.count(b"\r\nConnection: keep-alive\r\n") == 3
 
 
-def test_a_head_longer_than_64_kib_is_refused(server):
+def test_request_head_over_64_kib_is_refused(server):
     fields = [f"X-{number}: {'x' * 8000}" for number in range(9)]
 
-    accepted = exchange(server.address, get("echo/a", "Connection: close", *fields[:7]))
-    refused = exchange(server.address, get("echo/a", "Connection: close", *fields))
+    short = exchange(server.address, get("echo/a", "Connection: close", *fields[:7]))
+    long = exchange(server.address, get("echo/a", "Connection: close", *fields))
 
-    assert statuses(accepted) == [200]
-    assert statuses(refused) == [431]
+    assert statuses(short) == [200]
+    assert statuses(long) == [431]
 
 
-def wait_for_threads(address: tuple[str, int]) -> list[socket.socket]:
-    """Connections with one request each, of which those of the third round wait for 3 s."""
-    connections = [socket.create_connection(address, timeout=SECONDS) for _ in range(3 * THREADS)]
+def send_more_requests_than_threads(address: tuple[str, int]) -> list[socket.socket]:
+    """Open connections with one request each; the last of them wait 3 s for a thread."""
+    connections = [socket.create_connection(address, timeout=TIMEOUT) for _ in range(3 * THREADS)]
     for connection in connections:
         connection.sendall(get("sleep/1.5"))
-    time.sleep(0.5)  # all have arrived, and the first ones are served
+    time.sleep(0.5)  # all requests have arrived, and the threads serve the first ones
     return connections
 
 
-def answers(connections: list[socket.socket]) -> list[list[int]]:
-    """The statuses that each connection received, after all of them are closed."""
+def read_statuses(connections: list[socket.socket]) -> list[list[int]]:
+    """Return the statuses of the responses on each connection."""
     received = [statuses(receive(connection)) for connection in connections]
     for connection in connections:
         connection.close()
@@ -177,21 +160,21 @@ def answers(connections: list[socket.socket]) -> list[list[int]]:
 
 
 def test_requests_that_wait_for_a_thread_are_answered_when_the_worker_stops(server):
-    connections = wait_for_threads(server.address)
+    connections = send_more_requests_than_threads(server.address)
 
     os.kill(server.worker, signal.SIGTERM)
 
-    assert answers(connections) == [[200]] * len(connections)
+    assert read_statuses(connections) == [[200]] * len(connections)
 
 
-def test_requests_that_wait_for_a_thread_outlive_the_idle_timeout(server):
-    connections = wait_for_threads(server.address)
+def test_idle_timeout_does_not_end_requests_that_wait_for_a_thread(server):
+    connections = send_more_requests_than_threads(server.address)
 
-    assert answers(connections) == [[200]] * len(connections)
+    assert read_statuses(connections) == [[200]] * len(connections)
 
 
-def test_a_half_closed_client_gets_every_response(server):
-    with socket.create_connection(server.address, timeout=SECONDS) as connection:
+def test_half_closed_client_gets_every_response(server):
+    with socket.create_connection(server.address, timeout=TIMEOUT) as connection:
         connection.sendall(get("echo/a") * 50)
         connection.shutdown(socket.SHUT_WR)
         received = receive(connection)
@@ -203,8 +186,8 @@ def test_a_half_closed_client_gets_every_response(server):
     ("field", "body"),
     [("Content-Length: 10", b"whole"), ("Transfer-Encoding: chunked", b"5\r\nwhole\r\n")],
 )
-def test_a_truncated_body_does_not_reach_the_application_as_a_whole_one(server, field, body):
-    with socket.create_connection(server.address, timeout=SECONDS) as connection:
+def test_truncated_body_does_not_reach_the_application_as_complete(server, field, body):
+    with socket.create_connection(server.address, timeout=TIMEOUT) as connection:
         connection.sendall(get("read", field, method="POST", body=body))
         connection.shutdown(socket.SHUT_WR)
         received = receive(connection)

@@ -1,4 +1,4 @@
-"""The application on other servers than its own: it is a plain one of WSGI (PEP 3333)."""
+"""The application on other WSGI servers (PEP 3333) than gunicorn with the project's worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_BODY = 128 * 1024  # bytes
 
 
 class Gthread(Api):
-    """gunicorn with a worker of its own, and nothing of gunicorn.conf.py."""
+    """gunicorn with its threaded worker, without gunicorn.conf.py."""
 
     def command(self) -> list[str]:
         empty = self.log.with_name("empty.py")
@@ -30,7 +30,7 @@ class Waitress(Api):
 
 
 class Wsgiref(Api):
-    """The standard library's, with its validator of WSGI in between, whose complaints are 500s."""
+    """The standard library's server and WSGI validator, which turns violations into 500s."""
 
     def command(self) -> list[str]:
         script = f"""
@@ -58,15 +58,15 @@ def http(api):
 
 
 @pytest.fixture
-def stored(http, tasks_url):
-    """A task, created on this server, and where it is."""
-    answer = http.request("POST", tasks_url, {"title": "Buy oat milk"})
-    assert answer.status == 201, answer
-    return f"{tasks_url}/{answer.json['id']}", answer.json
+def stored_task(http, tasks_url):
+    """Create a task on this server; return its URL and its JSON."""
+    response = http.request("POST", tasks_url, {"title": "Buy oat milk"})
+    assert response.status == 201, response
+    return f"{tasks_url}/{response.json['id']}", response.json
 
 
-def test_tasks_are_created_changed_listed_and_deleted(http, tasks_url, stored):
-    url, task = stored
+def test_tasks_are_created_changed_listed_and_deleted(http, tasks_url, stored_task):
+    url, task = stored_task
 
     completed = http.request("PATCH", f"{url}/complete")
     listed = http.request("GET", f"{tasks_url}?limit=1")
@@ -86,9 +86,9 @@ def test_tasks_are_created_changed_listed_and_deleted(http, tasks_url, stored):
     assert http.request("GET", url).status == 404
 
 
-def request_to(url: str, method: str, announced: int, body: bytes = b"") -> bytes:
+def request_to(url: str, method: str, content_length: int, body: bytes = b"") -> bytes:
     fields = "Host: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    head = f"{method} {url} HTTP/1.1\r\n{fields}Content-Length: {announced}\r\n\r\n"
+    head = f"{method} {url} HTTP/1.1\r\n{fields}Content-Length: {content_length}\r\n\r\n"
     return head.encode() + body
 
 
@@ -103,38 +103,41 @@ CHANGES = [
 
 @pytest.mark.parametrize("body", [b"", b'{"title": "x"'])
 @pytest.mark.parametrize(("method", "path"), CHANGES)
-def test_a_request_whose_body_is_cut_off_changes_nothing(
-    api, http, tasks_url, stored, method, path, body
+def test_request_with_a_truncated_body_changes_nothing(
+    api, http, tasks_url, stored_task, method, path, body
 ):
-    url, task = stored
-    sent = request_to(tasks_url + path.format_map(task), method, 14, body)
+    url, task = stored_task
+    request = request_to(tasks_url + path.format_map(task), method, 14, body)
 
     with socket.create_connection(api.address, timeout=30) as connection:
-        connection.sendall(sent)
+        connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         received = b"".join(iter(lambda: connection.recv(65536), b""))
 
-    # waitress waits for the whole body, and so has nothing to answer.
+    # waitress waits for the whole body, so it sends no response.
     if received:
         head, _, problem = received.partition(b"\r\n\r\n")
         assert head.split(b" ")[1] == b"400"
-        assert json.loads(problem)["detail"] == "The body ended before its Content-Length."
+        assert (
+            json.loads(problem)["detail"]
+            == "Send the whole body: it ended before its Content-Length."
+        )
     assert bool(received) or type(api) is Waitress
     assert http.request("GET", tasks_url).json == [task]
     assert http.request("GET", url).json == task
 
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
-def test_a_body_that_is_too_large_is_refused_and_nothing_changed(
-    api, http, tasks_url, stored, method, path
+def test_too_large_body_is_refused_and_changes_nothing(
+    api, http, tasks_url, stored_task, method, path
 ):
-    _, task = stored
+    _, task = stored_task
     too_large = json.dumps({"title": "x"}).ljust(MAX_BODY + 1).encode()
-    # Only waitress has to see it: it hands a request over when it has all of it.
-    sent = too_large if type(api) is Waitress else b""
+    # waitress starts the application only after it has read the whole body.
+    body = too_large if type(api) is Waitress else b""
     url = tasks_url + path.format_map(task)
 
-    received = exchange(api.address, request_to(url, method, len(too_large), sent))
+    received = exchange(api.address, request_to(url, method, len(too_large), body))
 
     head, _, problem = received.partition(b"\r\n\r\n")
     assert head.split(b" ")[1] == b"413"
@@ -142,7 +145,7 @@ def test_a_body_that_is_too_large_is_refused_and_nothing_changed(
     assert http.request("GET", tasks_url).json == [task]
 
 
-def test_a_body_of_just_the_size_that_is_allowed_is_read(api, tasks_url):
+def test_body_of_the_maximum_size_is_accepted(api, tasks_url):
     largest = json.dumps({"title": "x"}).ljust(MAX_BODY).encode()
 
     received = exchange(api.address, request_to(tasks_url, "POST", MAX_BODY, largest))
@@ -151,7 +154,7 @@ def test_a_body_of_just_the_size_that_is_allowed_is_read(api, tasks_url):
 
 
 @pytest.mark.parametrize(("size", "status"), [(MAX_BODY, b"201"), (MAX_BODY + 1, b"413")])
-def test_a_chunked_body_is_bounded_too(api, tasks_url, size, status):
+def test_size_of_a_chunked_body_is_limited(api, tasks_url, size, status):
     head = request_to(tasks_url, "POST", 0).replace(
         b"Content-Length: 0", b"Transfer-Encoding: chunked"
     )
@@ -159,14 +162,14 @@ def test_a_chunked_body_is_bounded_too(api, tasks_url, size, status):
 
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
 
-    # wsgiref leaves chunks to the application, which reads none.
+    # wsgiref does not decode chunks, so the application refuses the request with 411.
     received = exchange(api.address, head if type(api) is Wsgiref else head + chunks)
 
     assert received.split(b" ")[1] == (b"411" if type(api) is Wsgiref else status)
 
 
-def test_chunks_are_read_or_refused_but_not_taken_for_no_body(api, http, stored):
-    url, _ = stored
+def test_chunked_body_is_read_or_refused_but_not_ignored(api, http, stored_task):
+    url, _ = stored_task
     fields = b"Host: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
     head = f"PATCH {url}/complete HTTP/1.1\r\n".encode() + fields
     chunks = b'14\r\n{"completed": false}\r\n0\r\n\r\n'

@@ -1,4 +1,4 @@
-"""What tests share beside fixtures. No test module imports another test module or conftest.py."""
+"""Code that tests share, except fixtures. Test modules do not import each other or conftest.py."""
 
 from pathlib import Path
 

@@ -1,11 +1,10 @@
-"""The API as a client sees it: tasks, entity tags, pages, and a device that works offline."""
+"""Parts of an API client: tasks, ETags, pages, and a device that syncs."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
 
-from todo_api.db.schema_version import SCHEMA_VERSION
 from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
@@ -15,23 +14,20 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
 
-# What the ETag of a task has before its revision: the number of the latest migration.
-REPRESENTATION = f"{int(SCHEMA_VERSION)}."
+# Formats of ETags that no task has. {} stands for a revision.
+OTHER_TAGS = ['"8.{}"', '"{}-abcd"', '"0{}"', '"{}x"']
 
-# With a revision put in, these look like ETags of a task and are none.
-OTHER_TAGS = ['"0.{}"', '"{}"', f'"{REPRESENTATION}{{}}-abcd"', f'"{REPRESENTATION}0{{}}x"']
-
-# What statements that insert a task take: a value for each field.
+# A value for each field of a task, for the statements that insert one.
 NEW_TASK = {field.name: field.default for field in TASK.fields} | {"title": "Buy oat milk"}
 
 
 def etag(revision: int) -> str:
-    """The ETag that a task of this revision has."""
-    return f'"{REPRESENTATION}{revision}"'
+    """Return the ETag of a task with this revision."""
+    return f'"{revision}"'
 
 
 class Task(dict):
-    """A task's JSON, where it is, and its ETag."""
+    """A task's JSON object, with its URL and its ETag."""
 
     @property
     def url(self) -> str:
@@ -42,23 +38,23 @@ class Task(dict):
         return etag(self["revision"])
 
 
-def next_url(answer: TestResponse) -> str | None:
-    """The page that follows, by the Link header, or None on the last one."""
-    link = answer.headers.get("Link")
+def next_url(response: TestResponse) -> str | None:
+    """Return the URL of the next page from the Link header, or None on the last page."""
+    link = response.headers.get("Link")
     return link and re.fullmatch(r'<([^>]*)>; rel="next"', link).group(1)
 
 
 def pages(client: FlaskClient, url: str) -> Iterator[list[dict[str, Any]]]:
-    """The list at the URL, page by page."""
+    """Get each page of the list at the URL."""
     while url:
-        answer = client.get(url)
-        assert answer.status_code == 200, answer.text
-        yield answer.json
-        url = next_url(answer)
+        response = client.get(url)
+        assert response.status_code == 200, response.text
+        yield response.json
+        url = next_url(response)
 
 
 class Device:
-    """An offline client: what it holds, and how far it is."""
+    """A client with its own copy of the tasks, which it updates from `/changes`."""
 
     def __init__(self, client: FlaskClient, url: str, limit: int = 200) -> None:
         self.client, self.url, self.limit = client, url, limit
@@ -66,27 +62,32 @@ class Device:
         self.since = "0"
         self.restarts = 0
 
-    def page(self) -> bool:
-        """Apply one page; whether there is more."""
-        answer = self.client.get(f"{self.url}?since={self.since}&limit={self.limit}")
-        if answer.status_code == 410:
+    def sync_page(self) -> bool:
+        """Apply one page of changes; return whether more pages follow."""
+        response = self.client.get(f"{self.url}?since={self.since}&limit={self.limit}")
+        if response.status_code == 410:
             self.since, self.tasks = "0", {}
             self.restarts += 1
             return True
-        assert answer.status_code == 200, answer.text
-        numbers = [change["revision"] for change in answer.json["changes"]]
-        assert numbers == sorted(set(numbers))
-        for change in answer.json["changes"]:
-            if change.pop("deleted"):
-                assert set(change) == {"id", "revision", "deleted_at"}
+        assert response.status_code == 200, response.text
+        positions = [(change["revision"], change["id"]) for change in response.json["changes"]]
+        assert positions == sorted(set(positions))
+        for change in response.json["changes"]:
+            position = {"type": "task", "id": change["id"], "revision": change["revision"]}
+            if change["deleted"]:
+                moment = change["deleted_at"]
+                assert change == {**position, "deleted": True, "deleted_at": moment}
                 self.tasks.pop(change["id"], None)
             else:
-                self.tasks[change["id"]] = change
-        self.since = answer.json["next"]
-        return answer.json["more"]
+                task = change["value"]
+                assert change == {**position, "deleted": False, "value": task}
+                assert (task["id"], task["revision"]) == (change["id"], change["revision"])
+                self.tasks[change["id"]] = task
+        self.since = response.json["next"]
+        return response.json["more"]
 
     def sync(self) -> dict[str, dict[str, Any]]:
-        """Apply all that there is; the tasks that the device then holds."""
-        while self.page():
+        """Apply all pages of changes; return the tasks of the device."""
+        while self.sync_page():
             pass
         return self.tasks

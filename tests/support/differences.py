@@ -1,4 +1,4 @@
-"""Comparisons of long values that show only what differs when they fail."""
+"""Comparisons of long values. A failure shows only the differences."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def assert_same_json(actual: Any, expected: Any, advice: str) -> None:
     """Fail with `advice` and a unified diff if two values of JSON differ.
 
     The order of an object's members does not matter. Each line begins with the JSON Pointer
-    (RFC 6901) of its value, so that one line says what differs and where.
+    (RFC 6901) of its value, so that each line of the diff names its place.
     """
     assert_same_lines(list_values(actual), list_values(expected), advice)
 
 
 def list_values(value: Any, pointer: str = "") -> list[str]:
-    """One line for each value of JSON that holds no others: its JSON Pointer, and what it is.
+    """Return a line for each value that contains no other value: its JSON Pointer and the value.
 
-    A text of several lines has a line for each of its own.
+    A text with several lines becomes as many lines.
     """
     if isinstance(value, dict) and value:
         members = [
@@ -48,4 +48,4 @@ def list_values(value: Any, pointer: str = "") -> list[str]:
         return [f"{pointer} | {line}" for line in value.splitlines()]
     else:
         return [f"{pointer} = {json.dumps(value, ensure_ascii=False, default=str)}"]
-    return [line for name, below in members for line in list_values(below, f"{pointer}/{name}")]
+    return [line for name, member in members for line in list_values(member, f"{pointer}/{name}")]

@@ -1,4 +1,4 @@
-"""`make run` in a folder of its own: the process, what it is asked, and how it ends."""
+"""Run the command of `make run` in a folder, send it requests, and stop it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ TASKS = f"/api/{USER}/tasks"
 
 
 def link_source(folder: Path) -> None:
-    """Make a folder in which the server can be run: the source, but none of this run's data."""
+    """Make a folder with links to the source, in which the server runs with its own data."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in CHECKOUT:
         (folder / name).symlink_to(ROOT / name)
 
 
 class Server:
-    """What `make run` starts, by the command that it runs."""
+    """The process that `make run` starts, without make."""
 
     def __init__(self, folder: Path, user: int | None = None, **environ: str) -> None:
         self.folder = folder
         self.port = environ.pop("PORT", None) or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        kept = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "AUTH_MODE")}
-        self.environ = kept | {"PORT": str(self.port), "PYTHONPATH": str(folder)} | environ
+        inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "AUTH_MODE")}
+        self.environ = inherited | {"PORT": str(self.port), "PYTHONPATH": str(folder)} | environ
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "todo_api.commands.run"],
@@ -56,7 +56,7 @@ class Server:
         )
 
     def await_health(self) -> float:
-        """Seconds from the start to the first 200 of /health."""
+        """Wait for the first 200 of /health; return the seconds since the start."""
         while time.monotonic() < self.started + 30 and self.process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5):
@@ -71,12 +71,12 @@ class Server:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"} | self.authorization(),
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, json.load(response)
 
     def authorization(self) -> dict[str, str]:
-        """A token from `make token`'s command, in the folder of the server."""
-        made = subprocess.run(
+        """Return the header with a token from the command of `make token`."""
+        result = subprocess.run(
             [sys.executable, "-m", "todo_api.commands.token", USER],
             cwd=self.folder,
             env=self.environ,
@@ -84,10 +84,10 @@ class Server:
             text=True,
             check=True,
         )
-        return {"Authorization": f"Bearer {made.stdout.strip()}"}
+        return {"Authorization": f"Bearer {result.stdout.strip()}"}
 
     def crash(self, *, database: bool) -> None:
-        """Kill every process of it at once, that of the database only if told to."""
+        """Kill every process of the server; PostgreSQL's processes only if `database` is true."""
         processes = [self.process.pid, *descendants(self.process.pid)]
         postmaster = int((data_of(self.folder) / "postmaster.pid").read_text().splitlines()[0])
         for process in processes:
@@ -96,16 +96,16 @@ class Server:
                     os.kill(process, signal.SIGKILL)
         self.process.communicate(timeout=30)
 
-    def end(self, how: signal.Signals = signal.SIGINT) -> str:
-        """Send the signal as a terminal does, to every process of the group; the output."""
+    def end(self, signal_number: signal.Signals = signal.SIGINT) -> str:
+        """Signal every process of the group, as a terminal does; return the output."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, how)
+            os.killpg(self.process.pid, signal_number)
         return self.process.communicate(timeout=30)[0]
 
 
 @contextmanager
 def running(folder: Path, **options: Any) -> Iterator[Server]:
-    """A server in the folder, ready; it is ended afterwards."""
+    """Start a server in the folder, wait until it is ready, and stop it at the end."""
     server = Server(folder, **options)
     try:
         server.await_health()
@@ -115,10 +115,11 @@ def running(folder: Path, **options: Any) -> Iterator[Server]:
 
 
 def descendants(process: int) -> list[int]:
+    """Return the process ids of the children of a process, and of their children."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [each for child in children for each in (int(child), *descendants(int(child)))]
+    return [pid for child in children for pid in (int(child), *descendants(int(child)))]
 
 
 def data_of(folder: Path) -> Path:
-    """Where a server in the folder keeps its database."""
+    """Return the data folder of the PostgreSQL that a server in the folder starts."""
     return embedded.Cluster(folder / ".dev").data

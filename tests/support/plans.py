@@ -26,7 +26,7 @@ def explain_statement(
 ) -> dict[str, Any]:
     """Run the statement as the application does, as `values["owner"]`; return the plan's root.
 
-    `plan_cache_mode` overrides the application's own. What the statement changes is rolled back.
+    `plan_cache_mode` overrides the application's setting. Changes of the statement are rolled back.
     """
     arguments = sql.SQL(", ").join(sql.Literal(values[name]) for name in statement.names)
     settings = {"owner": values["owner"], "attempt": None, "timeout": "60000"}
@@ -41,7 +41,7 @@ def explain_statement(
 
 
 def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The plan's nodes, the root first."""
+    """Return the nodes of the plan, the root first."""
     yield plan
-    for below in plan.get("Plans", []):
-        yield from steps(below)
+    for child in plan.get("Plans", []):
+        yield from steps(child)

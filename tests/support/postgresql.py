@@ -1,4 +1,4 @@
-"""Databases for tests: their URLs, their migrations, and what is done to them as a superuser."""
+"""Databases of tests: their URLs, their migrations, and statements of a superuser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import ROOT
 if TYPE_CHECKING:
     from psycopg import sql
 
-# Nothing here outlives the run, so nothing needs to reach a disk.
+# The data of a run are not used afterwards, so PostgreSQL need not write them to disk.
 VOLATILE = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -24,7 +24,7 @@ DIVIDE = (ROOT / "docs" / "scaling" / "divide.sql").read_text()
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Bring the database up to a revision, or down to "base"."""
+    """Upgrade the database to a revision of Alembic, or downgrade it to "base"."""
     config = Config(toml_file=ROOT / "pyproject.toml")
     config.attributes["url"] = url
     if revision == "base":
@@ -34,7 +34,7 @@ def migrate(url: str, revision: str = "head") -> None:
 
 
 def at_database(url: str, name: str) -> str:
-    """The URL with another database in its path."""
+    """Return the URL with another database in its path."""
     scheme, _, rest = url.partition("://")
     authority, _, path = rest.partition("/")
     _, mark, query = path.partition("?")
@@ -42,7 +42,7 @@ def at_database(url: str, name: str) -> str:
 
 
 def as_login(url: str, name: str) -> str:
-    """The URL with another login in it, its name being its password."""
+    """Return the URL with another login, whose password is its name."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{name}:{name}@{authority.rpartition('@')[2]}{slash}{path}"
@@ -53,8 +53,8 @@ def execute(url: str, statement: sql.Composed | str) -> None:
         connection.execute(statement)
 
 
-def age(connection: psycopg.Connection, task: dict[str, Any], days: int) -> None:
-    """Let the task have been deleted so many days ago."""
+def backdate_deletion(connection: psycopg.Connection, task: dict[str, Any], days: int) -> None:
+    """Set `deleted_at` of a deleted task to this number of days ago."""
     connection.execute("SET session_replication_role = replica")
     connection.execute(
         "UPDATE tasks SET deleted_at = clock_timestamp() - %s * interval '1 day' WHERE id = %s",

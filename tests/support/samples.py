@@ -1,4 +1,4 @@
-"""Values of fields, by their type: for tests that hold for every field of every resource."""
+"""Valid and invalid values for each type of field, for tests of all fields of all resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXTS = ["Buy oats", "apples", "Äpfel", "Zwieback", "\U0001f43b"]
 
 
 def sample_values(field: Field) -> list[Any]:
-    """Return different values that clients may write into the field, null too if it may be."""
+    """Return different valid values of the field, with null if the field is nullable."""
     match field.type:
         case BooleanType():
             values: list[Any] = [False, True]
@@ -29,7 +29,7 @@ def sample_values(field: Field) -> list[Any]:
 
 
 def breaking_values(field: Field) -> dict[str, Any]:
-    """Return a value that breaks each rule of the field's type, by the end of its name."""
+    """Return an invalid value for each rule of the field's type, by the end of the rule's name."""
     match field.type:
         case BooleanType():
             return {}

@@ -10,37 +10,40 @@ from todo_api.db.statement import Statement
 from todo_api.operations.health import FIND_SCHEMA_VERSION
 from todo_api.resources.changes import changes_statement
 from todo_api.resources.pages import list_statement
-from todo_api.resources.statements import FIND_RESPONSE
+from todo_api.resources.statements import FIND_RESPONSE, ConditionalChange
+from todo_api.resources.trash import trash_statement
 from todo_api.users.statements import DELETE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What belongs to no user, and so names none.
-OF_NO_USER = {FIND_SCHEMA_VERSION}
+# Statements on data without an owner.
+WITHOUT_OWNER = {FIND_SCHEMA_VERSION}
 
 
 def statements() -> Iterator[tuple[str, Statement]]:
-    """Every statement, those made for a shape in shapes enough to see each part."""
+    """Return each statement with a name; of a statement with several shapes, one for each part."""
     yield "find schema version", FIND_SCHEMA_VERSION
     yield "find response", FIND_RESPONSE
     yield "delete user", DELETE
+    yield "changes", changes_statement(RESOURCES)
+    yield "trash", trash_statement(RESOURCES)
+    yield "trash after a position", trash_statement(RESOURCES, after=True)
     for resource in RESOURCES:
-        for name, value in vars(resource.statements).items():
+        fields = tuple(field.name for field in resource.fields)
+        updates = {
+            f"update_{'_'.join(changed)}": resource.statements.update(changed)
+            for changed in (*((name,) for name in fields), fields)
+        }
+        for name, value in (vars(resource.statements) | updates).items():
             if isinstance(value, Statement):
                 yield f"{resource.name}.{name}", value
-        fields = tuple(field.name for field in resource.fields)
-        for conditional in (False, True):
-            made = resource.statements
-            yield f"delete {resource.name}", made.delete(conditional=conditional)
-            yield f"restore {resource.name}", made.restore(conditional=conditional)
-            for changed in (*((name,) for name in fields), fields):
-                statement = made.update(changed, conditional=conditional)
-                yield f"update {resource.name} {changed}", statement
-        yield f"{resource.name} changes", changes_statement(resource)
+            elif isinstance(value, ConditionalChange):
+                yield f"{resource.name}.{name}.change", value.change
+                yield f"{resource.name}.{name}.find_outcome", value.find_outcome
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         names = tuple(sorted(resource.filters))
         for filters in ((), *((name,) for name in names), names):
-            for sort, after, deleted in product(sorts, (False, True), (False, True)):
-                made = list_statement(resource, filters, sort, after=after, deleted=deleted)
-                yield f"list {resource.plural} {filters} {sort} {after} {deleted}", made
+            for sort, after in product(sorts, (False, True)):
+                statement = list_statement(resource, filters, sort, after=after)
+                yield f"list {resource.plural} {filters} {sort} {after}", statement

@@ -1,4 +1,4 @@
-"""Leaving: a user is erased whole, at once, and nobody else is."""
+"""DELETE of a user erases all rows of this user at once, and no row of another user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def user_url(user_id: str) -> str:
 
 
 @pytest.fixture
-def kept(connection):
-    """Every row that the database has of a user."""
+def read_rows(connection):
+    """Return a function that reads all rows of a user."""
 
     def read(user_id: str) -> list:
         return connection.execute(
@@ -32,64 +32,70 @@ def kept(connection):
     return read
 
 
-def test_a_user_leaves_with_every_task(client, user_url, user_id, make_task, kept):
+def test_delete_user_erases_the_user_and_every_task(
+    client, user_url, user_id, make_task, read_rows
+):
     tasks = [make_task(title=f"Task {number}") for number in range(3)]
     client.delete(tasks[0].url)
-    before = kept(user_id)
+    before = read_rows(user_id)
 
-    answer = client.delete(user_url)
+    response = client.delete(user_url)
 
-    assert answer.status_code == 204
-    assert answer.data == b""
-    assert len(before) == 4  # the user, two tasks and a deleted one
-    assert kept(user_id) == []
+    assert response.status_code == 204
+    assert response.data == b""
+    assert len(before) == 4  # one user, two live tasks, one deleted task
+    assert read_rows(user_id) == []
     assert client.get(f"{user_url}/tasks").json == []
     assert {client.get(task.url).status_code for task in tasks} == {404}
 
 
-def test_nobody_else_leaves(client, user_url, task, kept):
-    other = str(uuid.uuid4())
-    theirs = client.post(f"/api/{other}/tasks", json={"title": "Stays"}).json
-    before = kept(other)
+def test_delete_user_keeps_other_users(client, user_url, task, read_rows):
+    other_user_id = str(uuid.uuid4())
+    others_task = client.post(f"/api/{other_user_id}/tasks", json={"title": "Of another user"}).json
+    before = read_rows(other_user_id)
 
-    answer = client.delete(user_url)
+    response = client.delete(user_url)
 
-    assert answer.status_code == 204
-    assert kept(other) == before
-    assert client.get(f"/api/{other}/tasks").json == [theirs]
+    assert response.status_code == 204
+    assert read_rows(other_user_id) == before
+    assert client.get(f"/api/{other_user_id}/tasks").json == [others_task]
     assert client.get(task.url).status_code == 404
 
 
-def test_whoever_has_nothing_may_leave_too(client, user_url, user_id, task, kept):
-    stranger = f"/api/{uuid.uuid4()}"
+def test_delete_user_succeeds_without_tasks_and_repeatedly(
+    client, user_url, user_id, task, read_rows
+):
+    unknown_user_url = f"/api/{uuid.uuid4()}"
 
-    statuses = [client.delete(url).status_code for url in (stranger, user_url, user_url)]
+    statuses = [client.delete(url).status_code for url in (unknown_user_url, user_url, user_url)]
 
     assert statuses == [204, 204, 204]
-    assert kept(user_id) == []
+    assert read_rows(user_id) == []
     assert client.get(task.url).status_code == 404
 
 
-def test_an_id_is_read_in_any_case(client, user_id, task, kept):
-    answer = client.delete(f"/api/{user_id.upper()}")
+def test_user_id_may_be_in_upper_case(client, user_id, task, read_rows):
+    response = client.delete(f"/api/{user_id.upper()}")
 
-    assert answer.status_code == 204
-    assert kept(user_id) == []
+    assert response.status_code == 204
+    assert read_rows(user_id) == []
     assert client.get(task.url).status_code == 404
 
 
-def test_whoever_comes_back_begins_anew(client, user_url, make_task):
-    former = [make_task() for _ in range(3)]
+def test_erased_user_starts_again_at_revision_1(client, user_url, make_task):
+    erased = [make_task() for _ in range(3)]
     client.delete(user_url)
 
     first, second = make_task(), make_task()
 
-    assert [task["revision"] for task in former] == [1, 2, 3]
+    assert [task["revision"] for task in erased] == [1, 2, 3]
     assert [task["revision"] for task in (first, second)] == [1, 2]
     assert client.get(f"{user_url}/tasks").json == [second, first]
 
 
-def test_many_tasks_leave_within_a_request(client, connection, user_url, user_id, make_task, kept):
+def test_delete_user_erases_5000_tasks_in_one_request(
+    client, connection, user_url, user_id, make_task, read_rows
+):
     make_task()
     connection.execute(
         """
@@ -99,25 +105,25 @@ def test_many_tasks_leave_within_a_request(client, connection, user_url, user_id
         (user_id,),
     )
 
-    answer = client.delete(user_url)
+    response = client.delete(user_url)
 
-    assert answer.status_code == 204
-    assert kept(user_id) == []
+    assert response.status_code == 204
+    assert read_rows(user_id) == []
 
 
 @pytest.mark.parametrize("path", ["/api/x", "/api/{0}?x=1", "/api/{0}0"])
-def test_whom_a_path_does_not_name_stays(client, user_id, task, path):
-    answer = client.delete(path.format(user_id))
+def test_delete_user_with_an_invalid_path_is_refused(client, user_id, task, path):
+    response = client.delete(path.format(user_id))
 
-    assert answer.status_code == 422
+    assert response.status_code == 422
     assert client.get(task.url).json == task
 
 
-def test_leaving_is_a_users_only_method(client, user_url, task):
+def test_user_has_no_method_except_delete(client, user_url, task):
     for method in ("GET", "POST", "PUT", "PATCH"):
-        answer = client.open(user_url, method=method)
-        assert answer.status_code == 405
-        assert "DELETE" in answer.headers["Allow"]
+        response = client.open(user_url, method=method)
+        assert response.status_code == 405
+        assert "DELETE" in response.headers["Allow"]
 
     assert client.get(task.url).json == task
 
@@ -125,59 +131,59 @@ def test_leaving_is_a_users_only_method(client, user_url, task):
 SECONDS = 1.5
 
 
-def race(app, *parts) -> None:
-    """Run each part again and again with a client of its own, side by side, for a while."""
-    together = threading.Barrier(len(parts))
-    until = time.monotonic() + SECONDS
+def run_concurrently(app, *actions) -> None:
+    """Repeat each action in its own thread, with its own client, for SECONDS."""
+    barrier = threading.Barrier(len(actions))
+    end = time.monotonic() + SECONDS
 
-    def run(part) -> int:
+    def run(action) -> int:
         client = app.test_client()
-        together.wait(timeout=10)
+        barrier.wait(timeout=10)
         rounds = 0
-        while time.monotonic() < until:
-            part(client)
+        while time.monotonic() < end:
+            action(client)
             rounds += 1
         return rounds
 
-    with ThreadPoolExecutor(len(parts)) as pool:
-        running = [pool.submit(run, part) for part in parts]
-        assert all(ended.result(timeout=60) > 0 for ended in running)
+    with ThreadPoolExecutor(len(actions)) as pool:
+        futures = [pool.submit(run, action) for action in actions]
+        assert all(future.result(timeout=60) > 0 for future in futures)
 
 
-def test_a_user_leaves_while_others_create(app, user_url, user_id, kept):
-    statuses = {"left": set(), "created": set()}
+def test_user_is_erased_while_clients_create_tasks(app, user_url, user_id, read_rows):
+    statuses = {"erased": set(), "created": set()}
 
-    def leave(client):
-        statuses["left"].add(client.delete(user_url).status_code)
+    def erase_user(client):
+        statuses["erased"].add(client.delete(user_url).status_code)
 
     def create(client):
-        answer = client.post(f"{user_url}/tasks", json={"title": "x"})
-        statuses["created"].add(answer.status_code)
+        response = client.post(f"{user_url}/tasks", json={"title": "x"})
+        statuses["created"].add(response.status_code)
 
-    race(app, leave, create, create, create)
+    run_concurrently(app, erase_user, create, create, create)
 
-    assert statuses == {"left": {204}, "created": {201}}
+    assert statuses == {"erased": {204}, "created": {201}}
     app.test_client().delete(user_url)
-    assert kept(user_id) == []
+    assert read_rows(user_id) == []
 
 
-def test_a_user_leaves_while_others_change(app, user_url, user_id, kept):
-    statuses = {"left": set(), "changed": set()}
+def test_user_is_erased_while_clients_change_tasks(app, user_url, user_id, read_rows):
+    statuses = {"erased": set(), "changed": set()}
 
-    def leave(client):
-        statuses["left"].add(client.delete(user_url).status_code)
+    def erase_user(client):
+        statuses["erased"].add(client.delete(user_url).status_code)
 
     def change(client):
         url = client.post(f"{user_url}/tasks", json={"title": "x"}).headers["Location"]
         for number in range(5):
-            answer = client.patch(url, json={"title": f"Change {number}"})
-            statuses["changed"].add(answer.status_code)
+            response = client.patch(url, json={"title": f"Change {number}"})
+            statuses["changed"].add(response.status_code)
         statuses["changed"].add(client.delete(url).status_code)
 
-    race(app, leave, change, change, change)
+    run_concurrently(app, erase_user, change, change, change)
 
-    # 503: who is chosen to end a deadlock, and when it is repeated once more.
-    assert {204} <= statuses["left"] <= {204, 503}
+    # 503: PostgreSQL cancelled the transaction because of a deadlock, and then the retry, too.
+    assert {204} <= statuses["erased"] <= {204, 503}
     assert statuses["changed"] <= {200, 204, 404, 503}
     app.test_client().delete(user_url)
-    assert kept(user_id) == []
+    assert read_rows(user_id) == []

@@ -1,4 +1,4 @@
-"""Every request of the contract, cut off at every byte: nothing changes."""
+"""Every operation: a request that is truncated at any byte changes nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from faults.clients import Client
 from faults.servers import await_that, serving
 
-LISTENING, TIME_WAIT = "0A", "06"  # of a connection in /proc/net/tcp
+LISTEN, TIME_WAIT = "0A", "06"  # states of a connection in /proc/net/tcp
 
 TITLE = {"title": "Buy oat milk"}
 MERGE_PATCH = "application/merge-patch+json"
 
-# By name: method, path, body, fields, and the status of the whole request.
+# By name: method, path, body, headers, and the status of the complete request.
 OPERATIONS = {
     "create": ("POST", "/tasks", TITLE, {}, 201),
     "create once": ("POST", "/tasks", TITLE, {"Idempotency-Key": "one"}, 201),
@@ -38,10 +38,12 @@ OPERATIONS = {
 }
 READS = {"get", "list", "changes"}
 CASES = [
-    pytest.param(name, chunked, ending, id=f"{name}-{'chunks' if chunked else 'length'}-{ending}")
+    pytest.param(
+        name, chunked, close_mode, id=f"{name}-{'chunks' if chunked else 'length'}-{close_mode}"
+    )
     for name, (_, _, body, _, _) in OPERATIONS.items()
     for chunked in ((False,) if body is None else (False, True))
-    for ending in ("shut down", "closed")
+    for close_mode in ("shut down", "closed")
 ]
 
 
@@ -49,61 +51,63 @@ CASES = [
 def api(database_url):
     with serving(database_url, WEB_CONCURRENCY="1", LOG_LEVEL="warning") as server:
         yield server
-        assert server.log.read_text().count("\n") <= 1  # about AUTH_MODE
+        assert server.log.read_text().count("\n") <= 1  # the warning about AUTH_MODE
 
 
 def request_bytes(
-    method: str, path: str, body: object, fields: dict[str, str], *, chunked: bool
+    method: str, path: str, body: object, headers: dict[str, str], *, chunked: bool
 ) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: a"]
     content = b""
     if body is not None:
         content = json.dumps(body).encode()
-        fields = {"Content-Type": "application/json"} | fields
+        headers = {"Content-Type": "application/json"} | headers
         if chunked:
             half = len(content) // 2
             chunks = (content[:half], content[half:], b"")
             content = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-            fields |= {"Transfer-Encoding": "chunked"}
+            headers |= {"Transfer-Encoding": "chunked"}
         else:
-            fields |= {"Content-Length": str(len(content))}
-    lines += [f"{name}: {value}" for name, value in fields.items()]
+            headers |= {"Content-Length": str(len(content))}
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "chunked", "ending"), CASES)
-def test_a_request_that_is_cut_off_changes_nothing(api, connection, user_id, name, chunked, ending):
-    method, path, body, fields, status = OPERATIONS[name]
-    ids = tasks_of(api, user_id)
+@pytest.mark.parametrize(("name", "chunked", "close_mode"), CASES)
+def test_truncated_request_changes_nothing(api, connection, user_id, name, chunked, close_mode):
+    method, path, body, headers, status = OPERATIONS[name]
+    task_ids = create_tasks(api, user_id)
     whole = request_bytes(
-        method, f"/api/{user_id}{path.format_map(ids)}", body, fields, chunked=chunked
+        method, f"/api/{user_id}{path.format_map(task_ids)}", body, headers, chunked=chunked
     )
-    before = state(connection, user_id)
+    before = read_rows(connection, user_id)
 
     for length in range(len(whole)):
-        send(api.address, whole[:length], ending)
-        if ending == "shut down":
-            assert state(connection, user_id) == before, whole[:length]
-    await_that(lambda: not connected(api.port), "the server has closed every connection")
+        send_part(api.address, whole[:length], close_mode)
+        if close_mode == "shut down":
+            assert read_rows(connection, user_id) == before, whole[:length]
+    await_that(lambda: not has_open_connections(api.port), "the server has closed every connection")
 
-    assert state(connection, user_id) == before
+    assert read_rows(connection, user_id) == before
     with socket.create_connection(api.address, timeout=30) as client:
         client.sendall(whole)
         assert client.recv(65536).startswith(b"HTTP/1.1 %d " % status)
-    assert (state(connection, user_id) == before) is (name in READS)
+    assert (read_rows(connection, user_id) == before) is (name in READS)
 
 
-def tasks_of(api, user_id: str) -> dict[str, str]:
-    """The ids of a new task of the user, and of one in the trash."""
+def create_tasks(api, user_id: str) -> dict[str, str]:
+    """Create a task and a task in the trash; return their ids."""
     with Client(api.address) as client:
-        ids = [client.request("POST", f"/api/{user_id}/tasks", TITLE).json["id"] for _ in range(2)]
-        assert client.request("DELETE", f"/api/{user_id}/tasks/{ids[1]}").status == 204
-    return {"live": ids[0], "deleted": ids[1]}
+        task_ids = [
+            client.request("POST", f"/api/{user_id}/tasks", TITLE).json["id"] for _ in range(2)
+        ]
+        assert client.request("DELETE", f"/api/{user_id}/tasks/{task_ids[1]}").status == 204
+    return {"live": task_ids[0], "deleted": task_ids[1]}
 
 
-def state(connection, user_id: str) -> list[tuple]:
-    """All rows of the user, whole."""
+def read_rows(connection, user_id: str) -> list[tuple]:
+    """Return all rows of the user."""
     return connection.execute(
         """
         SELECT 'users', to_jsonb(users) FROM users WHERE id = %(user)s
@@ -116,18 +120,18 @@ def state(connection, user_id: str) -> list[tuple]:
     ).fetchall()
 
 
-def send(address, sent: bytes, ending: str) -> None:
-    """Send that, and no more. A client that shuts down waits until the server closes, too."""
+def send_part(address, content: bytes, close_mode: str) -> None:
+    """Send these bytes and close; with "shut down", first wait until the server closes."""
     with socket.create_connection(address, timeout=30) as client:
-        client.sendall(sent)
-        if ending == "shut down":
+        client.sendall(content)
+        if close_mode == "shut down":
             client.shutdown(socket.SHUT_WR)
             while client.recv(65536):
                 pass
 
 
-def connected(port: int) -> bool:
-    """Whether the server on this port has connections that it has not closed."""
+def has_open_connections(port: int) -> bool:
+    """Return whether the server on this port has connections that it has not closed."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     states = [line.split()[3] for line in lines if line.split()[1].endswith(f":{port:04X}")]
-    return bool(set(states) - {LISTENING, TIME_WAIT})
+    return bool(set(states) - {LISTEN, TIME_WAIT})

@@ -1,4 +1,4 @@
-"""The document says all that a client has to know, of every operation and of every value."""
+"""The OpenAPI document describes every operation, value, header and example completely."""
 
 import re
 import sys
@@ -19,9 +19,9 @@ def document(client):
 
 @pytest.fixture
 def operations(document):
-    """Each operation, with its path, its method and the parameters of its path among its own."""
+    """Each operation with its path, its method, and all its parameters."""
 
-    def resolved(parameter):
+    def resolve(parameter):
         name = parameter.get("$ref", "").rpartition("/")[2]
         return document["components"]["parameters"][name] if name else parameter
 
@@ -31,7 +31,7 @@ def operations(document):
             "path": path,
             "method": method,
             "parameters": [
-                resolved(parameter)
+                resolve(parameter)
                 for parameter in (*methods.get("parameters", ()), *operation["parameters"])
             ],
         }
@@ -41,36 +41,36 @@ def operations(document):
     ]
 
 
-def parts(value, at=""):
-    """Every object within a value of JSON, with its JSON Pointer; not what examples hold."""
+def walk_objects(value, pointer=""):
+    """Return every object in a JSON value with its JSON Pointer, except those in examples."""
     if isinstance(value, dict):
-        yield at, value
-        for name, below in value.items():
+        yield pointer, value
+        for name, child in value.items():
             if name not in ("example", "examples"):
-                yield from parts(below, f"{at}/{name}")
+                yield from walk_objects(child, f"{pointer}/{name}")
     elif isinstance(value, list):
-        for index, below in enumerate(value):
-            yield from parts(below, f"{at}/{index}")
+        for index, child in enumerate(value):
+            yield from walk_objects(child, f"{pointer}/{index}")
 
 
-def schemas_of(document, type_):
-    found = [
-        (at, schema)
-        for at, schema in parts(document)
+def find_schemas(document, type_):
+    schemas = [
+        (pointer, schema)
+        for pointer, schema in walk_objects(document)
         if type_ == schema.get("type") or type_ in (schema.get("type") or ())
-        if not at.startswith("/components/securitySchemes") and "in" not in schema
+        if not pointer.startswith("/components/securitySchemes") and "in" not in schema
     ]
-    assert found
-    return found
+    assert schemas
+    return schemas
 
 
-def subclasses(shape):
-    for below in shape.__subclasses__():
-        yield below
-        yield from subclasses(below)
+def subclasses(schema_class):
+    for child in schema_class.__subclasses__():
+        yield child
+        yield from subclasses(child)
 
 
-def test_every_operation_is_told_in_full(document, operations):
+def test_every_operation_is_described_completely(document, operations):
     tags = {tag["name"] for tag in document["tags"] if tag["description"]}
 
     assert len(operations) > 10
@@ -85,94 +85,98 @@ def test_every_operation_is_told_in_full(document, operations):
             assert parameter["schema"]["examples"], (operation["path"], parameter)
 
 
-def test_no_two_operations_have_the_same_id(operations):
+def test_operation_ids_are_unique(operations):
     ids = [operation["operationId"] for operation in operations]
 
     assert len(set(ids)) == len(ids)
 
 
-def test_every_string_is_bounded_and_of_a_form(document):
-    for at, schema in schemas_of(document, "string"):
+def test_every_string_has_a_maximum_length_and_a_format(document):
+    for pointer, schema in find_schemas(document, "string"):
         if "enum" not in schema:
-            assert "maxLength" in schema, at
-            assert schema.keys() & {"pattern", "format"}, at
+            assert "maxLength" in schema, pointer
+            assert schema.keys() & {"pattern", "format"}, pointer
 
 
-def test_every_number_and_array_is_bounded(document):
-    for at, schema in schemas_of(document, "integer"):
-        assert {"minimum", "maximum", "format"} <= schema.keys(), at
-    for at, schema in schemas_of(document, "array"):
-        assert "maxItems" in schema, at
-    for at, schema in parts(document):
-        assert schema.get("type") != "number", at
+def test_every_integer_and_array_has_limits(document):
+    for pointer, schema in find_schemas(document, "integer"):
+        assert {"minimum", "maximum", "format"} <= schema.keys(), pointer
+    for pointer, schema in find_schemas(document, "array"):
+        assert "maxItems" in schema, pointer
+    for pointer, schema in walk_objects(document):
+        assert schema.get("type") != "number", pointer
 
 
-def test_every_object_is_closed(document):
-    for at, schema in schemas_of(document, "object"):
-        assert schema["additionalProperties"] is False, at
+def test_no_object_allows_additional_properties(document):
+    for pointer, schema in find_schemas(document, "object"):
+        assert schema["additionalProperties"] is False, pointer
 
 
-def test_every_value_of_a_schema_has_an_example_that_it_allows(document):
-    for at, schema in parts(document):
+def test_every_example_of_a_schema_is_valid(document):
+    for pointer, schema in walk_objects(document):
         for example in schema.get("examples", ()):
             if isinstance(example, str) and "enum" not in schema:
-                assert len(example) <= schema["maxLength"], at
-                assert re.search(schema.get("pattern", ""), example), at
+                assert len(example) <= schema["maxLength"], pointer
+                assert re.search(schema.get("pattern", ""), example), pointer
             elif isinstance(example, int) and not isinstance(example, bool):
-                assert schema["minimum"] <= example <= schema["maximum"], at
+                assert schema["minimum"] <= example <= schema["maximum"], pointer
             elif "enum" in schema:
-                assert example in schema["enum"], at
+                assert example in schema["enum"], pointer
 
 
-def test_every_body_has_an_example_that_its_schema_allows(document):
-    shapes = {shape.__name__: shape for shape in subclasses(Schema)}
-    bodies = [(at, part) for at, part in parts(document) if at.rpartition("/")[2].count("json")]
+def test_every_body_has_a_valid_example(document):
+    schema_classes = {schema_class.__name__: schema_class for schema_class in subclasses(Schema)}
+    bodies = [
+        (pointer, part)
+        for pointer, part in walk_objects(document)
+        if pointer.rpartition("/")[2].count("json")
+    ]
 
     assert len(bodies) > 20
-    for at, body in bodies:
+    for pointer, body in bodies:
         schema, example = body["schema"], body["example"]
         if schema.get("type") == "array":
             schema, (example,) = schema["items"]["oneOf"][0], example
-        shape = shapes[schema["$ref"].rpartition("/")[2]]
-        assert shape().validate(example) == {}, at
+        schema_class = schema_classes[schema["$ref"].rpartition("/")[2]]
+        assert schema_class().validate(example) == {}, pointer
 
 
-def test_every_example_of_a_request_is_one_that_is_accepted(client, operations, make_task):
-    sent = 0
+def test_server_accepts_every_example_of_a_request(client, operations, make_task):
+    accepted = 0
     for operation in operations:
         for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
             task = make_task()
             path = operation["path"].format(user_id=task["user_id"], task_id=task["id"])
-            answer = client.open(
+            response = client.open(
                 path, method=operation["method"], json=body["example"], content_type=media_type
             )
-            assert answer.status_code in (200, 201), (path, answer.text)
-            sent += 1
-    assert sent == 5
+            assert response.status_code in (200, 201), (path, response.text)
+            accepted += 1
+    assert accepted == 5
 
 
-def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, make_task):
-    def said(path, method, status):
-        response = document["paths"][path][method]["responses"][str(status)]
-        name = response.get("$ref", "").rpartition("/")[2]
-        return set((document["components"]["responses"][name] if name else response)["headers"])
+def test_every_response_has_the_documented_headers(client, document, make_task):
+    def documented_headers(path, method, status):
+        documented = document["paths"][path][method]["responses"][str(status)]
+        name = documented.get("$ref", "").rpartition("/")[2]
+        return set((document["components"]["responses"][name] if name else documented)["headers"])
 
-    tasks, one = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
+    tasks_url, task_url = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
     for path, method, headers, status in (
-        (tasks, "post", {}, 201),
-        (tasks, "get", {}, 200),
-        (tasks, "get", {"If-None-Match": "*"}, 304),
-        (one, "get", {}, 200),
-        (one, "get", {"If-None-Match": "*"}, 304),
-        (one, "get", {"If-None-Match": "?"}, 400),
-        (one, "put", {}, 200),
-        (one, "put", {"If-None-Match": "*"}, 412),
-        (one, "patch", {}, 200),
-        (one, "patch", {"Content-Type": "text/plain"}, 415),
-        (one, "patch", {"Accept": "text/plain"}, 406),
-        (one + "/complete", "patch", {}, 200),
-        (one + "/restore", "post", {}, 409),
-        (one, "delete", {}, 204),
+        (tasks_url, "post", {}, 201),
+        (tasks_url, "get", {}, 200),
+        (tasks_url, "get", {"If-None-Match": "*"}, 304),
+        (task_url, "get", {}, 200),
+        (task_url, "get", {"If-None-Match": "*"}, 304),
+        (task_url, "get", {"If-None-Match": "?"}, 400),
+        (task_url, "put", {}, 200),
+        (task_url, "put", {"If-None-Match": "*"}, 412),
+        (task_url, "patch", {}, 200),
+        (task_url, "patch", {"Content-Type": "text/plain"}, 415),
+        (task_url, "patch", {"Accept": "text/plain"}, 406),
+        (task_url + "/complete", "patch", {}, 200),
+        (task_url + "/restore", "post", {}, 409),
+        (task_url, "delete", {}, 204),
         ("/api/{user_id}", "delete", {}, 204),
         ("/api/session", "get", {}, 404),
         ("/livez", "get", {}, 200),
@@ -180,25 +184,27 @@ def test_every_answer_has_the_headers_that_it_is_said_to_have(client, document, 
     ):
         make_task()
         task = make_task()
-        answer = client.open(
+        response = client.open(
             path.format(user_id=task["user_id"], task_id=task["id"]),
             method=method.upper(),
-            query_string={"limit": 1} if (path, method, status) == (tasks, "get", 200) else None,
+            query_string={"limit": 1}
+            if (path, method, status) == (tasks_url, "get", 200)
+            else None,
             json={"title": "Buy oats"}
-            if method in ("post", "put") and path in (tasks, one)
+            if method in ("post", "put") and path in (tasks_url, task_url)
             else {}
             if method == "patch"
             else None,
             headers=headers,
         )
-        assert answer.status_code == status, (path, method, answer.text)
-        always = said(path, method, status) - {"Idempotent-Replayed"}
-        assert always <= set(answer.headers.keys()), (path, method, status)
-        unsaid = {"ETag", "Link", "Location", "Retry-After"} & set(answer.headers.keys())
-        assert unsaid <= said(path, method, status), (path, method, status)
+        assert response.status_code == status, (path, method, response.text)
+        required = documented_headers(path, method, status) - {"Idempotent-Replayed"}
+        assert required <= set(response.headers.keys()), (path, method, status)
+        optional = {"ETag", "Link", "Location", "Retry-After"} & set(response.headers.keys())
+        assert optional <= documented_headers(path, method, status), (path, method, status)
 
 
-def test_what_a_problem_carries_besides_is_documented(document):
+def test_headers_and_members_of_problems_are_documented(document):
     for name, response in document["components"]["responses"].items():
         header = HEADERS_OF_PROBLEM.get(int(name.removeprefix("Problem")))
         assert set(response["headers"]) == {"Cache-Control", "X-Request-Id"} | ({header} - {None})
@@ -206,16 +212,16 @@ def test_what_a_problem_carries_besides_is_documented(document):
     assert current["$ref"] == "#/components/schemas/Task"
 
 
-def test_a_title_is_not_blank_by_the_same_white_space_as_the_server_has():
+def test_pattern_of_titles_and_python_have_the_same_white_space():
     for code in range(sys.maxunicode + 1):
         blank = not re.search(NOT_BLANK, chr(code))
 
         assert blank == (chr(code).isspace() or code == 0), hex(code)
 
 
-def test_what_the_server_writes_is_within_the_lengths_of_its_formats(client, task):
-    shown = client.get(task.url).json
+def test_lengths_of_ids_and_times_are_as_documented(client, task):
+    body = client.get(task.url).json
 
     for name, format_ in (("id", "uuid"), ("created_at", "date-time")):
-        least, most = LENGTHS_OF_FORMAT[format_]
-        assert least <= len(shown[name]) <= most
+        minimum, maximum = LENGTHS_OF_FORMAT[format_]
+        assert minimum <= len(body[name]) <= maximum

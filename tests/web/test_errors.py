@@ -1,4 +1,4 @@
-"""Failures: each has an owner, one shape, and tells a client no more than it needs."""
+"""Errors: each is a problem (RFC 9457) with the right status, and contains no internal data."""
 
 import uuid
 
@@ -10,15 +10,16 @@ from todo_api.db.errors import SQLSTATES
 from todo_api.web.errors import problem_of_database_error
 
 
-def problem(answer, status, kind):
-    assert answer.status_code == status
-    assert answer.mimetype == "application/problem+json"
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert set(answer.json) >= {"type", "title", "status", "detail", "instance"}
-    assert answer.json["type"] == f"/problems/{kind}"
-    assert answer.json["status"] == status
-    assert answer.json["instance"] == answer.headers["X-Request-Id"]
-    return answer.json
+def check_problem(response, status, type_name):
+    """Check that the response is a problem of this status and type; return its JSON object."""
+    assert response.status_code == status
+    assert response.mimetype == "application/problem+json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert set(response.json) >= {"type", "title", "status", "detail", "instance"}
+    assert response.json["type"] == f"/problems/{type_name}"
+    assert response.json["status"] == status
+    assert response.json["instance"] == response.headers["X-Request-Id"]
+    return response.json
 
 
 @pytest.mark.parametrize(
@@ -34,13 +35,13 @@ def problem(answer, status, kind):
         "//livez",
     ],
 )
-def test_a_path_that_is_not_there_is_a_problem(client, path):
-    problem(client.get(path), 404, "not-found")
+def test_unknown_path_is_a_404_problem(client, path):
+    check_problem(client.get(path), 404, "not-found")
 
 
-def test_a_path_with_more_slashes_is_another_path(client, task):
+def test_path_with_extra_slashes_is_unknown(client, task):
     for path in (f"{task.url}/", task.url.replace("/tasks/", "//tasks/"), f"/{task.url}"):
-        problem(client.get(path), 404, "not-found")
+        check_problem(client.get(path), 404, "not-found")
 
 
 @pytest.mark.parametrize(
@@ -53,14 +54,14 @@ def test_a_path_with_more_slashes_is_another_path(client, task):
         ("BREW", "/docs", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
-def test_a_method_that_a_path_does_not_know_is_a_problem(client, user_id, method, path, allowed):
-    answer = client.open(path.format(user_id), method=method)
+def test_unknown_method_is_a_405_problem_with_allow(client, user_id, method, path, allowed):
+    response = client.open(path.format(user_id), method=method)
 
-    problem(answer, 405, "method-not-allowed")
-    assert set(answer.headers["Allow"].split(", ")) == allowed
+    check_problem(response, 405, "method-not-allowed")
+    assert set(response.headers["Allow"].split(", ")) == allowed
 
 
-def test_a_head_is_answered_as_its_get_without_the_body(client, task):
+def test_head_has_the_headers_of_get_and_no_body(client, task):
     head, get = client.head(task.url), client.get(task.url)
 
     assert head.status_code == 200
@@ -69,51 +70,51 @@ def test_a_head_is_answered_as_its_get_without_the_body(client, task):
     assert head.headers["ETag"] == get.headers["ETag"]
 
 
-def test_options_says_which_methods_there_are(client, task):
-    answer = client.options(task.url)
+def test_options_lists_the_methods(client, task):
+    response = client.options(task.url)
 
-    assert answer.status_code == 200
-    assert "PATCH" in answer.headers["Allow"]
+    assert response.status_code == 200
+    assert "PATCH" in response.headers["Allow"]
 
 
-def test_a_bug_is_logged_whole_and_answered_with_its_id(app, client, user_id, log_lines):
-    # The row that the request needs is out of reach, as it would be after a wrong migration.
-    app.view_functions["tasks.get_task"], view = raising, app.view_functions["tasks.get_task"]
+def test_bug_is_logged_with_the_request_id_of_the_response(app, client, user_id, log_lines):
+    # Replace the view by one that raises an exception, as a view with a bug does.
+    app.view_functions["tasks.get_task"], view = raise_error, app.view_functions["tasks.get_task"]
 
     try:
-        answer = client.get(f"/api/{user_id}/tasks/{uuid.uuid4()}")
+        response = client.get(f"/api/{user_id}/tasks/{uuid.uuid4()}")
     finally:
         app.view_functions["tasks.get_task"] = view
 
-    assert problem(answer, 500, "internal-error")["detail"] == (
+    assert check_problem(response, 500, "internal-error")["detail"] == (
         "The server's log has more, under the id in instance."
     )
-    logged = [line for line in log_lines() if line["level"] == "error"]
-    assert [line["event"] for line in logged] == ["unhandled exception"]
-    assert logged[0]["request_id"] == answer.json["instance"]
-    assert "RuntimeError: what nobody should read" in logged[0]["exception"]
+    errors_logged = [line for line in log_lines() if line["level"] == "error"]
+    assert [line["event"] for line in errors_logged] == ["unhandled exception"]
+    assert errors_logged[0]["request_id"] == response.json["instance"]
+    assert "RuntimeError: an internal detail" in errors_logged[0]["exception"]
 
 
-def raising(**_):
-    raise RuntimeError("what nobody should read")
+def raise_error(**_):
+    raise RuntimeError("an internal detail")
 
 
-def test_a_constraint_that_a_client_cannot_break_is_our_bug(client, connection, task, log_lines):
-    """The log names the constraint, and not the row: it holds a user's words."""
+def test_violation_of_an_unmapped_constraint_is_a_500(client, connection, task, log_lines):
+    """The log names the constraint, but not the row, which contains a user's text."""
     connection.execute(
         "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_test CHECK (title <> 'A secret title') NOT VALID"
     )
     try:
-        answer = client.patch(task.url, json={"title": "A secret title"})
+        response = client.patch(task.url, json={"title": "A secret title"})
     finally:
         connection.execute("ALTER TABLE tasks DROP CONSTRAINT ck_tasks_test")
 
-    problem(answer, 500, "internal-error")
-    assert "secret" not in answer.text
-    logged = [line for line in log_lines() if line["level"] == "error"]
-    assert [line["constraint"] for line in logged] == ["ck_tasks_test"]
-    assert logged[0]["sqlstate"] == "23514"
-    assert "update_item" in logged[0]["stack"]
+    check_problem(response, 500, "internal-error")
+    assert "secret" not in response.text
+    errors_logged = [line for line in log_lines() if line["level"] == "error"]
+    assert [line["constraint"] for line in errors_logged] == ["ck_tasks_test"]
+    assert errors_logged[0]["sqlstate"] == "23514"
+    assert "update_item" in errors_logged[0]["stack"]
     assert "secret" not in str(log_lines())
 
 
@@ -129,33 +130,33 @@ def test_a_constraint_that_a_client_cannot_break_is_our_bug(client, connection, 
         ("UPDATE tasks SET completed = NULL", None),
     ],
 )
-def test_the_database_holds_the_rules_too(connection, task, statement, constraint):
-    with pytest.raises(errors.IntegrityError) as refused:
+def test_database_enforces_the_rules_of_fields(connection, task, statement, constraint):
+    with pytest.raises(errors.IntegrityError) as error:
         connection.execute(f"{statement} WHERE id = %s", (task["id"],))
 
-    assert refused.value.diag.constraint_name == constraint
+    assert error.value.diag.constraint_name == constraint
 
 
-def test_a_rule_that_only_the_database_held_is_a_422():
-    constraints = {"ck_things_size_range": ("/size", "Must be 1 to 9.")}
+def test_violation_of_a_mapped_constraint_is_a_422():
+    constraints = {"ck_widgets_size_range": ("/size", "Must be 1 to 9.")}
 
-    refusal = problem_of_database_error(
-        errors.CheckViolation(info=Diagnosed("ck_things_size_range")), constraints
+    problem = problem_of_database_error(
+        errors.CheckViolation(info=ResultWithConstraint("ck_widgets_size_range")), constraints
     )
 
-    assert refusal.status == 422
-    assert refusal.errors == [{"pointer": "/size", "detail": "Must be 1 to 9."}]
+    assert problem.status == 422
+    assert problem.errors == [{"pointer": "/size", "detail": "Must be 1 to 9."}]
 
 
 @pytest.mark.parametrize("sqlstate", sorted(SQLSTATES))
-def test_an_sqlstate_is_a_503_or_a_bug(sqlstate):
-    refusal = problem_of_database_error(errors.lookup(sqlstate)(), {})
+def test_sqlstate_of_unavailability_is_a_503(sqlstate):
+    problem = problem_of_database_error(errors.lookup(sqlstate)(), {})
 
     if SQLSTATES[sqlstate].is_unavailable:
-        assert refusal.status == 503
-        assert refusal.headers["Retry-After"] == "1"
+        assert problem.status == 503
+        assert problem.headers["Retry-After"] == "1"
     else:
-        assert refusal is None
+        assert problem is None
 
 
 @pytest.mark.parametrize(
@@ -168,18 +169,18 @@ def test_every_connection_exception_is_a_503(error):
 @pytest.mark.parametrize(
     "error", [errors.UndefinedColumn, errors.SyntaxError, errors.CheckViolation]
 )
-def test_any_other_sqlstate_is_a_bug(error):
+def test_unknown_sqlstate_is_a_bug(error):
     assert problem_of_database_error(error(), {}) is None
 
 
-def test_a_lost_connection_is_a_503():
+def test_lost_connection_is_a_503():
     error = psycopg.OperationalError("server closed the connection")
 
     assert problem_of_database_error(error, {}).status == 503
 
 
-class Diagnosed:
-    """A result whose error names a constraint, as libpq gives it to psycopg."""
+class ResultWithConstraint:
+    """A result of libpq whose error names a constraint."""
 
     def __init__(self, constraint):
         self._constraint = constraint

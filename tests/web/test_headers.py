@@ -1,4 +1,4 @@
-"""What answers tell browsers and caches, and which pages may ask (CORS)."""
+"""Headers for browsers and caches: security headers, Cache-Control, Vary, and CORS."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 USER = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
-NEVER = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b22"
-PAGE = "https://app.example"
-ANOTHER = "http://localhost:5173"
+UNKNOWN_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b22"
+ORIGIN = "https://app.example"
+OTHER_ORIGIN = "http://localhost:5173"
 
-STRICT = "default-src 'none'; frame-ancestors 'none'"
+STRICT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 def authorization(user_id: str = USER) -> dict[str, str]:
@@ -35,7 +35,7 @@ def authorization(user_id: str = USER) -> dict[str, str]:
 
 @pytest.fixture
 def api(make_app) -> Flask:
-    """An application that asks for tokens, and shares with nobody."""
+    """An application that needs tokens, without CORS."""
     app = make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
 
     @app.get("/bug")
@@ -46,101 +46,101 @@ def api(make_app) -> Flask:
 
 
 @pytest.fixture
-def shared(make_app) -> Flask:
-    """An application that asks for tokens, and shares with two pages."""
-    return make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET, CORS_ORIGINS=f"{PAGE},{ANOTHER}")
+def api_with_cors(make_app) -> Flask:
+    """An application that needs tokens, with CORS for two origins."""
+    return make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET, CORS_ORIGINS=f"{ORIGIN},{OTHER_ORIGIN}")
 
 
-# Each kind of answer, as a request for it: the method, the path, whether there is a token, a body.
-ANSWERS = {
+# By status: the method, the path and the options of a request whose response has this status.
+REQUESTS = {
     200: ("GET", "/api/{user}/tasks", {}),
     201: ("POST", "/api/{user}/tasks", {"json": {"title": "x"}}),
     204: ("DELETE", "/api/{user}", {}),
     304: ("GET", "/api/{user}/tasks", {"headers": {"If-None-Match": "*"}}),
     400: ("POST", "/api/{user}/tasks", {"data": b"{", "content_type": "application/json"}),
     401: ("GET", "/api/{user}/tasks", {}),
-    404: ("GET", "/api/{user}/tasks/{never}", {}),
+    404: ("GET", "/api/{user}/tasks/{unknown_id}", {}),
     405: ("PATCH", "/api/{user}/tasks", {}),
     406: ("GET", "/api/{user}/tasks", {"headers": {"Accept": "text/html"}}),
     413: ("POST", "/api/{user}/tasks", {"data": b" " * 2**18, "content_type": "application/json"}),
     415: ("POST", "/api/{user}/tasks", {"data": b"x", "content_type": "text/plain"}),
     422: ("POST", "/api/{user}/tasks", {"json": {}}),
 }
-ERRORS = [status for status in ANSWERS if status >= 400]
+ERROR_STATUSES = [status for status in REQUESTS if status >= 400]
 
 
-def ask(app: Flask, status: int, user_id: str = USER, **headers: str):
-    """The answer of this status."""
-    method, path, options = ANSWERS[status]
+def get_response(app: Flask, status: int, user_id: str = USER, **headers: str):
+    """Send the request for this status, and return its response."""
+    method, path, options = REQUESTS[status]
     token = {} if status == 401 else authorization(user_id)
-    answer = app.test_client().open(
-        path.format(user=user_id, never=NEVER),
+    response = app.test_client().open(
+        path.format(user=user_id, unknown_id=UNKNOWN_ID),
         method=method,
         buffered=True,
         **options | {"headers": options.get("headers", {}) | token | headers},
     )
-    assert answer.status_code == status, answer.text
-    return answer
+    assert response.status_code == status, response.text
+    return response
 
 
-def secured(answer, policy: str = STRICT) -> None:
-    assert answer.headers.getlist("X-Content-Type-Options") == ["nosniff"]
-    assert answer.headers.getlist("Referrer-Policy") == ["no-referrer"]
-    assert answer.headers.getlist("Content-Security-Policy") == [policy]
-    assert len(answer.headers.getlist("Cache-Control")) == 1
-    assert "Server" not in answer.headers
-    assert "X-Powered-By" not in answer.headers
-    assert "Set-Cookie" not in answer.headers
+def assert_security_headers(response, policy: str = STRICT_POLICY) -> None:
+    assert response.headers.getlist("X-Content-Type-Options") == ["nosniff"]
+    assert response.headers.getlist("Referrer-Policy") == ["no-referrer"]
+    assert response.headers.getlist("Content-Security-Policy") == [policy]
+    assert len(response.headers.getlist("Cache-Control")) == 1
+    assert "Server" not in response.headers
+    assert "X-Powered-By" not in response.headers
+    assert "Set-Cookie" not in response.headers
 
 
-@pytest.mark.parametrize("status", ANSWERS)
-def test_no_answer_is_sniffed_framed_or_run(api, user_id, status):
-    answer = ask(api, status, user_id)
+@pytest.mark.parametrize("status", REQUESTS)
+def test_every_response_has_the_security_headers(api, user_id, status):
+    response = get_response(api, status, user_id)
 
-    secured(answer)
-
-
-def test_the_answer_to_a_bug_is_no_exception(api):
-    answer = api.test_client().get("/bug", headers=authorization())
-
-    assert answer.status_code == 500
-    assert answer.headers["Cache-Control"] == "no-store"
-    secured(answer)
+    assert_security_headers(response)
 
 
-def test_every_open_route_is_secured_too(api):
+def test_response_to_a_bug_has_the_security_headers(api):
+    response = api.test_client().get("/bug", headers=authorization())
+
+    assert response.status_code == 500
+    assert response.headers["Cache-Control"] == "no-store"
+    assert_security_headers(response)
+
+
+def test_every_route_without_a_token_has_the_security_headers(api):
     for rule in api.url_map.iter_rules():
-        if "<" in rule.rule or rule.rule.startswith(("/docs", "/api")):
+        if "<" in rule.rule or rule.rule.startswith(("/docs", "/api", "/problems/")):
             continue
-        secured(api.test_client().get(rule.rule, buffered=True))
+        assert_security_headers(api.test_client().get(rule.rule, buffered=True))
 
 
 @pytest.mark.parametrize("status", [200, 201, 304])
-def test_a_users_data_are_kept_by_the_users_own_client_only(api, user_id, status):
-    answer = ask(api, status, user_id)
+def test_data_of_a_user_may_be_cached_only_privately(api, user_id, status):
+    response = get_response(api, status, user_id)
 
-    assert answer.headers["Cache-Control"] == "private, no-cache"
-    assert answer.vary.as_set(preserve_casing=True) == {"Authorization"}
-    assert answer.headers["ETag"]
+    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.vary.as_set(preserve_casing=True) == {"Authorization"}
+    assert response.headers["ETag"]
 
 
-@pytest.mark.parametrize("status", [*ERRORS, 204])
-def test_a_failure_and_an_empty_answer_are_kept_by_nobody(api, user_id, status):
-    answer = ask(api, status, user_id)
+@pytest.mark.parametrize("status", [*ERROR_STATUSES, 204])
+def test_errors_and_empty_responses_are_not_cached(api, user_id, status):
+    response = get_response(api, status, user_id)
 
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert response.headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("path", ["/api/session", "/livez", "/health"])
-def test_what_is_true_for_now_only_is_kept_by_nobody(api, path):
-    answer = api.test_client().get(path, headers=authorization())
+def test_session_and_health_are_not_cached(api, path):
+    response = api.test_client().get(path, headers=authorization())
 
-    assert answer.status_code == 200
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-store"
 
 
 class Page(HTMLParser):
-    """What a page loads, by the directive of its policy, and what it would run by itself."""
+    """The files that an HTML page loads, by directive of its policy, and its inline code."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -154,17 +154,21 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
+        attributes_by_name = dict(attributes)
         self._within = tag
-        self.inline += [name for name in given if name.startswith("on") or name == "style"]
-        self.inline += [v for v in given.values() if v and v.lower().startswith("javascript:")]
+        self.inline += [
+            name for name in attributes_by_name if name.startswith("on") or name == "style"
+        ]
+        self.inline += [
+            v for v in attributes_by_name.values() if v and v.lower().startswith("javascript:")
+        ]
         if tag == "script":
-            self.loads["script-src"].add(given.get("src", "inline"))
+            self.loads["script-src"].add(attributes_by_name.get("src", "inline"))
         elif tag == "link":
-            kind = "img-src" if "icon" in given["rel"] else "style-src"
-            self.loads[kind].add(given["href"])
+            kind = "img-src" if "icon" in attributes_by_name["rel"] else "style-src"
+            self.loads[kind].add(attributes_by_name["href"])
         else:
-            assert "src" not in given, tag
+            assert "src" not in attributes_by_name, tag
 
     def handle_data(self, data):
         if self._within in ("script", "style") and data.strip():
@@ -178,14 +182,14 @@ def directives(policy: str) -> dict[str, list[str]]:
     return {name: values for name, *values in (part.split() for part in policy.split(";"))}
 
 
-def test_the_docs_page_loads_what_its_policy_allows_and_no_more(api):
+def test_docs_page_loads_only_files_that_its_policy_allows(api):
     client = api.test_client()
-    answer = client.get("/docs", buffered=True)
+    response = client.get("/docs", buffered=True)
 
-    policy = directives(answer.headers["Content-Security-Policy"])
-    page = Page(answer.text)
+    policy = directives(response.headers["Content-Security-Policy"])
+    page = Page(response.text)
 
-    secured(answer, answer.headers["Content-Security-Policy"])
+    assert_security_headers(response, response.headers["Content-Security-Policy"])
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == ["'none'"]
     assert policy["script-src"] == ["'self'"]
     assert policy["connect-src"] == ["'self'"]
@@ -194,14 +198,14 @@ def test_the_docs_page_loads_what_its_policy_allows_and_no_more(api):
         assert addresses
         assert "'self'" in policy[directive]
         for address in addresses:
-            assert re.fullmatch(r"docs/[\w.-]+", address)  # of this server, wherever it is mounted
+            assert re.fullmatch(r"docs/[\w.-]+", address)  # relative: correct under any prefix
             asset = client.get(f"/{address}", buffered=True)
             assert asset.status_code == 200
-            secured(asset, STRICT)
+            assert_security_headers(asset, STRICT_POLICY)
 
 
-def test_an_asset_of_the_docs_page_has_its_type(api):
-    """With nosniff, a browser runs no script and applies no style that is called anything else."""
+def test_files_of_the_docs_page_have_their_media_types(api):
+    """With nosniff, a browser ignores scripts and styles that have other media types."""
     types = {
         path: api.test_client().get(f"/docs/{path}", buffered=True).mimetype
         for path in ("start.js", "swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
@@ -216,17 +220,19 @@ def test_an_asset_of_the_docs_page_has_its_type(api):
 
 
 @pytest.fixture(scope="module")
-def gunicorn(pytestconfig, tmp_path_factory):
-    """The port of a server whose database nobody listens for, and that reads no .env of ours."""
+def gunicorn_port(pytestconfig, tmp_path_factory):
+    """The port of a server whose database is unreachable and whose folder has no .env."""
     root = pytestconfig.rootpath
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/nothing", "JWT_SECRET": SECRET}
-    given = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/nothing", "JWT_SECRET": SECRET}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     server = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "--config", root / "gunicorn.conf.py"],
         cwd=tmp_path_factory.mktemp("gunicorn"),
-        env=given | nowhere | {"PORT": str(port), "WEB_CONCURRENCY": "1", "PYTHONPATH": str(root)},
+        env=inherited
+        | settings
+        | {"PORT": str(port), "WEB_CONCURRENCY": "1", "PYTHONPATH": str(root)},
         stderr=subprocess.DEVNULL,
     )
     yield port
@@ -243,14 +249,14 @@ def gunicorn(pytestconfig, tmp_path_factory):
         (["GET /livez HTTP/1.1", f"X: {'x' * 10_000}"], "431"),
     ],
 )
-def test_the_server_tells_no_version(gunicorn, lines, status):
-    """Neither in an answer of ours nor in one of gunicorn's own."""
-    answer = exchange(gunicorn, *lines)
+def test_response_headers_contain_no_version(gunicorn_port, lines, status):
+    """Some of these responses come from the application, and some from gunicorn."""
+    response = exchange(gunicorn_port, *lines)
 
-    assert answer.split(" ", 2)[1] == status
-    head = answer.partition("\r\n\r\n")[0]
-    named = re.findall(r"(?im)^(?:server|x-powered-by|via):(.*)$", head)
-    assert not re.search("[0-9]|python|flask|werkzeug", str(named), re.IGNORECASE)
+    assert response.split(" ", 2)[1] == status
+    head = response.partition("\r\n\r\n")[0]
+    server_headers = re.findall(r"(?im)^(?:server|x-powered-by|via):(.*)$", head)
+    assert not re.search("[0-9]|python|flask|werkzeug", str(server_headers), re.IGNORECASE)
 
 
 @pytest.mark.parametrize(
@@ -264,105 +270,106 @@ def test_the_server_tells_no_version(gunicorn, lines, status):
         (["Basic dXNlcjpwYXNz", "{good}"], "401"),
     ],
 )
-def test_the_server_takes_one_authorization_field(gunicorn, fields, status):
-    """Two servers in a row might each read another one of two."""
-    good = authorization()["Authorization"]
+def test_request_with_two_authorization_headers_is_refused(gunicorn_port, fields, status):
+    """A proxy and this server might otherwise read different ones."""
+    valid = authorization()["Authorization"]
 
-    answer = exchange(
-        gunicorn,
+    response = exchange(
+        gunicorn_port,
         "GET /api/session HTTP/1.1",
-        *[f"Authorization: {field.format(good=good)}" for field in fields],
+        *[f"Authorization: {field.format(good=valid)}" for field in fields],
     )
 
-    assert answer.split(" ", 2)[1] == status
+    assert response.split(" ", 2)[1] == status
 
 
 def exchange(port: int, *lines: str) -> str:
-    """What a server answers to these lines; it may take a while to start."""
+    """Send a request with these lines when the server has started; return the whole response."""
     deadline = time.monotonic() + 20
     while True:
         try:
-            opened = socket.create_connection(("127.0.0.1", port), timeout=10)
+            connection = socket.create_connection(("127.0.0.1", port), timeout=10)
             break
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    with opened:
-        opened.sendall("\r\n".join([*lines, "Host: x", "Connection: close", "", ""]).encode())
-        parts = iter(lambda: opened.recv(65536), b"")
+    with connection:
+        connection.sendall("\r\n".join([*lines, "Host: x", "Connection: close", "", ""]).encode())
+        parts = iter(lambda: connection.recv(65536), b"")
         return b"".join(parts).decode("latin-1")
 
 
 def preflight(app: Flask, origin: str | None, path: str = f"/api/{USER}/tasks", **headers: str):
-    """The answer to what a browser asks before the request; it carries no token."""
-    asked = {
+    """Send the preflight request of a browser, which has no token; return its response."""
+    request_headers = {
         "Access-Control-Request-Method": "PATCH",
         "Access-Control-Request-Headers": "authorization,content-type,if-match",
     }
-    sent = asked | ({} if origin is None else {"Origin": origin}) | headers
-    return app.test_client().options(path, headers=sent)
+    headers = request_headers | ({} if origin is None else {"Origin": origin}) | headers
+    return app.test_client().options(path, headers=headers)
 
 
-def names(field: str) -> set[str]:
+def split_names(field: str) -> set[str]:
     return {name.strip().lower() for name in field.split(",")}
 
 
-def cors(answer) -> dict[str, str]:
-    return {n: value for n, value in answer.headers if n.lower().startswith("access-control-")}
+def cors_headers(response) -> dict[str, str]:
+    return {n: value for n, value in response.headers if n.lower().startswith("access-control-")}
 
 
-@pytest.mark.parametrize("status", ANSWERS)
-def test_without_a_setting_no_page_elsewhere_reads_an_answer(api, user_id, status):
-    answer = ask(api, status, user_id, Origin=PAGE)
+@pytest.mark.parametrize("status", REQUESTS)
+def test_responses_have_no_cors_headers_by_default(api, user_id, status):
+    response = get_response(api, status, user_id, Origin=ORIGIN)
 
-    assert cors(answer) == {}
-    assert "origin" not in answer.vary
-
-
-def test_without_a_setting_a_preflight_is_a_request_without_a_token(api):
-    answer = preflight(api, PAGE)
-
-    assert answer.status_code == 401
-    assert cors(answer) == {}
+    assert cors_headers(response) == {}
+    assert "origin" not in response.vary
 
 
-@pytest.mark.parametrize("origin", [PAGE, ANOTHER])
+def test_preflight_needs_a_token_by_default(api):
+    response = preflight(api, ORIGIN)
+
+    assert response.status_code == 401
+    assert cors_headers(response) == {}
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, OTHER_ORIGIN])
 @pytest.mark.parametrize(
-    "path", [f"/api/{USER}/tasks", f"/api/{USER}/tasks/{NEVER}", f"/api/{NEVER}", "/api/session"]
+    "path",
+    [f"/api/{USER}/tasks", f"/api/{USER}/tasks/{UNKNOWN_ID}", f"/api/{UNKNOWN_ID}", "/api/session"],
 )
-def test_a_preflight_of_an_allowed_page_is_answered_without_a_token(shared, path, origin):
-    answer = preflight(shared, origin, path)
+def test_preflight_of_an_allowed_origin_needs_no_token(api_with_cors, path, origin):
+    response = preflight(api_with_cors, origin, path)
 
-    assert answer.status_code == 204
-    assert answer.data == b""
-    assert "Content-Type" not in answer.headers
-    assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert names(answer.headers["Access-Control-Allow-Methods"]) >= {
+    assert response.status_code == 204
+    assert response.data == b""
+    assert "Content-Type" not in response.headers
+    assert response.headers["Access-Control-Allow-Origin"] == origin
+    assert split_names(response.headers["Access-Control-Allow-Methods"]) >= {
         *("get", "head", "post", "put", "patch", "delete")
     }
-    assert names(answer.headers["Access-Control-Allow-Headers"]) >= {
+    assert split_names(response.headers["Access-Control-Allow-Headers"]) >= {
         *("authorization", "content-type", "idempotency-key", "if-match", "if-none-match")
     }
-    assert int(answer.headers["Access-Control-Max-Age"]) > 0
-    assert "origin" in answer.vary
-    secured(answer)
+    assert int(response.headers["Access-Control-Max-Age"]) > 0
+    assert "origin" in response.vary
+    assert_security_headers(response)
 
 
-def test_a_preflight_tells_nobody_what_there_is(shared):
-    """A path of a user, of another, and of nothing: the same answer."""
-    told = [
+def test_preflight_response_is_the_same_for_all_paths(api_with_cors):
+    """Paths of this user, of another user, and unknown paths have the same response."""
+    headers = [
         {
             name: value
-            for name, value in preflight(shared, PAGE, path).headers
+            for name, value in preflight(api_with_cors, ORIGIN, path).headers
             if name != "X-Request-Id"
         }
-        for path in (f"/api/{USER}/tasks", f"/api/{NEVER}/tasks", "/api/nothing", "/nothing")
+        for path in (f"/api/{USER}/tasks", f"/api/{UNKNOWN_ID}/tasks", "/api/nothing", "/nothing")
     ]
 
-    assert all(one == other for one, other in pairwise(told))
+    assert all(first == second for first, second in pairwise(headers))
 
 
-STRANGERS = [
+OTHER_ORIGINS = [
     "https://attacker.example",
     "null",
     "",
@@ -383,77 +390,83 @@ STRANGERS = [
     "HTTPS://app.example",
     "https://app.example https://attacker.example",
     "https://app.example,https://attacker.example",
-    f"{PAGE},{ANOTHER}",
+    f"{ORIGIN},{OTHER_ORIGIN}",
     "http://localhost",
     "http://localhost:51730",
     "app.example",
 ]
 
 
-@pytest.mark.parametrize("origin", [*STRANGERS, None])
-def test_a_preflight_of_another_page_allows_nothing(shared, origin):
-    answer = preflight(shared, origin)
+@pytest.mark.parametrize("origin", [*OTHER_ORIGINS, None])
+def test_preflight_of_another_origin_allows_nothing(api_with_cors, origin):
+    response = preflight(api_with_cors, origin)
 
-    assert answer.status_code == 204
-    assert cors(answer) == {}
-    assert "origin" in answer.vary
+    assert response.status_code == 204
+    assert cors_headers(response) == {}
+    assert "origin" in response.vary
 
 
-@pytest.mark.parametrize("origin", STRANGERS)
+@pytest.mark.parametrize("origin", OTHER_ORIGINS)
 @pytest.mark.parametrize("status", [200, 401])
-def test_another_page_reads_no_answer(shared, user_id, origin, status):
-    answer = ask(shared, status, user_id, Origin=origin)
+def test_another_origin_cannot_read_responses(api_with_cors, user_id, origin, status):
+    response = get_response(api_with_cors, status, user_id, Origin=origin)
 
-    assert cors(answer) == {}
-    assert "origin" in answer.vary
+    assert cors_headers(response) == {}
+    assert "origin" in response.vary
 
 
-@pytest.mark.parametrize("origin", [PAGE, ANOTHER])
-@pytest.mark.parametrize("status", ANSWERS)
-def test_an_allowed_page_reads_every_answer(shared, user_id, status, origin):
-    answer = ask(shared, status, user_id, Origin=origin)
+@pytest.mark.parametrize("origin", [ORIGIN, OTHER_ORIGIN])
+@pytest.mark.parametrize("status", REQUESTS)
+def test_allowed_origin_can_read_every_response(api_with_cors, user_id, status, origin):
+    response = get_response(api_with_cors, status, user_id, Origin=origin)
 
-    assert cors(answer).keys() == {"Access-Control-Allow-Origin", "Access-Control-Expose-Headers"}
-    assert answer.headers.getlist("Access-Control-Allow-Origin") == [origin]
-    assert names(answer.headers["Access-Control-Expose-Headers"]) >= {
+    assert cors_headers(response).keys() == {
+        "Access-Control-Allow-Origin",
+        "Access-Control-Expose-Headers",
+    }
+    assert response.headers.getlist("Access-Control-Allow-Origin") == [origin]
+    assert split_names(response.headers["Access-Control-Expose-Headers"]) >= {
         *("etag", "link", "location", "retry-after", "x-request-id")
     }
-    assert "origin" in answer.vary
-    secured(answer)
+    assert "origin" in response.vary
+    assert_security_headers(response)
 
 
-@pytest.mark.parametrize("status", ANSWERS)
-def test_a_cache_learns_that_the_page_matters_though_none_is_named(shared, user_id, status):
-    answer = ask(shared, status, user_id)
+@pytest.mark.parametrize("status", REQUESTS)
+def test_response_without_origin_has_vary_origin(api_with_cors, user_id, status):
+    response = get_response(api_with_cors, status, user_id)
 
-    assert "origin" in answer.vary
-    assert ("authorization" in answer.vary) == (status in (200, 201, 304))
-    assert cors(answer) == {}
+    assert "origin" in response.vary
+    assert ("authorization" in response.vary) == (status in (200, 201, 304))
+    assert cors_headers(response) == {}
 
 
-def test_an_allowed_page_needs_a_token_all_the_same(shared):
-    answer = shared.test_client().options(f"/api/{USER}/tasks", headers={"Origin": PAGE})
+def test_options_without_preflight_headers_needs_a_token(api_with_cors):
+    response = api_with_cors.test_client().options(f"/api/{USER}/tasks", headers={"Origin": ORIGIN})
 
-    assert answer.status_code == 401
+    assert response.status_code == 401
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "DELETE"])
-def test_no_request_but_a_preflight_gets_by_as_one(shared, method):
-    answer = shared.test_client().open(
+def test_only_options_can_be_a_preflight(api_with_cors, method):
+    response = api_with_cors.test_client().open(
         f"/api/{USER}/tasks",
         method=method,
         headers={
-            "Origin": PAGE,
+            "Origin": ORIGIN,
             "Access-Control-Request-Method": "OPTIONS",
             "X-HTTP-Method-Override": "OPTIONS",
         },
     )
 
-    assert answer.status_code == 401
+    assert response.status_code == 401
 
 
-def test_no_page_may_send_cookies(shared, user_id):
-    answers = [preflight(shared, PAGE), ask(shared, 200, user_id, Origin=PAGE)]
+def test_cors_allows_no_credentials(api_with_cors, user_id):
+    responses = [
+        preflight(api_with_cors, ORIGIN),
+        get_response(api_with_cors, 200, user_id, Origin=ORIGIN),
+    ]
 
-    for answer in answers:
-        assert "Access-Control-Allow-Credentials" not in answer.headers
+    for response in responses:
+        assert "Access-Control-Allow-Credentials" not in response.headers

@@ -1,4 +1,4 @@
-"""Flask's hooks, signals and async views: they work as Flask documents, for those who add some."""
+"""Hooks, signals and async views that others add work as Flask documents them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from todo_api.web.responses import BytesResponse
 
 @pytest.fixture
 def calls():
-    """What hooks were called with, in order."""
+    """The calls of hooks, with their arguments, in order."""
     return []
 
 
 @pytest.fixture
-def extended(make_app, calls):
-    """The application with a blueprint of somebody else's."""
+def app_with_hooks(make_app, calls):
+    """An application with hooks, and with a blueprint that is not part of todo_api."""
     app = make_app()
     blueprint = Blueprint("other", __name__, url_prefix="/other")
     add_hooks(blueprint, calls)
@@ -43,7 +43,7 @@ def add_hooks(blueprint, calls):
     @blueprint.before_request
     def before():
         calls.append(("blueprint before_request", g.number))
-        return {"answered": "by a hook"} if g.number == 0 else None
+        return {"response": "of a hook"} if g.number == 0 else None
 
     @blueprint.after_request
     def after(response):
@@ -56,9 +56,9 @@ def add_hooks(blueprint, calls):
 
 def add_views(blueprint, calls):
     @blueprint.get("/<int:number>")
-    def show():
+    def show_number():
         @flask.after_this_request
-        def mark(response):
+        def add_header(response):
             response.headers["X-This"] = "1"
             return response
 
@@ -68,30 +68,30 @@ def add_views(blueprint, calls):
 
     @blueprint.get("/bug")
     def bug():
-        raise LookupError("what nobody should read")
+        raise LookupError("an internal detail")
 
     @blueprint.get("/async")
-    async def later():
+    async def wait():
         await asyncio.sleep(0)
         return {"async": True}
 
     @blueprint.get("/folder/")
     def folder():
-        here = flask.url_for(".folder", _external=True)
-        return {"here": here, "livez": flask.url_for("operations.livez")}
+        own_url = flask.url_for(".folder", _external=True)
+        return {"own": own_url, "livez": flask.url_for("operations.livez")}
 
     @blueprint.get("/session")
     def session():
         return {"session": dict(flask.session)}
 
 
-def test_hooks_of_a_blueprint_are_called_for_its_views(extended, calls):
-    answer = extended.test_client().get("/other/7", buffered=True)
+def test_hooks_of_a_blueprint_are_called_for_its_views(app_with_hooks, calls):
+    response = app_with_hooks.test_client().get("/other/7", buffered=True)
 
-    assert answer.json == 7
-    assert (answer.headers["X-Other"], answer.headers["X-This"]) == ("1", "1")
+    assert response.json == 7
+    assert (response.headers["X-Other"], response.headers["X-This"]) == ("1", "1")
     assert calls == [
-        ("app url_value_preprocessor", "other.show", {"number": 7}),
+        ("app url_value_preprocessor", "other.show_number", {"number": 7}),
         ("blueprint before_request", 7),
         ("blueprint after_request", 200),
         ("blueprint teardown_request", None),
@@ -101,10 +101,10 @@ def test_hooks_of_a_blueprint_are_called_for_its_views(extended, calls):
     ]
 
 
-def test_hooks_of_a_blueprint_are_not_called_for_other_views(extended, calls):
-    answer = extended.test_client().get("/livez")
+def test_hooks_of_a_blueprint_are_not_called_for_other_views(app_with_hooks, calls):
+    response = app_with_hooks.test_client().get("/livez")
 
-    assert "X-Other" not in answer.headers
+    assert "X-Other" not in response.headers
     assert calls == [
         ("app url_value_preprocessor", "operations.livez", {}),
         ("app teardown_request", None),
@@ -112,95 +112,95 @@ def test_hooks_of_a_blueprint_are_not_called_for_other_views(extended, calls):
     ]
 
 
-def test_a_hook_of_a_blueprint_may_answer(extended):
-    answer = extended.test_client().get("/other/0")
+def test_before_request_hook_may_return_a_response(app_with_hooks):
+    response = app_with_hooks.test_client().get("/other/0")
 
-    assert answer.json == {"answered": "by a hook"}
-    assert answer.headers["X-Request-Id"]
+    assert response.json == {"response": "of a hook"}
+    assert response.headers["X-Request-Id"]
 
 
-def test_a_teardown_is_told_of_the_exception_that_a_view_raised(extended, calls, log_lines):
-    answer = extended.test_client().get("/other/bug")
+def test_teardown_hooks_get_the_exception_of_a_view(app_with_hooks, calls, log_lines):
+    response = app_with_hooks.test_client().get("/other/bug")
 
-    assert answer.status_code == 500
-    assert answer.json["type"] == "/problems/internal-error"
-    assert answer.headers["X-Other"] == "1"
-    torn_down = dict(call for call in calls if "teardown" in call[0])
-    assert torn_down.keys() == {
+    assert response.status_code == 500
+    assert response.json["type"] == "/problems/internal-error"
+    assert response.headers["X-Other"] == "1"
+    teardown_errors = dict(call for call in calls if "teardown" in call[0])
+    assert teardown_errors.keys() == {
         "blueprint teardown_request",
         "app teardown_request",
         "app teardown_appcontext",
     }
-    assert {repr(error) for error in torn_down.values()} == {
-        "LookupError('what nobody should read')"
+    assert {repr(error) for error in teardown_errors.values()} == {
+        "LookupError('an internal detail')"
     }
     assert [line["event"] for line in log_lines() if line["level"] == "error"] == [
         "unhandled exception"
     ]
 
 
-def test_a_refusal_is_no_exception_to_a_teardown(extended, calls):
-    assert extended.test_client().get("/nothing").status_code == 404
+def test_teardown_hooks_get_no_exception_for_a_404(app_with_hooks, calls):
+    assert app_with_hooks.test_client().get("/nothing").status_code == 404
     assert ("app teardown_request", None) in calls
 
 
-def test_an_async_view_is_awaited(extended):
-    assert extended.test_client().get("/other/async").json == {"async": True}
+def test_an_async_view_is_awaited(app_with_hooks):
+    assert app_with_hooks.test_client().get("/other/async").json == {"async": True}
 
 
-def test_there_is_an_empty_session(extended):
-    answer = extended.test_client().get("/other/session")
+def test_session_is_empty_and_sets_no_cookie(app_with_hooks):
+    response = app_with_hooks.test_client().get("/other/session")
 
-    assert answer.json == {"session": {}}
-    assert "Set-Cookie" not in answer.headers
+    assert response.json == {"session": {}}
+    assert "Set-Cookie" not in response.headers
 
 
-def test_addresses_have_the_host_and_the_prefix_that_were_asked_for(extended):
-    client = extended.test_client()
+def test_urls_have_the_host_and_prefix_of_the_request(app_with_hooks):
+    client = app_with_hooks.test_client()
     base = "https://todo.example/prefix"
 
-    answer = client.get("/other/folder/", base_url=base)
+    response = client.get("/other/folder/", base_url=base)
     redirect = client.get("/other/folder?x=1", base_url=base)
 
-    assert answer.json == {"here": f"{base}/other/folder/", "livez": "/prefix/livez"}
+    assert response.json == {"own": f"{base}/other/folder/", "livez": "/prefix/livez"}
     assert redirect.status_code == 308
     assert redirect.location == f"{base}/other/folder/?x=1"
 
 
-def test_other_hosts_than_the_trusted_ones_are_refused(extended):
-    extended.config["TRUSTED_HOSTS"] = ["todo.example"]
-    client = extended.test_client()
+def test_untrusted_host_is_refused(app_with_hooks):
+    app_with_hooks.config["TRUSTED_HOSTS"] = ["todo.example"]
+    client = app_with_hooks.test_client()
 
     assert client.get("/livez", base_url="http://todo.example").status_code == 200
     assert client.get("/livez", base_url="http://other.example").status_code == 400
 
 
-def test_signals_are_sent(extended):
-    sent = []
+def test_signals_are_sent(app_with_hooks):
+    signals = []
 
     def started(_, **_more):
-        sent.append(("started", flask.request.path))
+        signals.append(("started", flask.request.path))
 
     def finished(_, response, **_more):
-        sent.append(("finished", response.status_code))
+        signals.append(("finished", response.status_code))
 
     def failed(_, exception, **_more):
-        sent.append(("failed", repr(exception)))
+        signals.append(("failed", repr(exception)))
 
     with (
-        request_started.connected_to(started, extended),
-        request_finished.connected_to(finished, extended),
-        got_request_exception.connected_to(failed, extended),
+        request_started.connected_to(started, app_with_hooks),
+        request_finished.connected_to(finished, app_with_hooks),
+        got_request_exception.connected_to(failed, app_with_hooks),
     ):
-        extended.test_client().get("/livez")
-        extended.test_client().get("/other/bug")
-        extended.test_client().get("/nothing")
+        app_with_hooks.test_client().get("/livez")
+        app_with_hooks.test_client().get("/other/bug")
+        app_with_hooks.test_client().get("/nothing")
 
-    assert sent == [
+    assert signals == [
         ("started", "/livez"),
         ("finished", 200),
         ("started", "/other/bug"),
-        ("failed", "LookupError('what nobody should read')"),
+        ("failed", "LookupError('an internal detail')"),
         ("finished", 500),
         ("started", "/nothing"),
         ("finished", 404),
@@ -208,22 +208,22 @@ def test_signals_are_sent(extended):
 
 
 @pytest.mark.parametrize("setting", ["TESTING", "PROPAGATE_EXCEPTIONS"])
-def test_a_bug_is_raised_where_flask_is_told_to(extended, setting):
-    extended.config[setting] = True
+def test_exception_propagates_if_a_flask_setting_says_so(app_with_hooks, setting):
+    app_with_hooks.config[setting] = True
 
     with pytest.raises(LookupError):
-        extended.test_client().get("/other/bug")
+        app_with_hooks.test_client().get("/other/bug")
 
 
-def test_a_body_can_be_read_again_by_a_hook(make_app, tasks_url):
+def test_after_request_hook_can_read_the_body_again(make_app, tasks_url):
     app = make_app()
-    seen = []
+    bodies = []
 
     @app.after_request
     def read(response):
-        seen.append(flask.request.get_data())
+        bodies.append(flask.request.get_data())
         return response
 
     app.test_client().post(tasks_url, data=b'{"title": 1}', content_type="application/json")
 
-    assert seen == [b'{"title": 1}']
+    assert bodies == [b'{"title": 1}']

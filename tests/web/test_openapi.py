@@ -1,4 +1,4 @@
-"""The contract as a document: it is the one that is committed, and answers keep it."""
+"""The OpenAPI document equals the committed one, and responses match its schemas."""
 
 import json
 import re
@@ -16,29 +16,27 @@ def document(client):
     return client.get("/openapi.json").json
 
 
-def test_the_committed_document_is_not_stale(document, request):
+def test_committed_document_is_up_to_date(document, request):
     committed = json.loads((request.config.rootpath / "docs" / "openapi.json").read_text())
 
-    assert_same_json(
-        document, committed, "docs/openapi.json is not what the application serves: make openapi"
-    )
+    assert_same_json(document, committed, "docs/openapi.json is out of date. Run: make openapi")
 
 
-def test_the_document_is_openapi_3_1(document):
+def test_document_is_openapi_3_1(document):
     assert document["openapi"] == "3.1.0"
 
 
-def test_what_postgresql_writes_is_what_the_schema_says(client, task, tasks_url):
-    """The statement and the schema are two places; this holds them together."""
-    for shown in (client.get(task.url).json, client.get(tasks_url).json[0]):
-        assert list(shown) == list(TASK.schemas.item().fields)
-        assert TASK.schemas.item().load(shown, unknown=RAISE)["title"] == "Buy oat milk"
+def test_representation_of_a_task_matches_its_schema(client, task, tasks_url):
+    """A trigger of PostgreSQL writes the representation, which must match the schema in Python."""
+    for body in (client.get(task.url).json, client.get(tasks_url).json[0]):
+        assert list(body) == list(TASK.schemas.item().fields)
+        assert TASK.schemas.item().load(body, unknown=RAISE)["title"] == "Buy oat milk"
 
 
-def test_a_problem_is_what_the_schema_says(client, tasks_url):
-    answer = client.post(tasks_url, json={"title": ""})
+def test_problem_matches_its_schema(client, tasks_url):
+    response = client.post(tasks_url, json={"title": ""})
 
-    assert ProblemDetails().load(answer.json, unknown=RAISE)["status"] == 422
+    assert ProblemDetails().load(response.json, unknown=RAISE)["status"] == 422
 
 
 def test_both_kinds_of_patch_are_documented(document):
@@ -50,13 +48,13 @@ def test_both_kinds_of_patch_are_documented(document):
     }
 
 
-def test_the_bounds_of_a_title_are_documented(document):
+def test_length_limits_of_a_title_are_documented(document):
     title = document["components"]["schemas"]["NewTask"]["properties"]["title"]
 
     assert (title["minLength"], title["maxLength"]) == (1, 255)
 
 
-def test_the_page_and_all_that_it_loads_come_from_us(client):
+def test_docs_page_loads_only_files_of_this_server(client):
     page = client.get("/docs", buffered=True)
     linked = re.findall(r'(?:src|href)="([^"]*)"', page.text)
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry's and Sentry's instruments for Flask, attached as docs/tracing.md says."""
+"""The Flask integrations of OpenTelemetry and Sentry work if installed as in docs/tracing.md."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def app_with_a_bug(make_app):
 
     @app.post("/bug/<int:number>")
     def bug(number):
-        raise LookupError(f"what nobody should read {number}")
+        raise LookupError(f"an internal detail {number}")
 
     return app
 
 
 @pytest.fixture
 def spans(app_with_a_bug):
-    """The spans of the requests so far, as OpenTelemetry would export them."""
+    """Return a function that returns the finished spans of OpenTelemetry."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -45,10 +45,10 @@ def spans(app_with_a_bug):
     provider.shutdown()
 
 
-def test_a_request_is_one_span_with_the_name_of_its_route(app_with_a_bug, spans, task):
-    answer = app_with_a_bug.test_client().get(task.url)
+def test_request_is_one_span_named_after_its_route(app_with_a_bug, spans, task):
+    response = app_with_a_bug.test_client().get(task.url)
 
-    assert answer.json == task
+    assert response.json == task
     (span,) = spans()
     assert span.name == f"GET {TASK}"
     assert span.kind is SpanKind.SERVER
@@ -57,17 +57,17 @@ def test_a_request_is_one_span_with_the_name_of_its_route(app_with_a_bug, spans,
     assert span.status.status_code is StatusCode.UNSET
 
 
-def test_the_span_of_a_request_that_met_a_bug_has_the_exception(app_with_a_bug, spans):
-    answer = app_with_a_bug.test_client().post("/bug/1")
+def test_span_of_a_request_with_a_bug_has_the_exception(app_with_a_bug, spans):
+    response = app_with_a_bug.test_client().post("/bug/1")
 
-    assert answer.status_code == 500
+    assert response.status_code == 500
     (span,) = spans()
     assert span.attributes["http.route"] == "/bug/<int:number>"
     assert span.status.status_code is StatusCode.ERROR
     assert [event.attributes["exception.type"] for event in span.events] == ["LookupError"]
 
 
-def test_a_refused_request_is_a_span_if_flask_is_instrumented_first(database_url):
+def test_unauthorized_request_has_a_span_if_flask_is_instrumented_first(database_url):
     script = """
 import json, os
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
@@ -86,7 +86,7 @@ print(json.dumps([[span.name, span.attributes["http.status_code"]] for span in s
 """
     settings = {"DATABASE_URL": database_url, "JWT_SECRET": "x" * 32, "LOG_LEVEL": "warning"}
 
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", script],
         cwd=ROOT,
         env=environment(**settings),
@@ -94,17 +94,17 @@ print(json.dumps([[span.name, span.attributes["http.status_code"]] for span in s
         check=False,
     )
 
-    assert told.returncode == 0, told.stderr.decode()
-    assert told.stderr == b""
-    assert orjson.loads(told.stdout) == [
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stderr == b""
+    assert orjson.loads(result.stdout) == [
         ["GET /livez", 200],
         ["GET /api/session", 401],
         ["GET /nothing", 401],
     ]
 
 
-class Memory(Transport):
-    """What would go to Sentry."""
+class MemoryTransport(Transport):
+    """A transport that stores the items for Sentry in memory."""
 
     def __init__(self):
         super().__init__()
@@ -119,14 +119,14 @@ class Memory(Transport):
 
 @pytest.fixture
 def sentry():
-    transport = Memory()
+    transport = MemoryTransport()
     sentry_sdk.init(
         dsn="http://key@sentry.invalid/1",
         transport=transport,
         traces_sample_rate=1.0,
         max_request_body_size="never",
         include_local_variables=False,
-        # Not the default ones, which change how this process connects and starts threads.
+        # The default integrations would patch connections and threads of this process.
         default_integrations=False,
         integrations=[FlaskIntegration(), LoggingIntegration()],
     )
@@ -135,16 +135,16 @@ def sentry():
     sentry_sdk.get_global_scope().set_client(None)
 
 
-def test_a_bug_is_one_event_with_the_name_of_its_view(app_with_a_bug, sentry, log_lines):
-    answer = app_with_a_bug.test_client().post("/bug/1", json={"title": "A secret title"})
+def test_bug_is_one_event_with_the_name_of_its_view(app_with_a_bug, sentry, log_lines):
+    response = app_with_a_bug.test_client().post("/bug/1", json={"title": "A secret title"})
 
-    assert answer.status_code == 500
-    assert answer.json["type"] == "/problems/internal-error"
+    assert response.status_code == 500
+    assert response.json["type"] == "/problems/internal-error"
     (event,) = sentry.of_type("event")
     assert event["transaction"] == "bug"
     assert event["level"] == "error"
     (exception,) = event["exception"]["values"]
-    assert (exception["type"], exception["value"]) == ("LookupError", "what nobody should read 1")
+    assert (exception["type"], exception["value"]) == ("LookupError", "an internal detail 1")
     assert exception["mechanism"]["handled"] is False
     assert "secret" not in str(event)
     assert [line["event"] for line in log_lines() if line["level"] == "error"] == [
@@ -152,18 +152,18 @@ def test_a_bug_is_one_event_with_the_name_of_its_view(app_with_a_bug, sentry, lo
     ]
 
 
-def test_a_failed_statement_is_an_event_without_the_row(
+def test_failed_statement_is_an_event_without_the_row(
     app_with_a_bug, sentry, connection, task, log_lines
 ):
     connection.execute(
         "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_test CHECK (title <> 'A secret title') NOT VALID"
     )
     try:
-        answer = app_with_a_bug.test_client().patch(task.url, json={"title": "A secret title"})
+        response = app_with_a_bug.test_client().patch(task.url, json={"title": "A secret title"})
     finally:
         connection.execute("ALTER TABLE tasks DROP CONSTRAINT ck_tasks_test")
 
-    assert answer.status_code == 500
+    assert response.status_code == 500
     (event,) = sentry.of_type("event")
     assert event["transaction"] == "tasks.patch_task"
     (exception,) = event["exception"]["values"]
@@ -171,10 +171,12 @@ def test_a_failed_statement_is_an_event_without_the_row(
     assert "constraint=ck_tasks_test" in exception["value"]
     assert "update_item" in [frame["function"] for frame in exception["stacktrace"]["frames"]]
     assert "secret" not in str(event)
-    assert [line["event"] for line in log_lines() if line["level"] == "error"] == ["database error"]
+    assert [line["event"] for line in log_lines() if line["level"] == "error"] == [
+        "unexpected database error"
+    ]
 
 
-def test_a_request_without_a_bug_is_a_transaction_and_no_event(app_with_a_bug, task, sentry):
+def test_request_without_a_bug_is_a_transaction_and_no_event(app_with_a_bug, task, sentry):
     client = app_with_a_bug.test_client()
 
     changed = client.patch(f"{task.url}/complete", json={"completed": True})
@@ -183,7 +185,7 @@ def test_a_request_without_a_bug_is_a_transaction_and_no_event(app_with_a_bug, t
     assert changed.json["completed"] is True
     assert refused.status_code == 422
     assert sentry.of_type("event") == []
-    assert [each["transaction"] for each in sentry.of_type("transaction")] == [
+    assert [transaction["transaction"] for transaction in sentry.of_type("transaction")] == [
         "tasks.complete_task",
         "tasks.create_task",
     ]

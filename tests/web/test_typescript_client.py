@@ -1,4 +1,4 @@
-"""A TypeScript client of the contract, README's own, on a whole journey against a real server."""
+"""The TypeScript client of README.md works with a real server: it runs typescript/journey.ts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCES = ("journey.ts", "package.json", "tsconfig.json")
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A TypeScript project with README's client, generated and compiled as README says."""
+    """A TypeScript project with the client of README.md, built by the commands of README.md."""
     install(FOLDER)
     for name in SOURCES:
         shutil.copy(FOLDER / name, tmp_path)
@@ -46,10 +46,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, program: str, *arguments: str, **environ: str) -> str:
-    """The output of a program of the project's packages, or of Node itself."""
-    own = project / "node_modules" / ".bin" / program
-    done = subprocess.run(
-        [own if own.exists() else program, *arguments],
+    """Run a program of the project's packages, or of Node; return its output."""
+    package_program = project / "node_modules" / ".bin" / program
+    result = subprocess.run(
+        [package_program if package_program.exists() else program, *arguments],
         cwd=project,
         env=os.environ | environ,
         stdout=subprocess.PIPE,
@@ -58,17 +58,17 @@ def run(project: Path, program: str, *arguments: str, **environ: str) -> str:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
-def test_a_generated_client_makes_a_whole_journey(project, database_url):
+def test_generated_client_completes_the_journey(project, database_url):
     secret = secrets.token_hex(32)
     settings = {"DATABASE_URL": database_url, "AUTH_MODE": "jwt", "JWT_SECRET": secret}
-    made = make_token(load_settings(settings), str(uuid.uuid4()))
+    token = make_token(load_settings(settings), str(uuid.uuid4()))
 
     with serving(database_url, AUTH_MODE="jwt", JWT_SECRET=secret) as api:
         url = f"http://127.0.0.1:{api.port}"
-        said = run(project, "node", "built/journey.js", API_URL=url, API_TOKEN=made)
+        output = run(project, "node", "built/journey.js", API_URL=url, API_TOKEN=token)
 
-    assert int(said.removesuffix(" answers checked\n")) > 40
+    assert int(output.removesuffix(" responses checked\n")) > 40

@@ -1,4 +1,4 @@
-"""Require a token for every route, and the token's user for every path."""
+"""Require a token for every route, and that its user is the one of the path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from todo_api.auth.jwks import IssuerKeys, Pace
+from todo_api.auth.jwks import FetchTimes, IssuerKeys
 from todo_api.auth.keys import (
     FixedKey,
     Keys,
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 BEARER = re.compile(r"Bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 
 
-def make_keys(settings: Settings, metrics: Metrics, pace: Pace | None = None) -> Keys:
-    """Return the one source of keys that the settings name. `pace` has the times of its fetches."""
+def make_keys(settings: Settings, metrics: Metrics, fetch_times: FetchTimes | None = None) -> Keys:
+    """Return the keys that the settings name. `fetch_times` is for those of JWT_JWKS_URL."""
     if settings.jwt_jwks_url:
         report = KeySetMetrics(metrics).report_fetch
-        return IssuerKeys(settings.jwt_jwks_url, pace, report=report)
+        return IssuerKeys(settings.jwt_jwks_url, fetch_times, report=report)
     if settings.jwt_public_key:
         return FixedKey(parse_public_key(settings.jwt_public_key))
     return FixedKey(parse_secret(settings.jwt_secret or ""))
@@ -42,8 +42,8 @@ def make_keys(settings: Settings, metrics: Metrics, pace: Pace | None = None) ->
 def require_tokens(app: Flask, verifier: Verifier) -> None:
     """Refuse requests without a valid token, and paths of another user than the token's.
 
-    Every route needs a token, and so does a path without a route, except those of blueprints that
-    say `requires_token=False`.
+    Every route requires a token, except those of blueprints with `requires_token=False`. A path
+    without a route requires one, too.
     """
 
     @app.before_request
@@ -60,8 +60,9 @@ def require_tokens(app: Flask, verifier: Verifier) -> None:
 
     @app.errorhandler(KeysUnavailableError)
     def report_unavailable_keys(_: KeysUnavailableError) -> BytesResponse:
-        detail = "The keys of the token's issuer cannot be fetched. Try again."
-        return unavailable(detail).response()
+        return unavailable(
+            "Try again after Retry-After seconds: the keys of the token's issuer cannot be fetched."
+        ).response()
 
 
 def read_bearer_token(request: Request) -> str:
@@ -70,14 +71,14 @@ def read_bearer_token(request: Request) -> str:
     if not field.lower().startswith("bearer "):
         raise unauthorized("Send a token: Authorization: Bearer TOKEN.")
     if len(field) > TOKEN_BYTES:
-        raise invalid_token("The token is too long.")
+        raise invalid_token("Send a token with at most 8 KiB.")
     match = BEARER.fullmatch(field)
     if match is None:
-        raise invalid_token("The Authorization field must be one token, of three parts.")
+        raise invalid_token("Send one token of three parts: Authorization: Bearer TOKEN.")
     return match[1]
 
 
 def read_owner(path: str) -> str | None:
-    """Return the user that a path of the API names, whether or not it has a route."""
+    """Return the user id in a path below /api as text, also if the path has no route."""
     _, api, *rest = path.split("/", 3)
     return rest[0] if api == "api" and rest and path != SESSION else None

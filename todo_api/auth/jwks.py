@@ -33,13 +33,14 @@ ERROR_LENGTH = 200  # characters that are logged: an error may quote the issuer'
 
 
 def parse_set(body: bytes) -> list[VerificationKey]:
-    """Return the usable keys of a JWK Set (RFC 7517, section 5), without the others.
+    """Return the keys of a JWK Set (RFC 7517, section 5) that can verify tokens.
 
-    Raises ValueError if the body is no JWK Set. A set may be empty: its issuer has withdrawn all.
+    Raises ValueError if the body is not a JWK Set. A set without keys is valid: the issuer has
+    withdrawn all of them.
     """
     document = json.loads(body.decode())
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise ValueError("not a JWK Set")  # noqa: TRY004  one exception for every body that is none
+        raise ValueError("not a JWK Set")  # noqa: TRY004  the same exception for all invalid bodies
     keys = []
     for entry in document["keys"]:
         with suppress(KeyFormatError):
@@ -48,35 +49,35 @@ def parse_set(body: bytes) -> list[VerificationKey]:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """The times of fetching a key set, in seconds."""
+class FetchTimes:
+    """Intervals and timeouts of fetching a key set, in seconds."""
 
     refresh: float = 300  # from one successful fetch to the next one
-    apart: float = 30  # the least time between two fetches
+    min_interval: float = 30  # the minimum between the end of a fetch and the next one
     stale: float = 24 * 3600  # how long keys are used while the issuer is down
-    patience: float = 1  # how long a request waits for a fetch; one request at a time does
+    request_wait: float = 1  # how long a request waits for a fetch; only one waits at a time
     timeout: float = 3  # of a whole fetch
 
 
 class IssuerKeys:
-    """An issuer's key set, fetched by a thread of its own: requests read a snapshot.
+    """An issuer's key set. A thread of its own fetches it, and requests read the last result.
 
-    If a key id is not in the snapshot, one request at a time waits for a fetch, for `pace.patience`
-    at most, and only if `pace.apart` allows a fetch to begin.
+    If a token names an unknown key, one request at a time waits for a fetch: for `request_wait` at
+    most, and only if `min_interval` allows a fetch now.
     """
 
     def __init__(
         self,
         url: str,
-        pace: Pace | None = None,
+        fetch_times: FetchTimes | None = None,
         report: Callable[[int | None], None] = lambda _: None,
     ) -> None:
-        """Take the URL of the set, and what to call when a fetch ends.
+        """Fetch from `url`, and call `report` when a fetch ends.
 
         `report` gets the number of usable keys, or None after a failure.
         """
         self._url = url
-        self._pace = pace or Pace()
+        self._times = fetch_times or FetchTimes()
         self._report = report
         self._keys: tuple[VerificationKey, ...] = ()
         self._fetched_at = self._next_at = float("-inf")
@@ -107,8 +108,8 @@ class IssuerKeys:
         key = choose_key(known, kid, algorithm)
         is_named = any(kid == other.kid for other in known)
         if key is None and not is_named:
-            # Even if there was nothing to wait for: a fetch may have ended in this moment.
             self._await_fetch()
+            # Look again even if this request did not wait: a fetch may have ended meanwhile.
             key = choose_key(self._keys, kid, algorithm)
         if not self._is_fresh():
             raise KeysUnavailableError
@@ -118,7 +119,7 @@ class IssuerKeys:
         return self._is_fresh() and key in self._keys
 
     def _is_fresh(self) -> bool:
-        return time.monotonic() - self._fetched_at <= self._pace.stale
+        return time.monotonic() - self._fetched_at <= self._times.stale
 
     def _await_fetch(self) -> None:
         """Wait for a fetch, if no other request does and one may begin now."""
@@ -131,7 +132,7 @@ class IssuerKeys:
                     if time.monotonic() < self._next_at:
                         return
                 before = self._fetches_ended
-                self._state.wait_for(lambda: self._fetches_ended > before, self._pace.patience)
+                self._state.wait_for(lambda: self._fetches_ended > before, self._times.request_wait)
         finally:
             self._turn_to_wait.release()
 
@@ -145,18 +146,21 @@ class IssuerKeys:
             with self._state:
                 if keys is not None:
                     self._keys, self._fetched_at = tuple(keys), time.monotonic()
-                self._is_fetching, self._next_at = False, time.monotonic() + self._pace.apart
+                self._is_fetching, self._next_at = (
+                    False,
+                    time.monotonic() + self._times.min_interval,
+                )
                 self._fetches_ended += 1
                 self._state.notify_all()
-            stopped = self._stop.wait(self._pace.apart)
+            stopped = self._stop.wait(self._times.min_interval)
             if keys is not None and not stopped:
-                self._wanted.wait(self._pace.refresh - self._pace.apart)
+                self._wanted.wait(self._times.refresh - self._times.min_interval)
 
     def _fetch(self) -> list[VerificationKey] | None:
         try:
-            keys = parse_set(fetch(self._url, self._pace.timeout))
+            keys = parse_set(fetch(self._url, self._times.timeout))
         except Exception as error:  # noqa: BLE001  no exception may end the thread
-            log.warning("key set not fetched", url=self._url, error=repr(error)[:ERROR_LENGTH])
+            log.warning("key set fetch failed", url=self._url, error=repr(error)[:ERROR_LENGTH])
             return None
         log.info("key set fetched", url=self._url, keys=len(keys))
         return keys
@@ -165,27 +169,27 @@ class IssuerKeys:
 def fetch(url: str, timeout: float) -> bytes:
     """Return the body of a 200 response, of SET_BYTES at most, within `timeout` seconds in all.
 
-    Each further address of a host whose first addresses do not answer takes half of that again.
-    Redirects are not followed. Raises OSError, HTTPException or ValueError.
+    If a host has several addresses and the first ones do not respond, each further one adds up to
+    half of `timeout`. Redirects are not followed. Raises OSError, HTTPException or ValueError.
     """
     ends_at = time.monotonic() + timeout
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    # Half of the time is for TCP, half for TLS: `give_up` can only shut down what is connected.
+    # Half of the time is for TCP, half for TLS: `give_up` needs a connected socket.
     connection = connect(parts.hostname or "", parts.port, timeout=timeout / 2)
     with closing(connection):
         connection.connect()
-        # The connection drops its socket after the headers of a response that closes it.
+        # Kept, because HTTPConnection sets `sock` to None after a header `Connection: close`.
         opened: socket = connection.sock
         is_late = threading.Event()
 
         def give_up() -> None:
             is_late.set()
             with suppress(OSError):
-                # Not SSLSocket.shutdown, which turns TLS off: plain text would be accepted.
+                # Not SSLSocket.shutdown, which disables TLS: plain text would then be accepted.
                 socket.shutdown(opened, SHUT_RDWR)
 
-        # A socket's timeout is for one read; an issuer could send one byte at a time for ever.
+        # A socket's timeout applies to one read: an issuer could send single bytes without end.
         opened.settimeout(timeout)
         deadline = threading.Timer(max(0, ends_at - time.monotonic()), give_up)
         deadline.daemon = True
@@ -206,11 +210,11 @@ def fetch(url: str, timeout: float) -> bytes:
 
 
 def read_body(connection: HTTPConnection, path: str) -> bytes:
-    """Return the body of a 200 response. Raises ValueError for another one, or a longer one."""
+    """Return the body of a 200 response. Raises ValueError for another status or a long body."""
     connection.request("GET", path, headers={"Accept": "application/json"})
     with connection.getresponse() as response:
         if response.status != 200:  # noqa: PLR2004
-            raise ValueError(f"answered {response.status}")
+            raise ValueError(f"the status is {response.status}")
         body = response.read(SET_BYTES + 1)
     if len(body) > SET_BYTES:
         raise ValueError(f"more than {SET_BYTES} bytes")

@@ -30,11 +30,11 @@ SECRET_ALGORITHMS = {"HS256"}
 
 
 class KeyFormatError(ValueError):
-    """The text is no key that tokens can be verified with; the message says why."""
+    """The text is not a key that can verify tokens; the message says why."""
 
 
 class KeysUnavailableError(Exception):
-    """No key set has been fetched from the issuer yet, or none for too long."""
+    """No key set was fetched from the issuer yet, or the last one is too old."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class VerificationKey:
 
     @classmethod
     def from_key(cls, key: Key) -> VerificationKey:
-        """Return the key with its algorithms. Raises KeyFormatError if it can verify none."""
+        """Return the key with its algorithms. Raises KeyFormatError if it has none."""
         algorithms = list_algorithms(key)
         if key.alg is not None:
             algorithms &= {key.alg, "EdDSA"} if key.alg == "Ed25519" else {key.alg}
         if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):  # type: ignore[operator]
             algorithms = set()
         if not algorithms:
-            raise KeyFormatError("It is not for verifying signatures.")
+            raise KeyFormatError("The key is not for verifying signatures.")
         return cls(key.thumbprint(), key.kid, frozenset(algorithms), key)
 
 
@@ -66,7 +66,7 @@ def list_algorithms(key: Key) -> set[str]:
             return set(SECRET_ALGORITHMS)
         case RSAKey():
             if key.public_key.key_size < RSA_BITS:
-                raise KeyFormatError(f"An RSA key needs {RSA_BITS} bits.")
+                raise KeyFormatError(f"An RSA key needs at least {RSA_BITS} bits.")
             return set(RSA_ALGORITHMS)
         case ECKey() | OKPKey():
             return set(CURVE_ALGORITHMS.get(key.curve_name, ()))
@@ -75,25 +75,29 @@ def list_algorithms(key: Key) -> set[str]:
 def parse_secret(text: str) -> VerificationKey:
     """Return the key of a shared secret (RFC 7518, section 3.2). Raises KeyFormatError."""
     if len(text.encode(errors="surrogateescape")) < SECRET_BYTES:
-        raise KeyFormatError(f"It needs {SECRET_BYTES} bytes: openssl rand -hex 32.")
+        raise KeyFormatError(
+            f"The secret needs at least {SECRET_BYTES} bytes: openssl rand -hex 32."
+        )
     try:
         return VerificationKey.from_key(OctKey.import_key(text))
     except ValueError as error:  # joserfc's, for a public key, or for bytes that are not UTF-8
-        raise KeyFormatError("It is no secret: a public key goes to JWT_PUBLIC_KEY.") from error
+        raise KeyFormatError(
+            "This is not a shared secret. Set a public key in JWT_PUBLIC_KEY."
+        ) from error
 
 
 def read_public_key(value: str) -> str:
     """Return a PEM or JSON Web Key: the value itself, or the text of the file that it names.
 
-    Raises KeyFormatError, also for a key that no token can be verified with.
+    Raises KeyFormatError, also for a key that cannot verify tokens.
     """
-    # In a variable of one line, as in many consoles, line ends are written as \n.
+    # Many hosting platforms accept variables of one line only, with line ends written as \n.
     text = value.replace("\\n", "\n")
     if not text.lstrip().startswith(("-----", "{")):
         try:
             text = Path(value).read_text(encoding="utf-8")
         except (OSError, ValueError):
-            raise KeyFormatError("There is no such file, and it is no key.") from None
+            raise KeyFormatError("This is neither a key nor the path of a readable file.") from None
     parse_public_key(text)
     return text
 
@@ -105,9 +109,11 @@ def parse_public_key(text: str) -> VerificationKey:
     except KeyFormatError:
         raise
     except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise KeyFormatError("It is neither a PEM nor a JSON Web Key.") from error
+        raise KeyFormatError("This is neither a PEM nor a JSON Web Key.") from error
     if key.is_private:
-        raise KeyFormatError("It is a private key, which this server must not have.")
+        raise KeyFormatError(
+            "This is a private key. Set the public key instead: the server needs no private one."
+        )
     return VerificationKey.from_key(key)
 
 
@@ -115,7 +121,7 @@ def import_jwk(text: str) -> Key:
     """Return joserfc's key for a JSON Web Key. Raises joserfc's and Python's errors."""
     members = json.loads(text)
     if members.get("kty") == OctKey.key_type:
-        raise KeyFormatError("It is a secret: that is what JWT_SECRET is for.")
+        raise KeyFormatError("This is a shared secret. Set it in JWT_SECRET.")
     return JWKRegistry.import_key(members)
 
 
@@ -140,7 +146,11 @@ class Keys(Protocol):
 def choose_key(
     keys: Iterable[VerificationKey], kid: str | None, algorithm: str
 ) -> VerificationKey | None:
-    """Return the key with this id for this algorithm, or the only key for it without an id."""
+    """Return the key with this id for this algorithm.
+
+    If no key has this id, or the token names none, return the only key for the algorithm that has
+    no other id.
+    """
     usable = [
         key
         for key in keys

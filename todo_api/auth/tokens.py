@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from todo_api.settings import Settings
 
 TOKEN_BYTES = 8 * 1024
-LEEWAY = 30  # seconds that "not before" and "issued at" may be ahead of this server's clock
+LEEWAY = 30  # seconds by which `nbf` and `iat` may be later than this server's clock
 SUBJECT_LENGTH = 255
-VERIFIED_TOKENS = 10_000  # that a worker remembers, at most
+VERIFIED_TOKENS = 10_000  # the most that a worker caches
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Identity:
 
 
 class AnyAlgorithm(JWSRegistry):
-    """joserfc's algorithms, without its warning about EdDSA, which issuers use.
+    """The algorithms of joserfc, without its warning about EdDSA, which many issuers use.
 
-    The key decides which of them is used: see keys.py. TOKEN_BYTES alone limits the length of a
-    part: a header may hold a chain of certificates, and a signature may be of a long RSA key.
+    The key decides which algorithm is used: see keys.py. Only TOKEN_BYTES limits the length of a
+    part: a header can contain a chain of certificates, and a signature can be that of a long key.
     """
 
     max_header_length = max_signature_length = TOKEN_BYTES
@@ -87,7 +87,7 @@ class Verifier:
                     del self._verified[next(iter(self._verified))]
                 self._verified[digest] = identity
         if identity.expires_at <= time.time():
-            raise invalid_token("The token has expired.")
+            raise invalid_token("Get a new token: this one has expired.")
         return identity
 
     def _verify(self, token: str) -> Identity:
@@ -95,7 +95,9 @@ class Verifier:
             header_segment, claims_segment, _ = token.split(".")
             header = decode_segment(header_segment)
             if "crit" in header or "b64" in header:
-                raise invalid_token("The token asks for an extension that is not known here.")
+                raise invalid_token(
+                    "Get another token: the server does not support an extension of this one."
+                )
             key = self._find_key(header)
             deserialize_compact(token, key.key, registry=REGISTRY)
             claims = decode_segment(claims_segment)
@@ -105,25 +107,29 @@ class Verifier:
             datetime.fromtimestamp(expires_at, UTC)  # after the year 9999: ValueError
             return Identity(self._make_user_id(subject), subject, expires_at, key)
         except ExpiredTokenError:
-            raise invalid_token("The token has expired.") from None
-        # RecursionError: joserfc reads the header again, a few calls deeper than `decode_segment`,
-        # and may fail on a nesting that was just shallow enough here.
+            raise invalid_token("Get a new token: this one has expired.") from None
+        # RecursionError: joserfc parses the header again, a few calls deeper than `decode_segment`,
+        # and can fail on a nesting that `decode_segment` has just accepted.
         except (JoseError, ValueError, OverflowError, RecursionError):
-            raise invalid_token("The token is not one that is accepted here.") from None
+            raise invalid_token(
+                "Get another token: the server could not verify this one."
+            ) from None
 
     def _find_key(self, header: dict[str, Any]) -> VerificationKey:
         kid, algorithm = header.get("kid"), header.get("alg")
         if not isinstance(algorithm, str) or not isinstance(kid, str | None):
-            raise invalid_token("The header of the token is malformed.")
+            raise invalid_token("Get another token: the header of this one is malformed.")
         key = self.keys.find(kid, algorithm) if algorithm in REGISTRY.algorithms else None
         if key is None:
-            raise invalid_token("The token is signed by no key that is accepted here.")
+            raise invalid_token(
+                "Get another token: the server has no key for the signature of this one."
+            )
         return key
 
     def _read_subject(self, claims: dict[str, Any]) -> str:
         subject = claims.get(self._user_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_LENGTH:
-            raise invalid_token("The token names no user.")
+            raise invalid_token("Get another token: this one names no user.")
         subject.encode()  # a lone surrogate: ValueError
         return subject
 
@@ -138,7 +144,7 @@ def decode_segment(segment: str) -> dict[str, Any]:
     """Return the JSON object of a token's segment (RFC 7515, section 3). Raises ValueError."""
     value = strict_json.loads(urlsafe_b64decode(segment.encode()))
     if not isinstance(value, dict):
-        raise strict_json.NotJsonError("no object")
+        raise strict_json.NotJsonError("not an object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The settings of `make run` and `make token`, with a secret of this checkout if none is named."""
+"""The settings of `make run` and `make token`, with a generated secret if no key is set."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ EXAMPLE_USER = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 
 
 def load_development_settings(environ: dict[str, str]) -> Settings:
-    """Return the settings, for which neither a database nor a key is required.
+    """Return the settings. The URL of a database and a key may be missing.
 
     Raises SettingsError with every fault.
     """
-    return load_settings({"DATABASE_URL": "postgresql://"} | environ | read_missing_secret(environ))
+    return load_settings({"DATABASE_URL": "postgresql://"} | environ | default_secret(environ))
 
 
-def read_missing_secret(environ: dict[str, str]) -> dict[str, str]:
-    """Return this checkout's secret as JWT_SECRET, or nothing if the environment needs none.
+def default_secret(environ: dict[str, str]) -> dict[str, str]:
+    """Return the generated secret as JWT_SECRET, or nothing if the environment needs no secret.
 
-    Other servers accept no token that is signed with it.
+    The secret belongs to this checkout: other servers refuse tokens that are signed with it.
     """
     if environ.get("AUTH_MODE") not in (None, "", "jwt") or environ.keys() & {*KEY_SOURCES}:
         return {}
@@ -39,7 +39,7 @@ def read_missing_secret(environ: dict[str, str]) -> dict[str, str]:
 
 
 def read_secret() -> str:
-    """Return the secret of this checkout, which is made at its first use."""
+    """Return the secret of this checkout; generate it at the first use."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / "secret"
     with suppress(FileExistsError):

@@ -16,14 +16,14 @@ from todo_api.settings import SettingsError, load_database_settings, read_enviro
 
 log = structlog.get_logger(__name__)
 
-# The advisory lock by which purges take turns: any number that differs from that of migrations.
+# The advisory lock that lets one purge run at a time: any number but that of migrations.
 PURGE_LOCK = 8_101_978
 
-BATCH = 1_000  # rows of one transaction, at most
+BATCH = 1_000  # the most rows that one transaction removes
 
-# Row-level security lets this role see and delete old rows only, from every login.
-# `purged_revision` makes clients that have not seen the purged deletions start a full sync. Rows
-# are locked before their owners, as by the trigger.
+# Row-level security limits the role todo_maintenance to old rows, whichever user has logged in.
+# Clients that have not seen the purged deletions have to start a full sync because of
+# `purged_revision`. Rows are locked before their owners, as the trigger does it.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -33,14 +33,14 @@ PURGE = sql.SQL("""
         RETURNING rows.user_id, rows.revision
     ), owners AS (
         SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
-    ), told AS (
+    ), updated AS (
         UPDATE users SET purged_revision = greatest(users.purged_revision, owners.revision)
         FROM owners WHERE users.id = owners.user_id
     )
     SELECT count(*) FROM purged
 """)
 
-# Keys that are KEY_HOURS old: clients repeat no request after that.
+# Keys that are older than KEY_HOURS: after that time, no client repeats the request.
 PURGE_KEYS = sql.SQL("""
     WITH old AS (
         SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
@@ -84,14 +84,14 @@ def remove(
 
 
 def main() -> None:
-    """Purge, and log the numbers; exit with a message if the settings are invalid."""
+    """Purge, and log the numbers of removed rows; exit with a message for invalid settings."""
     try:
         settings = load_database_settings(read_environment())
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)
     rows, keys = purge(settings.database_url)
-    log.info("purged", rows=rows, idempotency_keys=keys)
+    log.info("purge finished", removed_rows=rows, removed_idempotency_keys=keys)
 
 
 if __name__ == "__main__":

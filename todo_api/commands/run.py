@@ -19,8 +19,8 @@ from alembic.config import Config
 from todo_api.commands.development import (
     EXAMPLE_USER,
     FOLDER,
+    default_secret,
     load_development_settings,
-    read_missing_secret,
 )
 from todo_api.commands.embedded import Cluster, EmbeddedError
 from todo_api.commands.token import make_token
@@ -28,7 +28,7 @@ from todo_api.settings import Settings, SettingsError, read_environment
 
 INVITATION = """
   The API is at   {url}
-  Its page is at  {url}/docs
+  Its docs are at {url}/docs
 
   Try it:
     TASKS={url}/api/{user}/tasks{token}
@@ -64,15 +64,15 @@ def serve(stack: ExitStack) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     environ = read_environment()
     settings = load_development_settings(environ)
-    missing = read_missing_secret(environ)
-    lock, kept = None, ""
+    missing = default_secret(environ)
+    lock, data_note = None, ""
     if not environ.get("DATABASE_URL"):
         lock = lock_folder(stack)
         cluster = Cluster(FOLDER)
         stack.callback(cluster.stop)
         cluster.start()
         missing["DATABASE_URL"] = cluster.create_database("todo")
-        kept = f"; your tasks stay in {cluster.data}"
+        data_note = f"; your tasks stay in {cluster.data}"
     # Migrations and gunicorn read the environment.
     os.environ.update(missing)
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
@@ -80,15 +80,15 @@ def serve(stack: ExitStack) -> None:
         [sys.executable, "-m", "gunicorn"],
         # gunicorn inherits the lock, which is therefore free only when no gunicorn runs.
         pass_fds=[lock.fileno()] if lock else [],
-        # Ctrl-C must not reach it: a worker of gunicorn 27 that is just accepting a connection
-        # would then wait for itself until it is killed. At SIGTERM it does not.
+        # Ctrl-C (SIGINT) must not reach gunicorn: a worker of gunicorn 27 that is just accepting a
+        # connection would hang until it is killed. SIGTERM does not cause this.
         start_new_session=True,
     )
     # gunicorn ends first, then the database.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: server.terminate())
     if await_server(settings, server):
-        print(format_invitation(settings, kept), flush=True)  # noqa: T201
+        print(format_invitation(settings, data_note), flush=True)  # noqa: T201
     code = server.wait()
     if code:
         sys.exit(code)
@@ -103,8 +103,8 @@ def lock_folder(stack: ExitStack) -> IO[str]:
     except BlockingIOError:
         lock.seek(0)
         raise EmbeddedError(
-            f"It runs already (process {lock.read().strip()}): stop that one first, or give this "
-            "one a database of its own with DATABASE_URL."
+            f"`make run` runs already (process {lock.read().strip()}): stop it first, or set "
+            "DATABASE_URL to use another database."
         ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))
@@ -123,7 +123,7 @@ def await_server(settings: Settings, server: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def format_invitation(settings: Settings, kept: str) -> str:
+def format_invitation(settings: Settings, data_note: str) -> str:
     """Return the addresses, and lines to paste into a shell, with a token if one can be made."""
     needs_token = settings.auth_mode == "jwt"
     token = "a-token-of-your-issuer"  # noqa: S105  a placeholder
@@ -134,7 +134,7 @@ def format_invitation(settings: Settings, kept: str) -> str:
         user=EXAMPLE_USER,
         token=f"\n    TOKEN={token}" if needs_token else "",
         header=TOKEN_HEADER if needs_token else "",
-        data=kept,
+        data=data_note,
     )
 
 

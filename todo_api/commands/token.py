@@ -22,9 +22,11 @@ LIFETIME = timedelta(hours=12)
 def make_token(settings: Settings, user: str) -> str:
     """Return a token for the user, signed with the secret of the settings. Raises SettingsError."""
     if settings.jwt_secret is None or settings.auth_mode != "jwt":
-        raise SettingsError("Tokens can be made here only where JWT_SECRET is what verifies them.")
+        raise SettingsError(
+            "Set JWT_SECRET: a token can be made only if the server verifies it with a secret."
+        )
     if not user:
-        raise SettingsError(f"Name a user: make token USER_ID={EXAMPLE_USER}")
+        raise SettingsError(f"Set USER_ID: make token USER_ID={EXAMPLE_USER}")
     now = int(time.time())
     claims: dict[str, Any] = {
         settings.jwt_user_claim: user,

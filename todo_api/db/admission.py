@@ -12,28 +12,30 @@ if TYPE_CHECKING:
     from todo_api.metrics import Metrics
 
 
-# Seconds in which no request finishes while all slots are busy: the database is stalled then. A
-# shorter stall, such as that of a checkpoint or of a busy disk, costs time and no error. It is less
-# than a second, which is what probes usually wait: a request that waits for a slot may hold the
-# last free thread, and /livez waits with it.
+# Seconds. If all slots are busy and no request finishes for this time, the database counts as
+# stalled. During a shorter pause, such as a checkpoint or a busy disk, requests wait and do not
+# fail. It must be less than 1 s, the usual timeout of probes: a request that waits for a slot may
+# occupy the last free thread, and /livez then waits, too.
 STALL_TIMEOUT = 0.8
 
 
-# The same after a request has failed: long enough for the next one to show that all is well.
-RETRY_TIMEOUT = 0.1
+# The same after a request has failed: long enough for the next request to succeed, if the database
+# works again.
+STALL_TIMEOUT_AFTER_FAILURE = 0.1
 
 
 class AdmissionLimiter:
     """Limits how many requests of a process use the database at a time.
 
     When all slots are busy, a request waits while other requests keep finishing. When none has
-    finished for `stall_timeout` seconds, the database is stalled: the request that waits is refused
-    (503), and each later one that finds no free slot at once, until a request finishes.
+    finished for `stall_timeout` seconds, the database counts as stalled, and the waiting requests
+    are refused (503). Until a request finishes, each later request that finds no free slot is
+    refused immediately.
 
     A worker has one slot fewer than threads, so one thread is free for requests that need no
-    database, such as /livez. A request that waits for a slot holds that thread: /livez waits for it
-    once in a stall, for `stall_timeout` at most. A worker with a single thread has a single slot:
-    no request is ever refused here, and /livez waits for the requests before it.
+    database, such as /livez. While a request waits for a slot on that thread, /livez waits, too:
+    once in a stall, for at most `stall_timeout`. A worker with a single thread has a single slot:
+    the limiter refuses no request, and /livez waits for the requests before it.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class AdmissionLimiter:
         metrics: Metrics,
         *,
         stall_timeout: float = STALL_TIMEOUT,
-        retry_timeout: float = RETRY_TIMEOUT,
+        stall_timeout_after_failure: float = STALL_TIMEOUT_AFTER_FAILURE,
     ) -> None:
         self._free_slots = slots
         self._metrics = metrics
         self._stall_timeout = stall_timeout
-        self._retry_timeout = retry_timeout
+        self._stall_timeout_after_failure = stall_timeout_after_failure
         self._has_failed = False
-        self._stalled_at = 0.0
+        self._stalls_at = 0.0
         self._slot_released = threading.Condition()
 
     @property
@@ -57,27 +59,27 @@ class AdmissionLimiter:
         return self._free_slots
 
     def acquire(self, deadline: float) -> None:
-        """Take a slot, and wait for one until the database is stalled or `deadline` has come.
+        """Take a slot; if none is free, wait for one until the database stalls or until `deadline`.
 
-        Raises TooManyRequests if there is none then.
+        Raises TooManyRequests if no slot became free.
         """
         with self._slot_released:
             while not self._free_slots:
-                seconds = min(self._stalled_at, deadline) - time.monotonic()
+                seconds = min(self._stalls_at, deadline) - time.monotonic()
                 if seconds <= 0:
-                    self._metrics.sheds.labels("admission").inc()
+                    self._metrics.refused_requests.labels("admission").inc()
                     raise TooManyRequests("all slots are busy")
                 self._slot_released.wait(seconds)
             self._free_slots -= 1
-            # A request that follows a failure proves nothing before it has finished.
-            timeout = self._retry_timeout if self._has_failed else self._stall_timeout
-            self._stalled_at = max(self._stalled_at, time.monotonic() + timeout)
+            # After a failure, a request that has begun does not show that the database works again.
+            timeout = self._stall_timeout_after_failure if self._has_failed else self._stall_timeout
+            self._stalls_at = max(self._stalls_at, time.monotonic() + timeout)
 
     def release(self, *, succeeded: bool) -> None:
-        """Give the slot back; `succeeded` tells whether the database has answered."""
+        """Release the slot; `succeeded` tells whether the database has responded."""
         with self._slot_released:
             self._free_slots += 1
             self._has_failed = not succeeded
             if succeeded:
-                self._stalled_at = time.monotonic() + self._stall_timeout
+                self._stalls_at = time.monotonic() + self._stall_timeout
             self._slot_released.notify()

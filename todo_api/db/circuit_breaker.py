@@ -1,4 +1,4 @@
-"""A circuit breaker for connects: retry one at a time, and refuse requests meanwhile."""
+"""A circuit breaker: after a failed connection attempt, retry one at a time and fail fast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Connection)
 
 
-# Seconds in which a suspended database starts. A longer time without connections is an outage.
+# Seconds that a serverless database, suspended because it was idle, needs to start. A longer time
+# without connections is an outage.
 COLD_START = 2.5
 
 
@@ -38,8 +39,8 @@ ERROR_LENGTH = 200
 class CircuitBreaker:
     """Knows whether the database accepts connections, and retries until it does.
 
-    The pool's own backoff doubles its pauses: after an outage of a minute, it would notice the end
-    up to a minute late.
+    The pool's own backoff doubles its pauses: after an outage of one minute, it would connect up to
+    one minute late.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class CircuitBreaker:
         self._metrics = metrics
         self._cold_start = cold_start
         self._connect_pause = connect_pause
-        self._since: float | None = None
+        self._unreachable_since: float | None = None
         self._turn = threading.Lock()
-        self._over = threading.Event()
+        self._given_up = threading.Event()
 
     def time_to_wait(self) -> float:
-        """Return how many seconds a request may wait for a connection: infinite, or 0 or less."""
-        since = self._since
+        """Return how many seconds a request may wait for a connection.
+
+        Infinite while the database is reachable. In an outage, the rest of the cold start: 0 or
+        negative when it is over.
+        """
+        since = self._unreachable_since
         return math.inf if since is None else since + self._cold_start - time.monotonic()
 
     def connect(self, attempt: Callable[[], C]) -> C:
@@ -72,7 +77,7 @@ class CircuitBreaker:
         except psycopg.OperationalError as error:
             failure = error
         with self._turn:
-            while self._since is None or not self._over.wait(self._connect_pause):
+            while self._unreachable_since is None or not self._given_up.wait(self._connect_pause):
                 try:
                     return self._try(attempt)
                 except psycopg.OperationalError as error:
@@ -85,16 +90,16 @@ class CircuitBreaker:
             connection = attempt()
         except psycopg.OperationalError as error:
             self._metrics.connect_failures.inc()
-            if self._since is None:
-                self._since = began
+            if self._unreachable_since is None:
+                self._unreachable_since = began
                 log.warning("database unreachable", error=str(error)[:ERROR_LENGTH])
             raise
         self._metrics.connections_opened.inc()
-        since, self._since = self._since, None
+        since, self._unreachable_since = self._unreachable_since, None
         if since is not None:
-            log.info("database reachable", after_s=round(time.monotonic() - since, 1))
+            log.info("database reachable again", outage_s=round(time.monotonic() - since, 1))
         return connection
 
     def give_up(self) -> None:
-        """Make no further attempt after one that fails."""
-        self._over.set()
+        """Make no further attempt after the next one that fails."""
+        self._given_up.set()

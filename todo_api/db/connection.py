@@ -1,4 +1,4 @@
-"""Send several statements as one message, answered as one transaction."""
+"""Send several statements in one message, and run them in one transaction."""
 
 from __future__ import annotations
 
@@ -44,34 +44,34 @@ class Query(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """A statement is prepared."""
+    """The result of preparing a statement."""
 
     shape: Shape
 
 
 class Close(NamedTuple):
-    """The least recently used prepared statement is closed."""
+    """The result of closing the least recently used prepared statement."""
 
     shape: Shape
 
 
-# The command of a result; None stands for running a query.
+# The command that a result belongs to. None is the run of a query.
 Command: TypeAlias = Prepare | Close | None
 
 
 class Connection(psycopg.Connection[Row]):
-    """A connection that can `transact`, once `begin` was called."""
+    """A connection that can `transact`, after `set_up`."""
 
     opened_at = 0.0
 
-    def begin(self, *, prepares: bool, most_prepared: int = MOST_PREPARED) -> None:
-        """Get ready to `transact`, with at most `most_prepared` prepared statements.
+    def set_up(self, *, prepares: bool, most_prepared: int = MOST_PREPARED) -> None:
+        """Prepare the connection for `transact`, with at most `most_prepared` prepared statements.
 
         The least recently used one is closed before another one is prepared. With `prepares` false,
-        no statement is prepared, since some poolers do not support it.
+        no statement is prepared, because some poolers do not support it.
         """
         self.opened_at = time.monotonic()
-        # JSON as PostgreSQL wrote it: it is passed on, not parsed.
+        # Load JSON as bytes: responses send it as PostgreSQL wrote it, without parsing.
         bytes_loader = self.adapters.get_loader(self.adapters.types["bytea"].oid, Format.BINARY)
         if bytes_loader is not None:
             self.adapters.register_loader("json", bytes_loader)
@@ -88,19 +88,20 @@ class Connection(psycopg.Connection[Row]):
         """Return the rows of each statement, run in one transaction and one round trip.
 
         Between two Syncs of a pipeline all statements are one implicit transaction (PostgreSQL,
-        "Pipelining" in the chapter on the message flow). libpq is driven as its chapter on pipeline
-        mode has it: for two statements, psycopg's own pipeline takes four times as long.
+        "Pipelining" in the chapter on the message flow). libpq is called as PostgreSQL's
+        manual describes it ("Pipeline Mode"): for two statements, psycopg's own pipeline takes four
+        times as long.
 
-        Raises psycopg.Error: that of the statement that failed, which undoes all of them; or an
-        OperationalError without an SQLSTATE if the connection is lost, or has not answered by
-        `deadline`, by time.monotonic(). It is of no more use then. A value that cannot be adapted
-        raises before anything is sent, and leaves the connection as it was.
+        Raises psycopg.Error: the error of the statement that failed, after which all are rolled
+        back; or an OperationalError without an SQLSTATE if the connection is lost or gets no result
+        until `deadline` (time.monotonic). The connection cannot be used after that. A value that
+        cannot be adapted raises before anything is sent, and the connection stays usable.
         """
         queries = [self._adapt(statement, values) for statement in statements]
         self.pgconn.enter_pipeline_mode()
         sent = [command for query in queries for command in self._send(query)]
-        # Nothing after the Sync: to a pooler that has answered it, a Flush begins a transaction,
-        # and takes a connection to the server, which an idle client keeps from all others.
+        # Send nothing after the Sync. A pooler treats a later Flush as the start of a transaction
+        # and assigns a server connection, which no other client can use while this one is idle.
         self.pgconn.pipeline_sync()
         while self.pgconn.flush():
             self._await(self._either, deadline)
@@ -123,7 +124,7 @@ class Connection(psycopg.Connection[Row]):
         return rows
 
     def _undo(self, commands: Iterable[Command]) -> None:
-        """Restore which statements are prepared, after these commands were not executed."""
+        """Correct the record of prepared statements: these commands were not executed."""
         for command in reversed(list(commands)):
             match command:
                 case Prepare(shape):
@@ -132,7 +133,7 @@ class Connection(psycopg.Connection[Row]):
                     self._names[shape] = name_of(shape)
 
     def _adapt(self, statement: Statement, values: Mapping[str, Any]) -> Query:
-        """Return the statement with its parameters as PostgreSQL takes them; sends nothing."""
+        """Return the statement with its parameters in PostgreSQL's formats; send nothing."""
         parameters = self._transformer.dump_sequence(
             [values[name] for name in statement.names], statement.formats
         )
@@ -140,7 +141,7 @@ class Connection(psycopg.Connection[Row]):
         return Query(shape, parameters, self._transformer.formats)
 
     def _send(self, query: Query) -> Iterator[Command]:
-        """Send the query; yield the command that each result will be of."""
+        """Send the query; yield the command that each expected result belongs to."""
         shape, parameters, formats = query
         name = self._names.pop(shape, None)
         if name is None and self._most_prepared:
@@ -178,7 +179,7 @@ class Connection(psycopg.Connection[Row]):
     def _await(self, ready: select.poll, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not ready.poll(left * 1000):
-            raise psycopg.OperationalError("no answer in time")
+            raise psycopg.OperationalError("no result before the deadline")
         self.pgconn.consume_input()
 
 

@@ -1,4 +1,4 @@
-"""Run statements as one user in one round trip, and once more where the first run was lost."""
+"""Run statements as one user in one round trip, and retry once if the connection is lost."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 APPLICATION_ROLE = "todo_app"
 
 
-# The role that purges: it sees only rows that have been kept for long enough.
+# The role of the purge. It sees only rows that are old enough to be removed.
 MAINTENANCE_ROLE = "todo_maintenance"
 
 
 # All of these are local to the transaction, so the next request on a pooled connection finds none.
-# The trigger writes the attempt's id into each row that changes. A custom plan would sort a small
-# user's tasks, where the generic plan reads them from an index in order.
+# The trigger writes the attempt's id into each row that changes. For a user with
+# few tasks, a custom plan would sort them; the generic plan reads them in order from an index.
 SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
@@ -52,7 +52,7 @@ TRANSACTION_TIMEOUT = ", set_config('transaction_timeout', (%(timeout)s::int * 2
 ACT_AS_OWNER_IN_TIME = Statement((SETTINGS + TRANSACTION_TIMEOUT).encode())
 
 
-HAS_TRANSACTION_TIMEOUT = 170000
+TRANSACTION_TIMEOUT_SINCE = 170000
 
 
 # A statement may take this share of the time that is left, so that PostgreSQL cancels it before the
@@ -62,7 +62,7 @@ SHARE = 0.95
 
 @dataclass(frozen=True)
 class Database:
-    """The database, for one request: until `deadline`, by time.monotonic()."""
+    """The database for one request, until `deadline` (time.monotonic)."""
 
     pool: Pool
     deadline: float
@@ -98,9 +98,9 @@ class Database:
         """Return the rows of each statement, run as `owner` in one transaction and round trip.
 
         A later statement sees what others committed while an earlier one waited for a lock. If the
-        connection is lost, it is unknown whether the statements were committed: `again` is run once
-        instead, and must recognise the first attempt's changes. Raises as `read` does, and
-        OutcomeUnknownError if the second connection is lost, too.
+        connection is lost, it is unknown whether the statements were committed: then `again` runs
+        once in their place, and must detect whether the first run was committed. Raises as `read`
+        does, and OutcomeUnknownError if the second connection is lost, too.
         """
         return self._run(owner, statements, parameters, again)
 
@@ -131,16 +131,16 @@ class Database:
             lost = lost or meaning(error).retry == CONNECTION_LOST
             if again is None or not lost:
                 raise
-            self.pool.metrics.outcomes_unknown.inc()
+            self.pool.metrics.unknown_outcomes.inc()
             raise OutcomeUnknownError from error
 
     def _transact(
         self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
     ) -> list[list[Row]]:
-        # The settings apply to the statements behind them and end with the transaction.
+        # The settings apply to the statements after them, and end with the transaction.
         left = self.deadline - time.monotonic()
         values["timeout"] = str(max(1, round(left * SHARE * 1000)))
-        in_time = connection.pgconn.server_version >= HAS_TRANSACTION_TIMEOUT
+        in_time = connection.pgconn.server_version >= TRANSACTION_TIMEOUT_SINCE
         settings = ACT_AS_OWNER_IN_TIME if in_time else ACT_AS_OWNER
         _, *rows = connection.transact([settings, *statements], values, self.deadline)
         return rows

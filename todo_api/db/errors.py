@@ -1,9 +1,9 @@
-"""Decide by its error how a failed statement ends: run again, answered with a 503, or a bug.
+"""Decide what follows an error of a statement: a retry, a response with 503, or a 500.
 
 Exceptions of this package, under psycopg's own:
 
     psycopg.OperationalError
-        OutcomeUnknownError     a write whose answer was lost, and the answer to its repetition, too
+        OutcomeUnknownError     the connection was lost during a write and during its retry
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from typing import NamedTuple
 
 import psycopg
 
-# Reasons to run a statement again. After a lost connection, it is not known what the first run did.
+# Reasons to retry a statement. After a lost connection, the result of the first run is unknown.
 CONNECTION_LOST = "connection_lost"
 ROLLED_BACK = "rolled_back"
 
 
 class Meaning(NamedTuple):
-    """Why a statement may be run again, if at all; and whether a 503 is the answer otherwise."""
+    """The reason to retry the statement, or None; and whether the response is a 503 otherwise."""
 
     retry: str | None
     is_unavailable: bool
 
 
-# By SQLSTATE (PostgreSQL, appendix A). Any other one is a bug, or the name of a constraint.
+# By SQLSTATE (PostgreSQL, appendix A). Any other SQLSTATE is a bug, or the violation of a
+# constraint that web/errors.py maps to a problem.
 SQLSTATES = {
     "23505": Meaning(ROLLED_BACK, is_unavailable=False),  # unique_violation: a lost race
     "25P03": Meaning(CONNECTION_LOST, is_unavailable=True),  # idle_in_transaction_session_timeout
@@ -38,21 +39,21 @@ SQLSTATES = {
     "57P02": Meaning(CONNECTION_LOST, is_unavailable=True),  # crash_shutdown
     "57P03": Meaning(CONNECTION_LOST, is_unavailable=True),  # cannot_connect_now
 }
-# Poolers use all of this class, connection_exception.
+# The class connection_exception: poolers use all of its SQLSTATEs.
 CONNECTION_EXCEPTION = "08"
 LOST = Meaning(CONNECTION_LOST, is_unavailable=True)
 BUG = Meaning(None, is_unavailable=False)
 
 
 class OutcomeUnknownError(psycopg.OperationalError):
-    """It cannot be told whether a change was made: the answer to it was lost."""
+    """It is unknown whether a change was made, because the connection was lost."""
 
 
 def meaning(error: psycopg.Error) -> Meaning:
     """Return what the error means, by its SQLSTATE and never by its text."""
     state = error.sqlstate
     if state is None:
-        # The connection broke, or the pool had none to give.
+        # The connection broke, or the pool had no connection.
         return LOST if isinstance(error, psycopg.OperationalError) else BUG
     if state.startswith(CONNECTION_EXCEPTION):
         return LOST

@@ -1,4 +1,4 @@
-"""Database connections, bounded in number and in time, and in what waits for them."""
+"""A pool with limits on connections, their lifetime and the number of waiting requests."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Pool:
                 "circuit_breaker": self._circuit_breaker,
                 "autocommit": True,
                 "application_name": "todo-api",
-                # At least 2: libpq's minimum. A suspended database needs time to start.
+                # At least 2, libpq's minimum: a suspended serverless database needs time to start.
                 "connect_timeout": max(2, round(settings.request_timeout)),
-                # Data that stays unacknowledged for so long means that the network is lost.
+                # If data are not acknowledged for this time, the network is lost.
                 "tcp_user_timeout": round(settings.request_timeout * 1000),
             },
             # A statement is prepared at its first run, unless a pooler does not support that.
-            configure=partial(Connection.begin, prepares=settings.database_prepare),
+            configure=partial(Connection.set_up, prepares=settings.database_prepare),
             open=False,
             min_size=1,
             max_size=slots,
@@ -79,7 +79,7 @@ class Pool:
         )
 
     def open(self) -> None:
-        """Start connecting, without waiting for it. Opening twice is harmless."""
+        """Start to connect, and return immediately. A second call has no effect."""
         with self._opening:
             if self._pool.closed:
                 self._pool.open()
@@ -87,7 +87,7 @@ class Pool:
                     self.metrics.watch_pool(self._pool)
 
     def await_connection(self, seconds: float) -> None:
-        """Wait until there is a connection, for at most `seconds`."""
+        """Wait for a connection, for at most `seconds`."""
         with suppress(PoolTimeout), self._pool.connection(seconds):
             pass
 
@@ -110,8 +110,8 @@ class Pool:
         try:
             seconds = min(deadline - time.monotonic(), self._circuit_breaker.time_to_wait())
             if seconds <= 0:
-                self.metrics.sheds.labels("outage").inc()
-                raise PoolTimeout("the database takes no connections")
+                self.metrics.refused_requests.labels("outage").inc()
+                raise PoolTimeout("the database accepts no connections")
             connection = self._pool.getconn(seconds)
             try:
                 yield connection
@@ -124,8 +124,8 @@ class Pool:
             self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
-        # A connection that is not idle is broken, or its result is still to come: it is closed.
-        # Older connections are likely to be broken, too, since a suspend breaks the whole pool.
+        # A connection that is not idle is broken, or its result is still pending: close it. Older
+        # connections are probably broken, too: a database that is suspended breaks the whole pool.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()
             self.metrics.connections_lost.inc()

@@ -25,7 +25,7 @@ PLACEHOLDER = re.compile(rb"%\((\w+)\)s|%%")
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL with `%(name)s` placeholders, and `%%` for a percent sign, as psycopg has them."""
+    """SQL with `%(name)s` placeholders, and `%%` for a percent sign, as in psycopg."""
 
     sql: bytes
 
@@ -50,8 +50,8 @@ def compiled(statement: ClauseElement) -> Statement:
     """Return the Core statement as SQL. Compile at import, or once for each shape.
 
     `Database` sets three parameters: `owner`; `attempt`, the id that the trigger writes into each
-    row that changes, the same in a repetition; and `elapsed`, the seconds since the first attempt
-    began, NULL in the first attempt. Raises ValueError for a value that is not a parameter.
+    row that changes, the same in the retry; and `elapsed`, the seconds since the first run began,
+    NULL in the first run. Raises ValueError for a value that is not a parameter.
     """
     dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
     compilation = cast("SQLCompiler", statement.compile(dialect=dialect))

@@ -29,6 +29,7 @@ POLICY = (
 
 ASSETS = {
     "start.js": PAGE_FOLDER,
+    "problem.css": PAGE_FOLDER,
     "swagger-ui.css": SWAGGER_UI_FOLDER,
     "swagger-ui-bundle.js": SWAGGER_UI_FOLDER,
     "favicon-32x32.png": SWAGGER_UI_FOLDER,

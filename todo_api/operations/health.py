@@ -30,12 +30,12 @@ NOT_READY = (UndefinedTable, InsufficientPrivilege, InvalidParameterValue)
 FIND_SCHEMA_VERSION = compiled(select(alembic_version.c.version_num))
 
 blueprint = Blueprint(
-    "operations", __name__, requires_token=False, description="Whether the service works."
+    "operations", __name__, requires_token=False, description="The state of the service."
 )
 
 
 class Status(OpenSchema):
-    """That something works."""
+    """The state of the process or of the service."""
 
     status = fields.String(required=True, validate=validate.Equal("ok"), metadata={"example": "ok"})
 
@@ -43,9 +43,9 @@ class Status(OpenSchema):
 @blueprint.get("/livez")
 @blueprint.response(200, Status)
 def livez() -> Response:
-    """Tell that the process answers.
+    """Tell that the process responds (liveness).
 
-    The database is not asked: this is for what restarts a process that hangs.
+    The database is not used: a supervisor restarts a process that does not respond here.
     """
     return ok_response()
 
@@ -54,21 +54,21 @@ def livez() -> Response:
 @blueprint.response(200, Status)
 @blueprint.response(503)
 def health() -> Response:
-    """Tell whether requests can be served.
+    """Tell whether requests can be served (readiness).
 
-    The database answers, and its schema holds every migration that this version needs.
+    200 if the database responds and has every migration that this version needs.
     """
     try:
         version = find_schema_version(database())
     except NOT_READY:
         version = None
     if version is None or version < SCHEMA_VERSION:
-        raise unavailable("The database lacks migrations that this version needs.")
+        raise unavailable("Migrate the database: it lacks migrations that this version needs.")
     return ok_response()
 
 
 def find_schema_version(database: Database) -> str | None:
-    """Return the latest migration of the database, read as a request would read it."""
+    """Return the latest migration of the database, read with the role of requests."""
     row = database.one(NIL, FIND_SCHEMA_VERSION)
     return row[0] if row else None
 

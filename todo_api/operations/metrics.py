@@ -1,4 +1,4 @@
-"""The metrics for a Prometheus server. The OpenAPI document, for clients, does not have them."""
+"""The route of the metrics for Prometheus, which is not in the OpenAPI document."""
 
 from flask import Response
 

@@ -8,6 +8,7 @@ from todo_api.resources.cursors import digest
 from todo_api.services import current_services
 from todo_api.web.conditional import etag, read_entity_tags
 from todo_api.web.idempotency import REPLAYED
+from todo_api.web.problem_kinds import KIND_OF_NAME
 from todo_api.web.problems import Problem, conflict, not_found, precondition_failed
 from todo_api.web.requests import READS, current_request
 from todo_api.web.responses import not_modified, user_data
@@ -42,9 +43,9 @@ def created_response(result: ChangeResult) -> Response:
 
 def already_exists(result: ChangeResult) -> Problem:
     """Return the 409 of a creation under an id that is taken."""
-    if result.item is not None and result.item.is_deleted:
-        return conflict("in-trash", "It exists and is in the trash: restore it, or use another id.")
-    return conflict("already-exists", "It exists with other values: change it, or use another id.")
+    is_deleted = result.item is not None and result.item.is_deleted
+    kind = KIND_OF_NAME["in-trash" if is_deleted else "already-exists"]
+    return conflict(kind.name, kind.detail)
 
 
 def stored_response(stored: StoredResponse) -> Response:

@@ -8,14 +8,18 @@ from typing import Any
 
 from todo_api.server.requests import StrictParser
 
-# A lingering close: closed at once with bytes unread, a connection would be reset, and the reset
-# could overtake the response (RFC 9112, section 9.6).
+# Limits of a lingering close. If a connection is closed while received bytes are unread, TCP resets
+# it, and the reset can reach the client before the response (RFC 9112, section 9.6).
 LINGER_SECONDS = 2
 LINGER_BYTES = 1024 * 1024
 
 
 class Connection:
-    """A client's connection. `deadline` (time.monotonic) is when the main thread ends its phase."""
+    """A client's connection.
+
+    At `deadline` (time.monotonic), the main thread shuts the connection down: if it is idle, if its
+    request takes too long, or if the client does not close it.
+    """
 
     def __init__(self, sock: socket.socket, peer: Any, local: Any, settings: Any) -> None:
         self.sock = sock
@@ -27,7 +31,7 @@ class Connection:
         self.unread_limit = LINGER_BYTES
 
     def has_input(self) -> bool:
-        """Whether bytes have come that no thread has taken up."""
+        """Whether the client has sent bytes that no thread has read."""
         if self.parser.has_buffered_input():
             return True
         try:

@@ -1,4 +1,4 @@
-"""Error responses for requests that the server rejects before the application sees them."""
+"""Error responses to requests that gunicorn rejects before the application receives them."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from uuid_utils import uuid7
 from werkzeug.http import http_date
 
 from todo_api.web.headers import POLICY
-from todo_api.web.problems import Problem, bug, malformed
+from todo_api.web.problems import Problem, bug, malformed, problem_of_status
 
 log = structlog.get_logger(__name__)
 
-# Errors of the application, though gunicorn derives them from its parser's.
+# Errors of the application (500), although gunicorn derives them from ParseException.
 SERVER_ERRORS = (ConfigurationProblem, InvalidResponseHeader, InvalidResponseHeaderName)
 
 
 def reject(error: Exception, method: str | None) -> bytes:
-    """Log a request that failed outside of the application, and return the response to it."""
+    """Log a request that failed outside the application, and return the response to it."""
     problem = rejection(error)
     request_id = str(uuid7())
     fields = {"request_id": request_id, "status": problem.status}
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("unhandled exception", exc_info=error, **fields)
     else:
-        # Not the error's text, which quotes what the client wrote.
+        # Not the error's message, which repeats text of the client.
         log.info("request", method=None, route=None, error=type(error).__name__, **fields)
     return response_bytes(problem, request_id, method)
 
 
 def rejection(error: Exception) -> Problem:
-    """Return the problem for an exception that was raised outside of the application."""
+    """Return the problem for an exception that was raised outside the application."""
     if not isinstance(error, ParseException) or isinstance(error, SERVER_ERRORS):
         return bug()
     if isinstance(error, LimitRequestLine):
-        return Problem(414, "The request line is longer than this server reads.")
+        return problem_of_status(414)
     if isinstance(error, LimitRequestHeaders):
-        return Problem(431, "There are more header fields, or longer ones, than this server reads.")
+        return problem_of_status(431)
     if isinstance(error, ExpectationFailed):
-        return Problem(417, "The only expectation that can be met is 100-continue.")
-    return malformed("The request is not well-formed HTTP/1.1.")
+        return problem_of_status(417)
+    return malformed("Send well-formed HTTP/1.1: the server could not parse the request.")
 
 
 def response_bytes(problem: Problem, request_id: str, method: str | None) -> bytes:
-    """Return the whole HTTP/1.1 response to a request of this method, or of an unknown one."""
+    """Return the complete HTTP/1.1 response. `method` is None if it is unknown."""
     body = problem.body(request_id)
     head = "\r\n".join(
         (

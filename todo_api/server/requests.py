@@ -1,4 +1,4 @@
-"""Read HTTP/1.1 requests strictly, and alike with both of gunicorn's parsers (RFC 9112)."""
+"""Read HTTP/1.1 requests strictly, and with both of gunicorn's parsers alike (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gunicorn.http.unreader import Unreader
 
 # method SP request-target SP HTTP-version (RFC 9112, section 3). The target has the origin-form, or
-# the absolute-form without userinfo; neither may have a fragment.
+# the absolute-form without userinfo. A fragment is not allowed.
 METHOD = rb"[!#$%&'*+.^_`|~0-9A-Z-]+"
 ORIGIN_FORM = rb"/[!-\"$-~]*"
 ABSOLUTE_FORM = rb"https?://[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]+(?:[/?][!-\"$-~]*)?"
@@ -28,21 +28,21 @@ REQUEST_LINE = re.compile(
     rb"(?:%b (?:%b|%b)|OPTIONS \*) HTTP/1\.[01]" % (METHOD, ORIGIN_FORM, ABSOLUTE_FORM)
 )
 
-# uri-host [ ":" port ] (RFC 9110, section 7.2); empty where the target has no authority.
+# uri-host [ ":" port ] (RFC 9110, section 7.2); empty if the target has no authority.
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
-# Bytes, of the request line and all fields. With gunicorn's own limit, 819 KB, each idle connection
-# keeps up to 1.7 MB of memory; and both parsers read the whole head again with each packet.
+# Bytes of the request line and all fields together. With gunicorn's own limit, 819 KB, each idle
+# connection uses up to 1.7 MB of memory. Both parsers read the whole head again for each packet.
 MAX_HEAD = 64 * 1024
 
 
 class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
-    """A request that every HTTP/1.1 parser on its way reads the same; anything else is refused.
+    """A request that all HTTP/1.1 parsers read in the same way. Other requests are refused.
 
-    gunicorn_h1c, the parser in C, takes bare LF line ends, folded lines and several spaces in the
-    request line, where gunicorn's parser in Python refuses some of them. A proxy in front could
-    then see other requests than this server.
+    gunicorn_h1c, the parser in C, accepts bare LF line ends, folded lines and several spaces in the
+    request line; gunicorn's parser in Python refuses some of them. If a proxy in front read them in
+    another way than this server, it would see other requests (request smuggling).
     """
 
     def parse(self, unreader: Unreader) -> bytes:
@@ -63,7 +63,7 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return rest
 
     def read_into(self, unreader: Unreader, buf: bytearray, stop: bool = False) -> None:  # noqa: FBT001, FBT002  gunicorn's
-        """Keep what is received, for `parse` to look at."""
+        """Keep a copy of the received bytes, which `parse` checks."""
         size = len(buf)
         super().read_into(unreader, buf, stop)
         self._received += buf[size:]
@@ -78,7 +78,7 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         # RFC 9112, section 3.2. gunicorn refuses a second Host field.
         if (not hosts and self.version >= (1, 1)) or not all(map(HOST.fullmatch, hosts)):
             raise InvalidHeader("HOST", req=self)
-        # gunicorn also takes codings that it does not decode, and identity, which is obsolete.
+        # gunicorn also accepts codings that it does not decode, and identity, which is obsolete.
         codings = self.values("TRANSFER-ENCODING")
         if codings and [coding.lower() for coding in codings] != ["chunked"]:
             raise InvalidHeader("TRANSFER-ENCODING", req=self)
@@ -89,9 +89,9 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     def should_close(self) -> bool:
         """Whether the connection ends with this request (RFC 9112, section 9.3).
 
-        gunicorn finds `close` only where it is the first Connection field's one option.
+        gunicorn detects `close` only if it is the only option of the first Connection field.
         """
-        # After CONNECT, the client may send what is not HTTP (RFC 9110, section 9.3.6).
+        # After CONNECT, the client may send data that are not HTTP (RFC 9110, section 9.3.6).
         if self.must_close or self.method == "CONNECT":
             return True
         fields = ",".join(self.values("CONNECTION")).lower()
@@ -100,10 +100,10 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return "close" in options or (is_old and "keep-alive" not in options)
 
     def unread_length(self) -> int | None:
-        """Return how many bytes of the body the application has not read.
+        """Return how many bytes of the body the application has not read, or None if unknown.
 
-        None if that is unknown: reading has failed, or the body is chunked and the application has
-        not read to its end.
+        The number is unknown if reading has failed, or if the body is chunked and the application
+        has not read to its end.
         """
         reader = self.body.reader
         if self.body.failed:
@@ -119,10 +119,10 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
 
 
 class WholeBodyReader(LengthReader):  # type: ignore[misc]  # gunicorn has no types
-    """Read a body of known length, all of it.
+    """Read a body of known length. Raises NoMoreData if the connection ends before it.
 
-    gunicorn's reader takes the end of the connection for the end of the body, so that an
-    application would act on a request of which a part is missing (RFC 9112, section 8).
+    gunicorn's reader treats the end of the connection as the end of the body, so the application
+    would execute an incomplete request (RFC 9112, section 8).
     """
 
     def read(self, size: int) -> bytes:
@@ -139,6 +139,6 @@ class StrictParser(RequestParser):  # type: ignore[misc]  # gunicorn has no type
     mesg_class: type[Any] = StrictRequest
 
     def has_buffered_input(self) -> bool:
-        """Whether bytes behind the last request were received already."""
+        """Whether bytes after the last request have already been received."""
         position: int = self.unreader.buf.tell()
         return position > 0

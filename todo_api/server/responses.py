@@ -8,15 +8,16 @@ from functools import lru_cache
 from gunicorn.http import wsgi
 from werkzeug import http
 
-# Of a request's body that the application has not read, less than this is read to reach the next
-# request. gunicorn's `finish_body` gives up at this size.
+# Bytes. If the application leaves a shorter part of a request's body unread, the server discards it
+# and keeps the connection; otherwise it closes the connection. gunicorn's `finish_body` has the
+# same limit.
 MAX_DRAIN = 64 * 1024
 
 
 class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's response, whose head and body go out in one write if the body is whole.
+    """gunicorn's response. If its body is complete, head and body are sent in one write.
 
-    gunicorn writes them one after the other, which costs two system calls, two packets, and two
+    gunicorn sends them one after the other, which costs two system calls, two packets, and two
     wake-ups of the client.
     """
 
@@ -56,7 +57,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
     def check_length(self) -> None:
         """Raise ValueError if the body was shorter than its Content-Length.
 
-        The client takes the next bytes on the connection for the rest of it.
+        The client would read the next bytes on the connection as the rest of the body.
         """
         if not self._omits_body and self.sent < (self.response_length or 0):
             msg = f"{self.sent} of {self.response_length} bytes were sent"

@@ -1,4 +1,4 @@
-"""A folder in which all workers write their metrics, and a slot in it for each worker."""
+"""A folder in which all workers write their metrics, with numbered files for each worker."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder of our own in it
 PREFIX = "todo-api-metrics-"
-NEW = 60  # seconds
+MIN_ORPHAN_AGE = 60  # seconds
 
 
 class MetricsSlots:
-    """The workers' slots. Files are named by slot, so that a worker continues its predecessor's.
+    """The workers' slots: numbers in the names of their files.
+
+    A new worker gets the slot of a worker that has ended, and continues its files.
 
     `pre_fork`, `post_fork` and `child_exit` are gunicorn's hooks of these names.
     """
@@ -52,7 +54,7 @@ class MetricsSlots:
         self._remove_gauges(worker)
 
     def _remove_gauges(self, worker: Worker) -> None:
-        """Remove the values that were true only while the slot's last worker lived."""
+        """Remove the gauges of the slot's last worker, which has ended."""
         mark_process_dead(self._slots[worker])  # type: ignore[no-untyped-call]
 
 
@@ -83,11 +85,11 @@ def remove_folder(folder: str, slots: MetricsSlots) -> None:
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove folders that no process locks, except new ones, whose master may be about to."""
+    """Remove folders that no process locks, except new ones, which may not be locked yet."""
     for folder in parent.glob(f"{PREFIX}*"):
-        # The folder belongs to another user, is still locked, or has just been removed.
+        # OSError: the folder belongs to another user, is locked, or has just been removed.
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime < NEW:
+            if time.time() - folder.stat().st_mtime < MIN_ORPHAN_AGE:
                 continue
             descriptor = os.open(folder, os.O_RDONLY)
             try:

@@ -1,9 +1,10 @@
-"""A gunicorn worker whose threads wait for requests themselves, each for all connections.
+"""A gunicorn worker in which every serving thread waits for the events of all connections.
 
-The main thread accepts connections and enforces their time limits. All threads wait on one epoll
-set, in which each connection is armed for one event (EPOLLONESHOT). The thread that receives the
-event owns the connection until it arms it again or closes it; no other thread closes a connection,
-so a file descriptor is never reused while an event for it is on its way.
+The main thread accepts connections and enforces their time limits; it hands out no requests. All
+threads wait on one epoll set, in which each connection is armed for one event (EPOLLONESHOT). The
+thread that receives the event owns the connection until it arms the connection again or closes it.
+No other thread closes a connection, so no file descriptor is reused while an event for it is
+pending.
 """
 
 from __future__ import annotations
@@ -32,33 +33,36 @@ if TYPE_CHECKING:
 
     from todo_api.server.requests import StrictRequest
 
-# From a request's first byte to the last byte of its response, in seconds. The application bounds
-# its own work more tightly; this limit is for clients that send or read slowly, or not at all.
+# Seconds from a request's first byte to the last byte of its response. The application has a
+# shorter limit for its own work; this one is for clients that send or read slowly, or not at all.
 EXCHANGE_TIMEOUT = 30
 
-# For a request that the client may just be sending when the worker stops, in seconds.
+# Seconds that a stopping worker waits for requests on idle connections.
 STOP_LINGER = 2
 
 SWEEP_INTERVAL = 0.5  # seconds
 
-# After each accepted connection, in seconds: the main thread of another worker, which was woken as
-# well, gets to accept the next one. Of 16 clients that connect at once, one worker of two had 81 %
-# without it (median), and all of them in a fifth of the runs; 56 % with it. No request waits.
+# Seconds between two accepts of a worker, so that other workers, which the kernel has also woken,
+# can accept the next connection. Measured with 2 workers and 16 clients that connect at the same
+# time: without this pause, the busier worker got 81 % of the connections (median), with it 56 %.
+# Requests are not delayed, because other threads serve them.
 ACCEPT_INTERVAL = 0.0005
 
-# When the system has no descriptor left, in seconds: accepting pauses, and is logged no more often.
+# Seconds without accepting after the system has no file descriptor left, and the least seconds
+# between two log lines about it.
 ACCEPT_PAUSE = 1
 LOG_PAUSE = 60
 
 # File descriptors beside those of clients: listeners, database connections, log, metrics.
 RESERVED_DESCRIPTORS = 64
 
-# Raised when the client has closed or reset the connection, or does not acknowledge any more. Other
-# OSErrors are the application's own, such as a file that it does not find.
+# Raised if the client has closed or reset the connection, or no longer acknowledges data. Other
+# OSErrors come from the application, such as FileNotFoundError.
 DISCONNECTED = (NoMoreData, ConnectionError, TimeoutError)
 
 READABLE = select.EPOLLIN | select.EPOLLONESHOT
-AT_ONCE = select.EPOLLOUT | select.EPOLLONESHOT  # a connection can nearly always be written to
+# Wakes a thread immediately, since a socket is nearly always writable.
+WRITABLE = select.EPOLLOUT | select.EPOLLONESHOT
 
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -80,7 +84,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             thread.join(1)
 
     def _prepare(self) -> None:
-        # Each look-up in gunicorn's Config is a function call, and a request makes 15 of them.
+        # Copied to attributes: each look-up in gunicorn's Config is a function call, and a request
+        # needs 15.
         values = {name: setting.get() for name, setting in self.cfg.settings.items()}
         networks = self.cfg.forwarded_allow_networks
         self._settings = SimpleNamespace(**values, is_ssl=False, forwarded_allow_networks=networks)
@@ -88,25 +93,26 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         available = descriptors - RESERVED_DESCRIPTORS - self.cfg.threads
         self._max_connections = max(1, min(self.cfg.worker_connections, available))
         self._connections: dict[int, Connection] = {}
-        # Removing a connection from this set decides what happens to it next: a thread serves its
-        # request, or the main thread closes it because it was idle for too long.
+        # The thread that removes a connection from this set owns it: a serving thread serves its
+        # request; the main thread closes it because it was idle for too long.
         self._idle: set[Connection] = set()
         self._accept_again_at = self._log_again_at = self._sweep_again_at = 0.0
         self._cut_off_at = math.inf
-        self._is_finished = False
+        self._has_ended = False
         self._epoll = select.epoll()
-        # Readable for every thread and for ever, once the other end is closed.
-        finished, self._finish = os.pipe()
-        self._epoll.register(finished, select.EPOLLIN)
+        # The stop signal: when its write end is closed, its read end stays readable, so that every
+        # thread wakes.
+        stop_reader, self._stop_writer = os.pipe()
+        self._epoll.register(stop_reader, select.EPOLLIN)
 
     # The main thread
 
     def _supervise(self) -> None:
-        """Accept connections until the worker has to stop, then let all come to their end."""
+        """Accept connections until the worker has to stop, then wait until all have ended."""
         self._accept_until_stopped()
         self._stop()
-        self._is_finished = True
-        os.close(self._finish)
+        self._has_ended = True
+        os.close(self._stop_writer)
 
     def _accept_until_stopped(self) -> None:
         """Accept connections and enforce their time limits."""
@@ -148,7 +154,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             self._accept_again_at = now + ACCEPT_PAUSE
             if now >= self._log_again_at:
                 self._log_again_at = now + LOG_PAUSE
-                self.log.error("cannot accept connections: %s", error.strerror)  # noqa: TRY400
+                self.log.error("accepting connections failed: %s", error.strerror)  # noqa: TRY400
             return False
         client.settimeout(None)
         connection = Connection(client, peer, listener.getsockname(), self._settings)
@@ -158,7 +164,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         return True
 
     def _enforce_deadlines(self) -> None:
-        """Shut down connections whose time is over. A thread sees their end and closes them."""
+        """Shut down connections after their deadline. A thread gets the event and closes them."""
         now = time.monotonic()
         if now < self._sweep_again_at:
             return
@@ -172,7 +178,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                 if self._take(connection):
                     connection.deadline = now + LINGER_SECONDS
                     connection.sock.shutdown(socket.SHUT_WR)
-                # Unless a thread took it in this moment, to serve a request.
+                # `_take` failed. If a thread has just taken the connection to serve a request, the
+                # deadline is a new one.
                 elif now >= min(connection.deadline, self._cut_off_at):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
@@ -182,9 +189,9 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         return now < end and connection.has_input()
 
     def _stop(self) -> None:
-        """Refuse new connections, and let those that are open come to their end."""
+        """Stop accepting connections, and wait until the open ones have ended."""
         for listener in self.sockets:
-            # Closing the listener resets what has connected and was not accepted.
+            # Closing the listener resets connections that it has not yet accepted.
             while self._may_accept() and self._accept(listener):
                 pass
             listener.close()
@@ -203,19 +210,22 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     def _serve(self) -> None:
         """Serve one event after another. If this loop ends early, the worker stops."""
         try:
-            while not self._is_finished:
+            while not self._has_ended:
                 for descriptor, _ in self._epoll.poll(maxevents=1):
                     if connection := self._connections.get(descriptor):
                         self._handle_event(connection)
         except BaseException:
-            self.log.critical("a serve loop ended, so the worker stops", exc_info=True)
+            self.log.critical(
+                "the worker stops: a serve loop ended with an exception", exc_info=True
+            )
         finally:
             self.alive = False
             self._wake()
 
     def _handle_event(self, connection: Connection) -> None:
-        """Serve a request; or read on, if the connection is being closed."""
-        # In this order: `_enforce_deadlines` must see no old deadline once the connection is taken.
+        """Serve a request, or discard input if the connection is being closed."""
+        # Set the deadline before the connection is taken: `_enforce_deadlines` must not see the old
+        # deadline of a taken connection.
         deadline, connection.deadline = connection.deadline, time.monotonic() + EXCHANGE_TIMEOUT
         if not self._take(connection):
             connection.deadline = deadline
@@ -225,18 +235,18 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             is_kept = self._exchange(connection)
         except BaseException:  # a view may even raise SystemExit
-            self.log.exception("a request was broken off")
+            self.log.exception("connection closed: serving a request failed")
         if is_kept:
             seconds = self._settings.keepalive if self.alive else STOP_LINGER
             connection.deadline = time.monotonic() + seconds
             self._idle.add(connection)
             has_input = connection.parser.has_buffered_input()
-            self._epoll.modify(connection.descriptor, AT_ONCE if has_input else READABLE)
+            self._epoll.modify(connection.descriptor, WRITABLE if has_input else READABLE)
         else:
             self._begin_close(connection)
 
     def _take(self, connection: Connection) -> bool:
-        """Remove the connection from the idle ones; return False if another thread has."""
+        """Remove the connection from the idle ones; return False if another thread has done so."""
         try:
             self._idle.remove(connection)
         except KeyError:
@@ -244,7 +254,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         return True
 
     def _exchange(self, connection: Connection) -> bool:
-        """Answer one request; return whether the connection can carry another one."""
+        """Serve one request; return whether the connection can be used for another one."""
         request: StrictRequest | None = None
         try:
             request = next(connection.parser, None)  # None: the client has closed it
@@ -252,7 +262,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                 return False
         except DISCONNECTED:
             return False
-        except Exception as error:  # noqa: BLE001  what it is decides the response
+        except Exception as error:  # noqa: BLE001  its type decides the response
             self._reject(connection, getattr(error, "req", request), error)
             return False
         if request.unread_length() == 0:
@@ -260,7 +270,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             return bool(connection.parser.finish_body(time.monotonic() + LINGER_SECONDS))
         except (ParseException, OSError):
-            # The client would take a second response for that to its next request.
+            # The client would read a second response as the response to its next request.
             return False
 
     def _respond(self, connection: Connection, request: StrictRequest) -> bool:
@@ -279,8 +289,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             body = self.wsgi(environ, response.start_response)
             try:
                 # The worker may have been told to stop while the application ran.
-                room = self._max_connections - self.cfg.threads
-                if not self.alive or len(self._connections) > room:
+                keepalive_limit = self._max_connections - self.cfg.threads
+                if not self.alive or len(self._connections) > keepalive_limit:
                     response.force_close()
                 for part in body:
                     response.write(part)
@@ -293,19 +303,20 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             if not response.headers_sent:
                 raise
             if not isinstance(error, DISCONNECTED):
-                self.log.exception("a response was broken off")
-            # Never a second response: the client would take it for that to its next request.
+                self.log.exception("connection closed: sending a response failed")
+            # Never send a second response: the client would read it as the response to its next
+            # request.
             return False
         return not response.should_close()
 
     def _reject(self, connection: Connection, request: Any, error: Exception) -> None:
-        """Answer a request that never reached the application, and log it."""
+        """Respond to a request that did not reach the application, and log it."""
         method = getattr(request, "method", None)
         with suppress(OSError):
             connection.sock.send(reject(error, method), socket.MSG_DONTWAIT)
 
     def _begin_close(self, connection: Connection) -> None:
-        """Send no more, and wait for the client to close, too: a lingering close."""
+        """Begin a lingering close: send no more, and wait until the client closes, too."""
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:  # the client has reset it
@@ -315,7 +326,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         self._epoll.modify(connection.descriptor, READABLE)
 
     def _discard_input(self, connection: Connection) -> None:
-        """Discard what a client still sends on a connection that is being closed."""
+        """Discard the data that a client still sends on a connection that is being closed."""
         try:
             data = connection.sock.recv(65536, socket.MSG_DONTWAIT)
         except OSError:
@@ -328,7 +339,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def _close(self, connection: Connection) -> None:
         was_full = len(self._connections) >= self._max_connections
-        # In this order: the next connection may get the same descriptor.
+        # Before the socket is closed: the next connection may get the same descriptor.
         del self._connections[connection.descriptor]
         connection.sock.close()
         if was_full:

@@ -140,7 +140,7 @@ class Api(flask_smorest.Api):
     def __init__(self, app: Flask, items: Sequence[type[Schema]]) -> None:
         app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
         app.url_map.converters["id"] = IdConverter
-        # No redirect from a path with `//` to one with `/`: it is another path.
+        # A path with `//` is another path than one with `/`: no redirect.
         app.url_map.merge_slashes = False
         plugin = MarshmallowPlugin(schema_name_resolver=schema_name)  # type: ignore[arg-type]
         super().__init__(app, spec_kwargs={"marshmallow_plugin": plugin})

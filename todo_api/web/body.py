@@ -26,34 +26,37 @@ MAX_BODY = 128 * 1024  # bytes
 CONTENT_LENGTH = re.compile("[0-9]{1,18}")
 
 
-CUT_OFF = "The body ended before its Content-Length."
+CUT_OFF = "Send the whole body: it ended before its Content-Length."
 
 
 def read_body(request: Request) -> bytes:
     """Return the request's body, of at most MAX_BODY bytes.
 
     Raises a 413 if it is longer; a 400 if it was cut off or its chunks are malformed; a 411 if it
-    is chunked and the server does not decode chunks, for which PEP 3333 has no rule.
+    is chunked and the WSGI server does not decode chunks (PEP 3333 has no rule for chunks).
     """
     environ = request.environ
-    # Set by servers that find the end of a body themselves, such as gunicorn and waitress.
+    # Set by servers that detect the end of a body themselves, such as gunicorn and waitress.
     is_terminated = environ.get("wsgi.input_terminated", False)
     content_length = environ.get("CONTENT_LENGTH") or None
     if not is_terminated and request.header("Transfer-Encoding") is not None:
         raise length_required()
     if content_length is not None:
         if not CONTENT_LENGTH.fullmatch(content_length):
-            raise malformed("Content-Length must be a number.")
+            raise malformed("Send a Content-Length that is a number.")
         if int(content_length) > MAX_BODY:
             raise RequestEntityTooLarge
-    # werkzeug ends a chunked body at this limit without an error: one byte more shows it.
+    # werkzeug cuts a chunked body at this limit without an error. One byte more shows that the body
+    # is too long.
     request.max_content_length = MAX_BODY + 1
     try:
         data = request.get_data()
-    except Exception as error:  # noqa: BLE001  each server raises exceptions of its own
-        log.info("unreadable body", error=type(error).__name__)
+    except Exception as error:  # noqa: BLE001  each server raises its own exceptions
+        log.info("request body unreadable", error=type(error).__name__)
         raise malformed(
-            "The body's chunks cannot be read." if content_length is None else CUT_OFF
+            "Send well-formed chunks: the server could not read the body."
+            if content_length is None
+            else CUT_OFF
         ) from None
     if len(data) > MAX_BODY:
         raise RequestEntityTooLarge
@@ -88,4 +91,4 @@ def read_json_body(request: Request, operation: Operation) -> Any:
     try:
         return strict_json.loads(data)
     except strict_json.NotJsonError as error:
-        raise malformed(f"The body is not JSON: {error}.") from None
+        raise malformed(f"Send the body as valid JSON: {error}.") from None

@@ -31,10 +31,12 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
     return Problem(status, detail, headers=headers)
 
 
+TRY_AGAIN = "Try again after Retry-After seconds"
+
 UNAVAILABLE_DETAILS: dict[type[psycopg.Error], str] = {
-    PoolTimeout: "The database takes no connections. Try again.",
-    TooManyRequests: "Too many requests are with the database. Try again.",
-    QueryCanceled: "The database took too long. Try again.",
+    PoolTimeout: f"{TRY_AGAIN}: the database accepts no connections.",
+    TooManyRequests: f"{TRY_AGAIN}: too many requests use the database.",
+    QueryCanceled: f"{TRY_AGAIN}: the database took too long.",
 }
 
 
@@ -59,7 +61,7 @@ def log_bug(error: BaseException) -> None:
     """Log an unhandled exception, once. The 500 response tells nothing of it."""
     if isinstance(error, DatabaseBugError):
         stack = "".join(traceback.format_tb(error.__traceback__))
-        log.error("database error", stack=stack, **error.fields)
+        log.error("unexpected database error", stack=stack, **error.fields)
     else:
         log.error("unhandled exception", exc_info=error)
 
@@ -71,15 +73,16 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
         pointer, detail = fault
         return invalid([{"pointer": pointer, "detail": detail}])
     if isinstance(error, OutcomeUnknownError):
-        log.warning("outcome unknown", cause=type(error.__cause__).__name__)
+        log.warning("write outcome unknown", error=type(error.__cause__).__name__)
         return unavailable(
-            "The database was lost on the way: whether the change was made cannot be told. "
-            "Read before you ask again, or ask again with the same If-Match or Idempotency-Key."
+            "Repeat the request with the same If-Match or Idempotency-Key, or read the resource "
+            "before you repeat it: the connection to the database broke, and the server cannot "
+            "tell whether the change was made."
         )
     if meaning(error).is_unavailable:
         log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
         return unavailable(
-            UNAVAILABLE_DETAILS.get(type(error), "The database is not well. Try again.")
+            UNAVAILABLE_DETAILS.get(type(error), f"{TRY_AGAIN}: the database is not available.")
         )
     return None
 

@@ -1,7 +1,7 @@
 """Marshmallow fields for the values that requests carry, as strict as the contract.
 
-JSON has types, so body fields convert nothing: `1` is no boolean, `"1"` is no integer. A query has
-text only, so the fields for its parameters read one spelling of each value.
+JSON has types, so body fields convert nothing: `1` is not a boolean, `"1"` is not an integer. A
+query has text only, so the fields of its parameters accept one spelling of each value.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECAS
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-# RFC 3339's date-time (section 5.6). The offset is required: a moment, not a wall clock.
+# RFC 3339's date-time (section 5.6). The offset is required, so the value is an instant.
 DATE_TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
     r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 
-# Patterns for the OpenAPI document: cursors and tokens that the server made; any text, U+0000
-# included; text that is not only white space. The white space is Python's, each character listed,
-# because \s matches other characters in other languages.
-OPAQUE = "^[A-Za-z0-9_-]+$"
-ANYTHING = r"^[\s\S]*$"
+# Patterns for the OpenAPI document.
+OPAQUE = "^[A-Za-z0-9_-]+$"  # cursors and tokens that the server made
+ANYTHING = r"^[\s\S]*$"  # any text, including U+0000
+# Text that has not only white space. Each character of Python's white space is listed, because \s
+# matches other characters in other languages.
 WHITE_SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 

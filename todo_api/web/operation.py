@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Operation:
     """An operation (OpenAPI), as the decorators of its view declare it.
 
-    `media_types` are those of the body, if it takes one. `responses` has the schema of each status,
-    or None without a body; an error status needs none. `current` is the schema of what a 412 holds,
-    if the operation reads preconditions.
+    `media_types` are those of the body, if it has one. `responses` has the schema of each status:
+    None if the response has no body, or if the status is an error. `current` is the schema of what
+    a 412 holds, if the operation reads preconditions.
     """
 
     body: Schema | None = None

@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): an exception for error responses, and a function for each type.
+"""Problem details (RFC 9457): an exception for error responses, and a function for each kind.
 
 Exception
     Problem     raised for a faulty request; web/errors.py turns it into a response
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from todo_api.web.problem_kinds import KIND_OF_NAME, KIND_OF_STATUS, OTHER, Fault
 from todo_api.web.requests import current_request
 from todo_api.web.responses import PROBLEM, BytesResponse
 from todo_api.web.schemas import FAULTS_SHOWN
@@ -18,39 +19,15 @@ from todo_api.web.schemas import FAULTS_SHOWN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from todo_api.web.problem_kinds import ProblemKind
+
 RETRY_AFTER = 1  # seconds
-
-# `{pointer | parameter | header, detail}`: the faulty part of a request, and the fault. A pointer
-# is a JSON Pointer (RFC 6901).
-Fault = dict[str, str]
-
-# The last part of a problem's type, and its title, by status.
-KIND_OF_STATUS = {
-    400: ("malformed", "Bad request"),
-    401: ("unauthorized", "Unauthorized"),
-    404: ("not-found", "Not found"),
-    405: ("method-not-allowed", "Method not allowed"),
-    406: ("not-acceptable", "Not acceptable"),
-    409: ("conflict", "Conflict"),
-    410: ("gone", "Gone"),
-    411: ("length-required", "Length required"),
-    412: ("precondition-failed", "Precondition failed"),
-    413: ("too-large", "Content too large"),
-    414: ("uri-too-long", "URI too long"),
-    415: ("unsupported-media-type", "Unsupported media type"),
-    417: ("expectation-failed", "Expectation failed"),
-    422: ("invalid", "Unprocessable content"),
-    428: ("precondition-required", "Precondition required"),
-    431: ("headers-too-large", "Request header fields too large"),
-    500: ("internal-error", "Internal server error"),
-    503: ("unavailable", "Service unavailable"),
-}
 
 
 class Problem(Exception):  # noqa: N818  RFC 9457's name
     """A response of 400 or above.
 
-    `kind` is the last part of its type, if not that of KIND_OF_STATUS. `current` is the JSON of the
+    `kind` is the name of a kind that replaces the one of the status. `current` is the JSON of the
     resource as it is now.
     """
 
@@ -65,7 +42,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         current: bytes | None = None,
     ) -> None:
         super().__init__(detail)
-        self.kind = kind
+        self.kind = KIND_OF_NAME[kind] if kind else KIND_OF_STATUS.get(status, OTHER)
+        self.title = HTTPStatus(status).phrase if self.kind is OTHER else self.kind.title
         self.current = current
         self.status = status
         self.detail = detail
@@ -74,10 +52,9 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
 
     def body(self, instance: str) -> bytes:
         """Return the problem details as JSON, for the request with this id."""
-        kind, title = KIND_OF_STATUS.get(self.status, ("other", HTTPStatus(self.status).phrase))
         body: dict[str, Any] = {
-            "type": f"/problems/{self.kind or kind}",
-            "title": title,
+            "type": self.kind.type,
+            "title": self.title,
             "status": self.status,
             "detail": self.detail,
             "instance": instance,
@@ -95,6 +72,22 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         return BytesResponse(body, self.status, headers | self.headers)
 
 
+def example_problem(kind: ProblemKind, current: bytes) -> Problem:
+    """Return the example that the kind declares; `current` is the JSON of a resource."""
+    return Problem(
+        kind.status,
+        kind.detail,
+        kind=kind.name,
+        errors=kind.errors,
+        current=current if kind.has_current else None,
+    )
+
+
+def problem_of_status(status: int) -> Problem:
+    """Return the problem of a status whose responses all have the detail that its kind declares."""
+    return Problem(status, KIND_OF_STATUS[status].detail)
+
+
 def malformed(detail: str) -> Problem:
     return Problem(400, detail)
 
@@ -102,7 +95,7 @@ def malformed(detail: str) -> Problem:
 def malformed_header(name: str, detail: str) -> Problem:
     return Problem(
         400,
-        "Correct the header in errors.",
+        "Correct the header field that the member `errors` names.",
         errors=[{"header": name, "detail": detail}],
     )
 
@@ -114,11 +107,11 @@ def unauthorized(detail: str, challenge: str = "Bearer") -> Problem:
 
 def not_found() -> Problem:
     """Return the 404: the same for a resource that does not exist and for another user's."""
-    return Problem(404, "It does not exist, or it is not yours.")
+    return problem_of_status(404)
 
 
 def not_acceptable(offered: str) -> Problem:
-    return Problem(406, f"The response would be {offered}: send Accept: {offered}, or no Accept.")
+    return Problem(406, f"Send Accept: {offered}, or no Accept header.")
 
 
 def conflict(kind: str, detail: str) -> Problem:
@@ -126,45 +119,33 @@ def conflict(kind: str, detail: str) -> Problem:
 
 
 def gone() -> Problem:
-    return Problem(
-        410, "What has changed since then is no longer known: start a full sync with since=0."
-    )
+    return problem_of_status(410)
 
 
 def length_required() -> Problem:
-    return Problem(411, "This server reads no chunked bodies: send Content-Length.")
+    return problem_of_status(411)
 
 
 def precondition_failed(current: bytes, etag: str) -> Problem:
     """Return a 412 with the resource as it is now, so that the client can merge its change."""
-    return Problem(
-        412,
-        "It is not at a revision that If-Match or If-None-Match allows: go on from current.",
-        headers={"ETag": etag},
-        current=current,
-    )
+    return Problem(412, KIND_OF_STATUS[412].detail, headers={"ETag": etag}, current=current)
 
 
 def precondition_required() -> Problem:
-    return Problem(428, "Send If-Match with the ETag of what you mean to change, or its revision.")
+    return problem_of_status(428)
 
 
 def unsupported_media_type(accepted: Iterable[str]) -> Problem:
-    return Problem(415, f"Send the body as {' or '.join(accepted)}.")
+    return Problem(415, f"Send the body with Content-Type: {' or '.join(accepted)}.")
 
 
 def invalid(errors: Iterable[Fault]) -> Problem:
-    return Problem(422, "Correct what errors lists.", errors=errors)
+    return Problem(422, KIND_OF_STATUS[422].detail, errors=errors)
 
 
 def key_reused() -> Problem:
-    detail = "Another request has used this key: use a new key for each new request."
-    return Problem(
-        422,
-        "Correct what errors lists.",
-        kind="key-reused",
-        errors=[{"header": "Idempotency-Key", "detail": detail}],
-    )
+    kind = KIND_OF_NAME["key-reused"]
+    return Problem(422, kind.detail, kind=kind.name, errors=kind.errors)
 
 
 def unavailable(detail: str) -> Problem:
@@ -172,12 +153,9 @@ def unavailable(detail: str) -> Problem:
 
 
 def bug() -> Problem:
-    return Problem(500, "The server's log has more, under the id in instance.")
+    return problem_of_status(500)
 
 
-# For errors that Flask and werkzeug raise, whose own texts are HTML for browsers.
-DETAIL_OF_STATUS = {
-    404: not_found().detail,
-    405: "Use one of the methods in the Allow header.",
-    413: "Send a body of at most 128 KiB.",
-}
+# Errors of Flask and werkzeug with these statuses get the detail that the kind declares; theirs
+# is written for browsers.
+DETAIL_OF_STATUS = {status: KIND_OF_STATUS[status].detail for status in (404, 405, 413)}

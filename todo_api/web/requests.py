@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 READS = {"GET", "HEAD"}
 
 
-# A request id goes into log lines, headers and problems, so it has no character to be quoted there.
+# A request id is written into log lines, headers and problems, so it has only characters that need
+# no escaping there.
 WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

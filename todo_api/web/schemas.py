@@ -4,12 +4,12 @@ from marshmallow import fields, validate
 
 from todo_api.web.fields import ANYTHING, REQUEST_ID, OpenSchema
 
-FAULTS_SHOWN = 100  # of one request, at most
+FAULTS_SHOWN = 100  # the most that a response lists
 FAULT_LENGTH = 1000  # characters
 
 
 class Fault(OpenSchema):
-    """One thing that is wrong with a request: where it is, and what."""
+    """One fault of a request: its place and what is wrong."""
 
     pointer = fields.String(
         validate=validate.Length(max=FAULT_LENGTH),
@@ -39,13 +39,13 @@ class Fault(OpenSchema):
 
 
 class ProblemDetails(OpenSchema):
-    """Why a request failed (RFC 9457)."""
+    """Problem details (RFC 9457)."""
 
     type = fields.String(
         required=True,
         validate=validate.Length(1, 100),
         metadata={
-            "description": "What kind of problem this is: a stable path.",
+            "description": "The kind of problem: the path of its page, which does not change.",
             "pattern": "^/problems/[a-z-]+$",
             "example": "/problems/invalid",
         },
@@ -53,7 +53,7 @@ class ProblemDetails(OpenSchema):
     title = fields.String(
         required=True,
         validate=validate.Length(1, 100),
-        metadata={"description": "The kind in words.", "example": "A value breaks a rule"},
+        metadata={"description": "The HTTP status in words.", "example": "Unprocessable content"},
     )
     status = fields.Integer(
         required=True,
@@ -63,13 +63,16 @@ class ProblemDetails(OpenSchema):
     detail = fields.String(
         required=True,
         validate=validate.Length(1, FAULT_LENGTH),
-        metadata={"description": "What happened, and what to do.", "example": "See errors."},
+        metadata={
+            "description": "What to do.",
+            "example": "Correct each fault that the member `errors` lists.",
+        },
     )
     instance = fields.String(
         required=True,
         validate=validate.Length(1, 128),
         metadata={
-            "description": "The request id, which the server's log has too.",
+            "description": "The request id, which the server's log has, too.",
             "pattern": "^[A-Za-z0-9._-]+$",
             "example": REQUEST_ID,
         },
@@ -77,5 +80,5 @@ class ProblemDetails(OpenSchema):
     errors = fields.List(
         fields.Nested(Fault),
         validate=validate.Length(1, FAULTS_SHOWN),
-        metadata={"description": "Each thing that is wrong, up to a hundred."},
+        metadata={"description": "The faults of the request, at most 100."},
     )

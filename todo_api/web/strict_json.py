@@ -33,11 +33,11 @@ def loads(data: bytes) -> Any:
 
 
 def reject_constant(name: str) -> NoReturn:
-    raise NotJsonError(f"{name} is no number")
+    raise NotJsonError(f"{name} is not allowed")
 
 
 def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise NotJsonError("an object has a name twice")
+        raise NotJsonError("an object has the same name twice")
     return members

@@ -14,7 +14,7 @@ from werkzeug.routing import UnicodeConverter
 from todo_api.web.body import read_json_body
 from todo_api.web.fields import UUID_TEXT
 from todo_api.web.operation import Operation, operation_of
-from todo_api.web.problems import Fault, invalid, not_acceptable
+from todo_api.web.problems import invalid, not_acceptable
 from todo_api.web.requests import Request, current_request
 from todo_api.web.responses import JSON
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from marshmallow import Schema
+
+    from todo_api.web.problem_kinds import Fault
 
 
 # The one path below /api that does not begin with a user's id.
@@ -46,7 +48,7 @@ def load_body(schema: Schema) -> Any:
         return schema.load(current_request().body)
     except ValidationError as error:
         messages = error.messages
-    raise invalid({"pointer": at, "detail": text} for at, text in list_faults(messages))
+    raise invalid({"pointer": pointer, "detail": text} for pointer, text in list_faults(messages))
 
 
 def load_query(schema: Schema) -> Any:
@@ -58,7 +60,9 @@ def load_query(schema: Schema) -> Any:
         return dict(load_parameters(schema, tuple(current_request().args.items())))
     except ValidationError as error:
         messages = error.messages
-    raise invalid({"parameter": at[1:], "detail": text} for at, text in list_faults(messages))
+    raise invalid(
+        {"parameter": pointer[1:], "detail": text} for pointer, text in list_faults(messages)
+    )
 
 
 # Many requests have the same query, and loading ten parameters takes 20 us.
@@ -68,16 +72,16 @@ def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[
     return parameters
 
 
-def list_faults(messages: Any, at: str = "") -> Iterator[tuple[str, str]]:
+def list_faults(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
     """Yield each message of marshmallow's tree with its JSON Pointer (RFC 6901)."""
     if isinstance(messages, dict):
         for key, below in messages.items():
-            # A key is the client's own text, which may not be encodable as UTF-8.
+            # A key is text of the client, which may not be encodable as UTF-8.
             text = str(key).encode(errors="replace").decode()[:200]
             step = "/" + text.replace("~", "~0").replace("/", "~1")
-            yield from list_faults(below, at if key == "_schema" else at + step)
+            yield from list_faults(below, pointer if key == "_schema" else pointer + step)
     else:
-        yield from ((at, str(message)) for message in messages)
+        yield from ((pointer, str(message)) for message in messages)
 
 
 def check_requests(app: Flask) -> None:
@@ -86,7 +90,7 @@ def check_requests(app: Flask) -> None:
 
 
 def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
-    """Make the checks that all operations have in common. Raises a 400, 406, 411, 413, 415 or 422.
+    """Make the checks that all operations need. Raises a 400, 406, 411, 413, 415 or 422.
 
     Sets the request's `body` and `user_id`, and replaces the ids in the view's arguments by UUIDs.
     """
@@ -126,6 +130,6 @@ def find_wrong_parameters(request: Request, operation: Operation) -> Iterator[Fa
     """Yield the faults of unknown and repeated query parameters."""
     for name, values in request.args.lists():
         if name not in operation.query_names:
-            yield {"parameter": name[:200], "detail": "There is no such parameter."}
+            yield {"parameter": name[:200], "detail": "Unknown parameter."}
         elif len(values) > 1:
             yield {"parameter": name, "detail": "Must be given once."}

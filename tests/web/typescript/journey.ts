@@ -1,7 +1,7 @@
 /**
- * A user's whole journey with the client that README shows, every answer checked.
+ * A journey of one user with the client of README.md. Every response is checked.
  *
- * api.d.ts is generated from the contract, and client.ts is README's: see test_typescript_client.py.
+ * test_typescript_client.py generates api.d.ts from the contract and copies client.ts from README.md.
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -19,80 +19,80 @@ function setting(name: string): string {
   return value;
 }
 
-interface Answer<Data, Failure> {
+interface ClientResult<Data, Failure> {
   data?: Data;
   error?: Failure;
   response: Response;
 }
 
-/** What came with a success of this status. */
-function success<Data>(answer: Answer<Data, unknown>, status: number): NonNullable<Data> {
-  assert.equal(answer.response.status, status, JSON.stringify(answer.error));
-  assert.equal(answer.response.headers.get("Content-Type"), "application/json");
-  assert.ok(answer.data);
+/** Check that the result is a success of this status; return its data. */
+function checkSuccess<Data>(result: ClientResult<Data, unknown>, status: number): NonNullable<Data> {
+  assert.equal(result.response.status, status, JSON.stringify(result.error));
+  assert.equal(result.response.headers.get("Content-Type"), "application/json");
+  assert.ok(result.data);
   checked += 1;
-  return answer.data;
+  return result.data;
 }
 
-/** A success that brings nothing. */
-function nothing(answer: Answer<unknown, unknown>, status: number): void {
-  assert.equal(answer.response.status, status, JSON.stringify(answer.error));
-  assert.ok(!answer.data);
+/** Check that the result has this status and no data. */
+function checkEmpty(result: ClientResult<unknown, unknown>, status: number): void {
+  assert.equal(result.response.status, status, JSON.stringify(result.error));
+  assert.ok(!result.data);
   checked += 1;
 }
 
-/** The problem details of a refusal with this status, and of this kind. */
-function problem<Failure extends ProblemDetails>(
-  answer: Answer<unknown, Failure>,
+/** Check that the result is a problem of this status and type; return its details. */
+function checkProblem<Failure extends ProblemDetails>(
+  result: ClientResult<unknown, Failure>,
   status: number,
-  kind: string,
+  typeName: string,
 ): Failure {
-  assert.equal(answer.response.status, status);
-  assert.equal(answer.response.headers.get("Content-Type"), "application/problem+json");
-  assert.ok(answer.error);
-  assert.equal(answer.error.status, status);
-  assert.equal(answer.error.type, `/problems/${kind}`);
-  assert.equal(answer.error.instance, answer.response.headers.get("X-Request-Id"));
+  assert.equal(result.response.status, status);
+  assert.equal(result.response.headers.get("Content-Type"), "application/problem+json");
+  assert.ok(result.error);
+  assert.equal(result.error.status, status);
+  assert.equal(result.error.type, `/problems/${typeName}`);
+  assert.equal(result.error.instance, result.response.headers.get("X-Request-Id"));
   checked += 1;
-  return answer.error;
+  return result.error;
 }
 
-function tag(answer: { response: Response }): string {
-  const value = answer.response.headers.get("ETag");
+function readEtag(result: { response: Response }): string {
+  const value = result.response.headers.get("ETag");
   assert.ok(value);
   return value;
 }
 
-/** The cursor of the next page, which Link names for as long as there is one. */
-function nextCursor(answer: { response: Response }): string | undefined {
-  const link = answer.response.headers.get("Link");
+/** Return the cursor of the next page from the Link header, or undefined on the last page. */
+function nextCursor(result: { response: Response }): string | undefined {
+  const link = result.response.headers.get("Link");
   if (link === null) return undefined;
   const target = /^<([^>]+)>; rel="next"$/.exec(link)?.[1];
   assert.ok(target, link);
-  const next = new URL(target, answer.response.url);
-  assert.equal(next.pathname, new URL(answer.response.url).pathname);
+  const next = new URL(target, result.response.url);
+  assert.equal(next.pathname, new URL(result.response.url).pathname);
   const cursor = next.searchParams.get("cursor");
   assert.ok(cursor, link);
   return cursor;
 }
 
-async function whoAmI(): Promise<string> {
-  const session = success(await api.GET("/api/session"), 200);
+async function getUserId(): Promise<string> {
+  const session = checkSuccess(await api.GET("/api/session"), 200);
 
   assert.equal(session.user_id, session.subject);
   assert.ok(Date.parse(session.expires_at) > Date.now());
   return session.user_id;
 }
 
-/** Seven tasks, oldest first; the even ones are done. */
+/** Create seven tasks; those with even numbers are completed. Return the oldest first. */
 async function create(user_id: string): Promise<Task[]> {
   const tasks: Task[] = [];
   for (let number = 0; number < 7; number += 1) {
-    const answer = await api.POST("/api/{user_id}/tasks", {
+    const result = await api.POST("/api/{user_id}/tasks", {
       params: { path: { user_id } },
       body: { title: `Task ${number}`, completed: number % 2 === 0 },
     });
-    const task = success(answer, 201);
+    const task = checkSuccess(result, 201);
     assert.deepEqual(
       { title: task.title, description: task.description, completed: task.completed },
       { title: `Task ${number}`, description: null, completed: number % 2 === 0 },
@@ -100,22 +100,22 @@ async function create(user_id: string): Promise<Task[]> {
     assert.equal(task.user_id, user_id);
     assert.equal(task.revision, number + 1);
     assert.equal(task.created_at, task.updated_at);
-    assert.equal(answer.response.headers.get("Location"), `/api/${user_id}/tasks/${task.id}`);
+    assert.equal(result.response.headers.get("Location"), `/api/${user_id}/tasks/${task.id}`);
     tasks.push(task);
   }
   return tasks;
 }
 
-/** One task, though its request is sent twice: as where the first answer was lost. */
+/** Create one task with a request that is sent twice, as after a lost response. */
 async function createOnce(user_id: string): Promise<Task> {
   const params = { path: { user_id }, header: { "Idempotency-Key": randomUUID() } };
-  const body = { title: "Once", description: "However often it is sent" };
+  const body = { title: "Once", description: "Created by two equal requests" };
   const first = await api.POST("/api/{user_id}/tasks", { params, body });
-  const created = success(first, 201);
+  const created = checkSuccess(first, 201);
   assert.equal(first.response.headers.get("Idempotent-Replayed"), null);
 
   const second = await api.POST("/api/{user_id}/tasks", { params, body });
-  assert.deepEqual(success(second, 201), created);
+  assert.deepEqual(checkSuccess(second, 201), created);
   assert.equal(second.response.headers.get("Idempotent-Replayed"), "true");
   for (const name of ["ETag", "Location"]) {
     assert.equal(second.response.headers.get(name), first.response.headers.get(name));
@@ -124,7 +124,7 @@ async function createOnce(user_id: string): Promise<Task> {
   const other = { title: "Another task, by the same key" };
   const reused = await api.POST("/api/{user_id}/tasks", { params, body: other });
   assert.deepEqual(
-    problem(reused, 422, "key-reused").errors?.map((fault) => fault.header),
+    checkProblem(reused, 422, "key-reused").errors?.map((error) => error.header),
     ["Idempotency-Key"],
   );
   return created;
@@ -135,20 +135,20 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
   const newestFirst = [...tasks].reverse();
 
   const all = await api.GET("/api/{user_id}/tasks", { params: { path } });
-  assert.deepEqual(success(all, 200), newestFirst);
+  assert.deepEqual(checkSuccess(all, 200), newestFirst);
   assert.equal(nextCursor(all), undefined);
 
   const query = { completed: false, q: "task", sort: "title" } as const;
   const open = await api.GET("/api/{user_id}/tasks", { params: { path, query } });
   assert.deepEqual(
-    success(open, 200),
+    checkSuccess(open, 200),
     tasks.filter((task) => !task.completed && task.title.startsWith("Task")),
   );
 
-  const again = await api.GET("/api/{user_id}/tasks", {
-    params: { path, header: { "If-None-Match": tag(all) } },
+  const repeated = await api.GET("/api/{user_id}/tasks", {
+    params: { path, header: { "If-None-Match": readEtag(all) } },
   });
-  nothing(again, 304);
+  checkEmpty(repeated, 304);
 
   const pages: Task[][] = [];
   let cursor: string | undefined;
@@ -156,7 +156,7 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
     const page = await api.GET("/api/{user_id}/tasks", {
       params: { path, query: { limit: 3, ...(cursor === undefined ? {} : { cursor }) } },
     });
-    pages.push(success(page, 200));
+    pages.push(checkSuccess(page, 200));
     cursor = nextCursor(page);
   } while (cursor !== undefined);
   assert.deepEqual(
@@ -166,19 +166,19 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
   assert.deepEqual(pages.flat(), newestFirst);
 }
 
-/** Two devices change the same task: the slower one is told, and rebases its change. */
+/** Two devices change the same task: the second one gets a 412, and applies its change again. */
 async function edit(task: Task): Promise<Task> {
   const path = { user_id: task.user_id, task_id: task.id };
   const read = await api.GET("/api/{user_id}/tasks/{task_id}", { params: { path } });
-  assert.deepEqual(success(read, 200), task);
-  const known = tag(read);
+  assert.deepEqual(checkSuccess(read, 200), task);
+  const oldEtag = readEtag(read);
 
   const described = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
-    params: { path, header: { "If-Match": known } },
+    params: { path, header: { "If-Match": oldEtag } },
     body: { description: "By the first device" },
     headers: { "Content-Type": "application/merge-patch+json" },
   });
-  const current = success(described, 200);
+  const current = checkSuccess(described, 200);
   assert.deepEqual(current, {
     ...task,
     description: "By the first device",
@@ -187,26 +187,26 @@ async function edit(task: Task): Promise<Task> {
   });
   assert.ok(current.revision > task.revision);
 
-  const late = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
-    params: { path, header: { "If-Match": known } },
+  const outdated = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
+    params: { path, header: { "If-Match": oldEtag } },
     body: { title: "By the second device" },
   });
-  const refused = problem(late, 412, "precondition-failed");
+  const refused = checkProblem(outdated, 412, "precondition-failed");
   assert.ok("current" in refused);
   assert.deepEqual(refused.current, current);
-  assert.equal(tag(late), tag(described));
+  assert.equal(readEtag(outdated), readEtag(described));
 
   const rebased = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
-    params: { path, header: { "If-Match": tag(late) } },
+    params: { path, header: { "If-Match": readEtag(outdated) } },
     body: { title: `${refused.current.title}, by the second device` },
   });
-  const both = success(rebased, 200);
-  assert.equal(both.title, `${task.title}, by the second device`);
-  assert.equal(both.description, "By the first device");
+  const merged = checkSuccess(rebased, 200);
+  assert.equal(merged.title, `${task.title}, by the second device`);
+  assert.equal(merged.description, "By the first device");
 
-  // README's function: what is renamed, or else the task as it is.
-  assert.deepEqual(await renameTask(api, both, known, "Too late"), both);
-  const renamed = await renameTask(api, both, tag(rebased), "In time");
+  // renameTask of README.md returns the renamed task, or the current one after a 412.
+  assert.deepEqual(await renameTask(api, merged, oldEtag, "Too late"), merged);
+  const renamed = await renameTask(api, merged, readEtag(rebased), "In time");
   assert.equal(renamed.title, "In time");
   return renamed;
 }
@@ -215,7 +215,7 @@ async function complete(task: Task): Promise<Task> {
   const params = { path: { user_id: task.user_id, task_id: task.id } };
 
   const done = await api.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params });
-  const completed = success(done, 200);
+  const completed = checkSuccess(done, 200);
   assert.equal(task.completed, false);
   assert.equal(completed.completed, true);
 
@@ -223,7 +223,7 @@ async function complete(task: Task): Promise<Task> {
     params,
     body: { completed: true },
   });
-  assert.deepEqual(success(twice, 200), completed);
+  assert.deepEqual(checkSuccess(twice, 200), completed);
   return completed;
 }
 
@@ -231,20 +231,20 @@ async function deleteAndRestore(task: Task): Promise<Task> {
   const user_id = task.user_id;
   const params = { path: { user_id, task_id: task.id } };
 
-  nothing(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 204);
-  problem(await api.GET("/api/{user_id}/tasks/{task_id}", { params }), 404, "not-found");
-  problem(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 404, "not-found");
+  checkEmpty(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 204);
+  checkProblem(await api.GET("/api/{user_id}/tasks/{task_id}", { params }), 404, "not-found");
+  checkProblem(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 404, "not-found");
 
   const trash = await api.GET("/api/{user_id}/tasks", {
     params: { path: { user_id }, query: { deleted: true } },
   });
-  const [deleted, ...others] = success(trash, 200);
+  const [deleted, ...others] = checkSuccess(trash, 200);
   assert.equal(others.length, 0);
   assert.ok(deleted && "purge_at" in deleted);
   assert.equal(deleted.id, task.id);
   assert.ok(Date.parse(deleted.purge_at) > Date.parse(deleted.deleted_at));
 
-  const restored = success(
+  const restored = checkSuccess(
     await api.POST("/api/{user_id}/tasks/{task_id}/restore", { params }),
     200,
   );
@@ -253,22 +253,22 @@ async function deleteAndRestore(task: Task): Promise<Task> {
     revision: restored.revision,
     updated_at: restored.updated_at,
   });
-  const again = await api.POST("/api/{user_id}/tasks/{task_id}/restore", { params });
-  problem(again, 409, "not-in-trash");
+  const repeated = await api.POST("/api/{user_id}/tasks/{task_id}/restore", { params });
+  checkProblem(repeated, 409, "not-in-trash");
   return restored;
 }
 
-/** Every change since, page by page, and where to go on. */
+/** Return all changes after the sync token, and the next sync token. */
 async function changesSince(
   user_id: string,
   since: string,
 ): Promise<{ changes: (ChangedTask | TaskDeletion)[]; next: string }> {
   const changes: (ChangedTask | TaskDeletion)[] = [];
   for (;;) {
-    const answer = await api.GET("/api/{user_id}/changes", {
+    const result = await api.GET("/api/{user_id}/changes", {
       params: { path: { user_id }, query: { since, limit: 3 } },
     });
-    const page = success(answer, 200);
+    const page = checkSuccess(result, 200);
     assert.ok(page.changes.length <= 3);
     changes.push(...page.changes);
     since = page.next;
@@ -277,22 +277,22 @@ async function changesSince(
 }
 
 async function sync(user_id: string): Promise<void> {
-  const everything = await api.GET("/api/{user_id}/tasks", { params: { path: { user_id } } });
-  const tasks = new Map(success(everything, 200).map((task) => [task.id, task]));
+  const all = await api.GET("/api/{user_id}/tasks", { params: { path: { user_id } } });
+  const tasks = new Map(checkSuccess(all, 200).map((task) => [task.id, task]));
   const full = await changesSince(user_id, "0");
-  const mine = new Map<string, Task>();
-  apply(mine, full.changes);
+  const copy = new Map<string, Task>();
+  apply(copy, full.changes);
   assert.equal(full.changes.length, tasks.size);
-  assert.deepEqual(sorted(mine), sorted(tasks));
+  assert.deepEqual(sorted(copy), sorted(tasks));
 
-  const [first, second] = [...mine.values()];
+  const [first, second] = [...copy.values()];
   assert.ok(first && second);
-  const gone = { user_id, task_id: first.id };
-  const changed = { user_id, task_id: second.id };
-  nothing(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params: { path: gone } }), 204);
-  const replaced = success(
+  const deletedPath = { user_id, task_id: first.id };
+  const replacedPath = { user_id, task_id: second.id };
+  checkEmpty(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params: { path: deletedPath } }), 204);
+  const replaced = checkSuccess(
     await api.PUT("/api/{user_id}/tasks/{task_id}", {
-      params: { path: changed },
+      params: { path: replacedPath },
       body: { title: "Replaced" },
     }),
     200,
@@ -306,9 +306,9 @@ async function sync(user_id: string): Promise<void> {
       { id: second.id, deleted: false },
     ],
   );
-  apply(mine, delta.changes);
-  assert.equal(mine.has(first.id), false);
-  assert.deepEqual(mine.get(second.id), replaced);
+  apply(copy, delta.changes);
+  assert.equal(copy.has(first.id), false);
+  assert.deepEqual(copy.get(second.id), replaced);
   assert.deepEqual((await changesSince(user_id, delta.next)).changes, []);
 }
 
@@ -325,51 +325,51 @@ function apply(tasks: Map<string, Task>, changes: (ChangedTask | TaskDeletion)[]
 }
 
 function sorted(tasks: Map<string, Task>): Task[] {
-  return [...tasks.values()].sort((one, other) => one.revision - other.revision);
+  return [...tasks.values()].sort((first, second) => first.revision - second.revision);
 }
 
-async function beRefused(user_id: string): Promise<void> {
+async function checkErrors(user_id: string): Promise<void> {
   const path = { user_id };
   const tasks = "/api/{user_id}/tasks";
 
-  const stranger = await clientOf(url, "not.a.token").GET(tasks, { params: { path } });
-  problem(stranger, 401, "unauthorized");
-  assert.match(stranger.response.headers.get("WWW-Authenticate") ?? "", /^Bearer/);
+  const unauthorized = await clientOf(url, "not.a.token").GET(tasks, { params: { path } });
+  checkProblem(unauthorized, 401, "unauthorized");
+  assert.match(unauthorized.response.headers.get("WWW-Authenticate") ?? "", /^Bearer/);
 
-  const elsewhere = await api.GET(tasks, { params: { path: { user_id: randomUUID() } } });
-  problem(elsewhere, 404, "not-found");
+  const otherUser = await api.GET(tasks, { params: { path: { user_id: randomUUID() } } });
+  checkProblem(otherUser, 404, "not-found");
   const missing = await api.GET("/api/{user_id}/tasks/{task_id}", {
     params: { path: { user_id, task_id: randomUUID() } },
   });
-  problem(missing, 404, "not-found");
+  checkProblem(missing, 404, "not-found");
 
   const untitled = await api.POST(tasks, { params: { path }, body: { title: " " } });
   assert.deepEqual(
-    problem(untitled, 422, "invalid").errors?.map((fault) => fault.pointer),
+    checkProblem(untitled, 422, "invalid").errors?.map((error) => error.pointer),
     ["/title"],
   );
-  // @ts-expect-error  The types know what the server knows.
-  const numbered = await api.POST(tasks, { params: { path }, body: { title: 5 } });
+  // @ts-expect-error  The types do not allow a number as title, and neither does the server.
+  const numericTitle = await api.POST(tasks, { params: { path }, body: { title: 5 } });
   assert.deepEqual(
-    problem(numbered, 422, "invalid").errors?.map((fault) => fault.pointer),
+    checkProblem(numericTitle, 422, "invalid").errors?.map((error) => error.pointer),
     ["/title"],
   );
   const tooMany = await api.GET(tasks, { params: { path, query: { limit: 201 } } });
   assert.deepEqual(
-    problem(tooMany, 422, "invalid").errors?.map((fault) => fault.parameter),
+    checkProblem(tooMany, 422, "invalid").errors?.map((error) => error.parameter),
     ["limit"],
   );
 }
 
-async function leave(user_id: string): Promise<void> {
+async function deleteUser(user_id: string): Promise<void> {
   const params = { path: { user_id } };
 
-  nothing(await api.DELETE("/api/{user_id}", { params }), 204);
-  assert.deepEqual(success(await api.GET("/api/{user_id}/tasks", { params }), 200), []);
-  nothing(await api.DELETE("/api/{user_id}", { params }), 204);
+  checkEmpty(await api.DELETE("/api/{user_id}", { params }), 204);
+  assert.deepEqual(checkSuccess(await api.GET("/api/{user_id}/tasks", { params }), 200), []);
+  checkEmpty(await api.DELETE("/api/{user_id}", { params }), 204);
 }
 
-const user_id = await whoAmI();
+const user_id = await getUserId();
 const tasks = [...(await create(user_id)), await createOnce(user_id)];
 await list(user_id, tasks);
 const [, second] = tasks;
@@ -378,6 +378,6 @@ const edited = await edit(second);
 const completed = await complete(edited);
 await deleteAndRestore(completed);
 await sync(user_id);
-await beRefused(user_id);
-await leave(user_id);
-console.log(`${checked} answers checked`);
+await checkErrors(user_id);
+await deleteUser(user_id);
+console.log(`${checked} responses checked`);

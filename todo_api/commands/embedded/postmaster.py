@@ -19,7 +19,7 @@ class Postmaster(NamedTuple):
 
 
 def read_postmaster(data: Path) -> Postmaster | None:
-    """Return the server of this data folder, or None before it has written its file or after."""
+    """Return the server of this data folder, or None if its file is missing or incomplete."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
         pid, _, _, _, socket, _, _, state = lines  # PostgreSQL's pidfile.h
@@ -36,7 +36,7 @@ def remove_remains(data: Path) -> None:
     if postmaster.socket.name.startswith(SOCKET_PREFIX):
         shutil.rmtree(postmaster.socket, ignore_errors=True)
     # If no process reaps orphans, as in a container without an init, the killed server stays a
-    # zombie, and PostgreSQL takes its process id for that of a running server.
+    # zombie, and PostgreSQL regards its process id as that of a running server.
     with suppress(FileNotFoundError):
         state = Path(f"/proc/{postmaster.pid}/stat").read_text().rpartition(") ")[2][0]
         if state == "Z":

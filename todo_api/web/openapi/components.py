@@ -13,9 +13,8 @@ from todo_api.web.conditional import ENTITY_TAGS, OWN_TAG, TAGS_LENGTH, etag
 from todo_api.web.fields import ITEM_ID, REQUEST_ID, REVISION, USER_ID
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
+from todo_api.web.problem_kinds import KIND_OF_NAME, KIND_OF_STATUS
 from todo_api.web.problems import (
-    DETAIL_OF_STATUS,
-    KIND_OF_STATUS,
     Problem,
     bug,
     conflict,
@@ -26,6 +25,7 @@ from todo_api.web.problems import (
     not_found,
     precondition_failed,
     precondition_required,
+    problem_of_status,
     unauthorized,
     unavailable,
     unsupported_media_type,
@@ -48,20 +48,20 @@ REQUEST_HEADERS = {
     for name, description, example in (
         (
             "If-Match",
-            "Only if the task is one of these versions, or with `*` any (RFC 9110, 13.1.1).",
+            "The task must have one of these ETags; with `*`, exist (RFC 9110, 13.1.1).",
             etag(REVISION),
         ),
         (
             "If-None-Match",
-            "Only if it is none of these versions, or with `*` not there (RFC 9110, 13.1.2).",
+            "The task must have none of these ETags; with `*`, not exist (RFC 9110, 13.1.2).",
             etag(REVISION),
         ),
     )
 } | {
     "Idempotency-Key": {
         "description": (
-            "What marks requests as one and the same, sent again: of one's own making, and new for "
-            "each task, such as a UUID."
+            "A unique key that the client makes for each new task, such as a UUID. A repeated "
+            "request has the same key."
         ),
         "schema": string_schema(KEY, 2 * KEY_LENGTH + 2, REQUEST_ID),
     },
@@ -70,19 +70,19 @@ REQUEST_HEADERS = {
 # Of responses.
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     "Cache-Control": {
-        "description": "Whether the answer may be kept. What may be, must be revalidated.",
+        "description": "Whether the response may be stored. A stored response must be revalidated.",
         "schema": {"type": "string", "enum": ["private, no-cache", "no-store"]},
     },
     "ETag": {
-        "description": "The version of what is answered, for If-Match and If-None-Match.",
+        "description": "The entity tag of the response, for If-Match and If-None-Match.",
         "schema": string_schema(re.compile(f'"{OWN_TAG.pattern}"'), 64, etag(REVISION)),
     },
     "Idempotent-Replayed": {
-        "description": "That this is the answer to an earlier request of the same Idempotency-Key.",
+        "description": "This is the response to an earlier request with the same Idempotency-Key.",
         "schema": {"type": "string", "enum": ["true"]},
     },
     "Link": {
-        "description": "Where the next page is, if there is one (RFC 8288): a relative reference.",
+        "description": "The path and query of the next page, if there is one (RFC 8288).",
         "schema": string_schema(
             re.compile(r'</api/[^<>\s]+>; rel="next"'),
             8000,
@@ -90,7 +90,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "Location": {
-        "description": "Where the new task is: a relative reference.",
+        "description": "The path of the new task.",
         "schema": {
             "type": "string",
             "format": "uri-reference",
@@ -99,7 +99,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         },
     },
     "Retry-After": {
-        "description": "In how many seconds to try again.",
+        "description": "The seconds to wait before the request is sent again.",
         "schema": {
             "type": "integer",
             "format": "int32",
@@ -109,13 +109,13 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         },
     },
     "WWW-Authenticate": {
-        "description": "How to say who you are, and why this would not do (RFC 6750, section 3).",
+        "description": "How to authenticate, and why a token was refused (RFC 6750, section 3).",
         "schema": string_schema(
             re.compile('Bearer(?: error="[a-z_]+")?'), 64, 'Bearer error="invalid_token"'
         ),
     },
     "X-Request-Id": {
-        "description": "The id of the request, under which the server's log has it.",
+        "description": "The id of the request, which the server's log has, too.",
         "schema": string_schema(WELL_FORMED, 128, REQUEST_ID),
     },
 }
@@ -151,7 +151,7 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
         for problem in example_problems()
     }
     for item in items:
-        description = "The resource as it is now; its ETag is a header of this response."
+        description = "The resource as it is now. The header ETag has its entity tag."
         current = fields.Nested(item, required=True, metadata={"description": description})
         schema = ProblemDetails.from_dict({"current": current}, name=f"{item.__name__}Conflict")
         problem = precondition_failed(orjson.dumps(example_of(item)), etag(REVISION))
@@ -162,25 +162,26 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
 def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
     """Return the response object that has this problem as its example."""
     return {
-        "description": KIND_OF_STATUS[problem.status][1],
+        "description": problem.title,
         "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
         "content": {PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(REQUEST_ID))}},
     }
 
 
 def example_problems() -> Iterator[Problem]:
-    """Yield an example of each problem but the 412."""
+    """Yield an example of each problem but the 412, with its headers."""
+    in_trash = KIND_OF_NAME["in-trash"]
     yield from (
-        malformed("The body is not JSON: Expecting value at character 0."),
-        unauthorized("The token has expired.", 'Bearer error="invalid_token"'),
+        malformed(KIND_OF_STATUS[400].detail),
+        unauthorized(KIND_OF_STATUS[401].detail, 'Bearer error="invalid_token"'),
         not_found(),
         not_acceptable(JSON),
-        conflict("in-trash", "It exists and is in the trash: restore it, or use another id."),
+        conflict(in_trash.name, in_trash.detail),
         gone(),
-        Problem(413, DETAIL_OF_STATUS[413]),
+        problem_of_status(413),
         unsupported_media_type([JSON]),
-        invalid([{"pointer": "/title", "detail": "Must have 1 to 255 characters."}]),
+        invalid(KIND_OF_STATUS[422].errors),
         precondition_required(),
         bug(),
-        unavailable("The database takes no connections. Try again."),
+        unavailable(KIND_OF_STATUS[503].detail),
     )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from todo_api.web.openapi.components import EVERY_HEADER, error_component
 from todo_api.web.openapi.schemas import example_of
-from todo_api.web.problems import KIND_OF_STATUS
 from todo_api.web.requests import READS
 from todo_api.web.responses import CREATED, JSON, NO_CONTENT, NOT_MODIFIED, OK
 
@@ -28,7 +27,7 @@ def operation_object(
     responses: dict[int, Any] = {
         status: success_response(operation, status, schema, is_of_user=is_of_user)
         for status, schema in operation.responses.items()
-        if status not in KIND_OF_STATUS
+        if status < HTTPStatus.BAD_REQUEST
     }
     errors = error_statuses(operation, method, is_of_user=is_of_user, requires_token=requires_token)
     responses |= {status: error_component(status, operation.current) for status in errors}
@@ -94,7 +93,7 @@ def error_statuses(
     """Return the statuses of 400 and above that the operation can answer."""
     reads_etags = operation.is_conditional or NOT_MODIFIED in operation.responses
     return {
-        *(operation.responses.keys() & KIND_OF_STATUS.keys()),
+        *(status for status in operation.responses if status >= HTTPStatus.BAD_REQUEST),
         *(406, 422, 500),
         *((400,) if reads_etags or operation.is_idempotent else ()),
         *((412, 428) if operation.is_conditional else ()),

@@ -26,12 +26,12 @@ def path_parameters(rule: str) -> list[dict[str, Any]]:
 def path_parameter(name: str) -> dict[str, Any]:
     """Return the parameter object of an id: `user_id`, or that of a resource."""
     is_user = name == "user_id"
-    of_resource = f"Which {name.removesuffix('_id')}."
+    of_resource = f"The id of the {name.removesuffix('_id')}."
     return {
         "in": "path",
         "name": name,
         "required": True,
-        "description": "Whose data: the user of the token." if is_user else of_resource,
+        "description": "The id of the user: that of the token." if is_user else of_resource,
         "schema": {
             "type": "string",
             "format": "uuid",

@@ -36,8 +36,9 @@ def field_attributes(
 ) -> dict[str, Any]:
     """Return the JSON Schema keywords that follow from a field's type: bounds, `examples`.
 
-    apispec calls it for each field (`add_attribute_function`). `example` in `ret` is the keyword of
-    OpenAPI 3.0, and Swagger UI fills in its value; 3.1 has `examples`, of which it fills in none.
+    apispec calls it for each field (`add_attribute_function`). It replaces `example`
+    in `ret` (OpenAPI 3.0) by `examples` (3.1), because Swagger UI would fill its form with the
+    value of `example`.
     """
     attributes: dict[str, Any] = {}
     resolve: Any = converter.resolve_nested_schema

@@ -3,25 +3,27 @@
 from importlib.metadata import version
 
 DESCRIPTION = """\
-A todo backend in which every user owns tasks, and sees no other's.
+A todo backend in which every user owns tasks, and no user sees those of another.
 
-**Who you are.** Send a token as `Authorization: Bearer TOKEN`; `GET /api/session` tells the
-`user_id` that it is for. A path of any other user is 404, whether or not that user exists.
+**Authentication.** Send a token as `Authorization: Bearer TOKEN`. `GET /api/session` returns its
+`user_id`. A path with another user's id is 404, whether or not that user exists.
 
-**Sending again.** PUT, PATCH and DELETE can be sent again as they are. A POST that creates takes an
-`Idempotency-Key`: sent again with the same one, it gets the first one's answer, marked by
-`Idempotent-Replayed: true`, and creates nothing. An answer of 503 asks for that, after
-`Retry-After` seconds.
+**Retries.** PUT, PATCH and DELETE can be sent again as they are. A POST that creates a task takes
+an `Idempotency-Key`: if it is sent again with the same key, it creates nothing and gets the first
+response again, with `Idempotent-Replayed: true`. After a 503, wait for the seconds in
+`Retry-After`, and send the request again.
 
-**Safe editing.** A task's `ETag` goes into `If-Match`: where the task has changed meanwhile, the
-answer is 412, with the task as it is now in `current`. `If-None-Match` makes an unchanged read 304.
+**Concurrent changes.** Send a task's `ETag` in `If-Match` with a change. If another request has
+changed the task, the response is 412, with the task as it is now in `current`. A read with
+`If-None-Match` is 304 if nothing has changed.
 
-**Errors** are problem details (RFC 9457), as `application/problem+json`. Nothing is ignored in
-silence: an unknown field, or an unknown or repeated query parameter, is 422 and named in `errors`.
-A method that a path does not know is 405, with `Allow`.
+**Errors** are problem details (RFC 9457), as `application/problem+json`. `type` is the path of a
+page that explains the problem and says what to do; it needs no token. No part of a request is
+ignored: an unknown member, or an unknown or repeated query parameter, is 422, and `errors` names
+it. A method that the path does not have is 405, with `Allow`.
 
-Every answer has an `X-Request-Id`: the one that was sent, if it is of 1 to 128 letters, digits,
-`.`, `_` and `-`; else one that the server made.
+Every response has an `X-Request-Id`: the one of the request, if it has 1 to 128 letters, digits,
+`.`, `_` and `-`; otherwise one that the server made.
 """
 
 OPENAPI = {
@@ -37,15 +39,18 @@ OPENAPI = {
         "servers": [
             {
                 "url": "/",
-                "description": "Where this document comes from, be it local or production.",
+                "description": "The server that this document comes from.",
                 "x-internal": False,
             },
             {
                 "url": "https://{host}",
-                "description": "A production server of yours.",
+                "description": "Your production server.",
                 "x-internal": False,
                 "variables": {
-                    "host": {"default": "todo.internal", "description": "Its name, and port."}
+                    "host": {
+                        "default": "todo.internal",
+                        "description": "Its host name, with the port if it is not 443.",
+                    }
                 },
             },
         ],
@@ -57,7 +62,7 @@ OPENAPI = {
                     "bearerFormat": "JWT",
                     "description": (
                         "A JSON Web Token of the issuer that the server trusts (RFC 7519), "
-                        "verified as RFC8725 has it."
+                        "verified by the rules of RFC 8725."
                     ),
                 }
             }

@@ -1,4 +1,4 @@
-"""A resource with fields of every type and kind, more than those that the application has."""
+"""A resource for tests, `widgets`, with fields of every type and option."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.support.postgresql import execute
+from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
 from todo_api.resources.types import BooleanType, IntegerType, TextType
-from todo_api.resources.views import add_changes_route, add_collection_routes, add_item_routes
+from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ FIELDS = (
         required=True,
         is_filterable=True,
         is_sortable=True,
-        description="What it is called.",
+        description="The name of the widget.",
         example="A name",
     ),
     Field(
@@ -37,7 +38,7 @@ FIELDS = (
         type=TextType(maximum=40, is_stripped=True),
         nullable=True,
         is_filterable=True,
-        description="What is said of it.",
+        description="A remark on the widget.",
         example="A remark",
     ),
     Field(
@@ -46,17 +47,16 @@ FIELDS = (
         nullable=True,
         is_filterable=True,
         is_sortable=True,
-        description="How urgent it is.",
+        description="The priority of the widget.",
         example=3,
     ),
     Field(
         name="size",
         type=IntegerType(minimum=0, maximum=2**40),
         default=1,
-        is_reset_by_put=True,
         is_filterable=True,
         is_sortable=True,
-        description="How large it is.",
+        description="The size of the widget.",
         example=7,
     ),
     Field(
@@ -65,47 +65,50 @@ FIELDS = (
         default=True,
         is_filterable=True,
         is_sortable=True,
-        description="Whether it is open.",
+        description="Whether the widget is open.",
         example=True,
     ),
 )
 
-THING = Resource(
-    name="thing",
-    table=resource_table(metadata, "things", FIELDS, indexes=(("created_at", "id"),)),
+WIDGET = Resource(
+    name="widget",
+    table=resource_table(metadata, "widgets", FIELDS, indexes=(("created_at", "id"),)),
     fields=FIELDS,
     example_id="019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21",
     search=("name", "remark"),
 )
 
 
-# What a migration to this resource would have beside the table.
+# The statements of a migration for this resource, except CREATE TABLE and CREATE INDEX.
 GUARDS = """
-    CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON things
+    CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON widgets
     FOR EACH ROW EXECUTE FUNCTION take_revision();
-    CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON things
+    CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON widgets
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision();
-    GRANT SELECT, INSERT, UPDATE ON things TO todo_app;
-    ALTER TABLE things ENABLE ROW LEVEL SECURITY;
-    ALTER TABLE things FORCE ROW LEVEL SECURITY;
-    CREATE POLICY owner ON things
+    GRANT SELECT, INSERT, UPDATE, DELETE ON widgets TO todo_app;
+    ALTER TABLE widgets ENABLE ROW LEVEL SECURITY;
+    ALTER TABLE widgets FORCE ROW LEVEL SECURITY;
+    CREATE POLICY owner ON widgets
     USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid);
 """
 
 
-def create_things(url: str) -> None:
-    """Make the resource's table in a migrated database."""
+def create_widgets_table(url: str) -> None:
+    """Create the table of the resource in a migrated database."""
     dialect = postgresql.dialect()
-    execute(url, str(CreateTable(THING.table).compile(dialect=dialect)))
-    for index in THING.table.indexes:
+    execute(url, str(CreateTable(WIDGET.table).compile(dialect=dialect)))
+    for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
     execute(url, GUARDS)
 
 
-def serve_things(app: Flask) -> None:
-    """Add the resource's routes to an application that has served nothing yet."""
-    blueprint = Blueprint("things", __name__, url_prefix="/api/<id:user_id>")
-    add_collection_routes(blueprint, THING)
-    add_item_routes(blueprint, THING)
-    add_changes_route(blueprint, THING, "/things-changes")
+def add_widget_routes(app: Flask) -> None:
+    """Add the routes of the resource to an application that has not served a request yet."""
+    blueprint = Blueprint("widgets", __name__, url_prefix="/api/<id:user_id>")
+    add_collection_routes(blueprint, WIDGET)
+    add_item_routes(blueprint, WIDGET)
     app.register_blueprint(blueprint)
+    # The changes and the trash of tasks and widgets together.
+    feeds = Blueprint("feeds", __name__, url_prefix="/api/<id:user_id>/all")
+    add_feed_routes(feeds, (*RESOURCES, WIDGET))
+    app.register_blueprint(feeds)
