@@ -239,6 +239,46 @@ def describe(task, responses, connection):
     )
 
 
+CREATIONS = {
+    "id": (True, {}),
+    "key": (False, {"Idempotency-Key": "a-key"}),
+    "id and key": (True, {"Idempotency-Key": "a-key"}),
+}
+
+
+@pytest.mark.parametrize("has_id", [True, False], ids=["same id", "another id"])
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize("name", CREATIONS)
+def test_creation_that_is_sent_again_before_its_first_response_creates_once(
+    app, connection, database_url, tasks_url, user_id, name, ending, has_id
+):
+    sends_id, headers = CREATIONS[name]
+    task_id = str(uuid.uuid4())
+    body = {"title": "First"} | ({"id": task_id} if sends_id else {})
+    held_id = task_id if has_id else str(uuid.uuid4())
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(2) as pool:
+        holder.execute(
+            "INSERT INTO tasks (user_id, id, title) VALUES (%s, %s, 'Other')", (user_id, held_id)
+        )
+        waiting = [
+            pool.submit(app.test_client().post, tasks_url, json=body, headers=headers)
+            for _ in range(2)
+        ]
+        wait_for_sessions(database_url, lambda: 2)
+        getattr(holder, ending)()
+        first, second = [each.result(timeout=10) for each in waiting]
+
+    is_taken = sends_id and has_id and ending == "commit"
+    created = connection.execute(
+        "SELECT count(*) FROM tasks WHERE user_id = %s AND title = 'First'", (user_id,)
+    ).fetchone()
+    assert first.status_code == second.status_code == (409 if is_taken else 201)
+    assert created == (0 if is_taken else 1,)
+    if not is_taken:
+        assert first.data == second.data
+
+
 PAUSE_KEY = 13
 PAUSE = Statement(f"SELECT pg_advisory_xact_lock_shared({PAUSE_KEY})".encode())
 
