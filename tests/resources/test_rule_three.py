@@ -279,6 +279,30 @@ def test_creation_that_is_sent_again_before_its_first_response_creates_once(
         assert first.data == second.data
 
 
+@pytest.mark.parametrize("name", CREATIONS)
+def test_creation_that_waits_for_the_erasure_of_its_user_creates(
+    app, database_url, task, tasks_url, user_id, name
+):
+    sends_id, headers = CREATIONS[name]
+    members = ("id", "title", "description") if sends_id else ("title",)
+    body = {member: task[member] for member in members}
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute("DELETE FROM users WHERE id = %s", (user_id,))
+        waiting = pool.submit(app.test_client().post, tasks_url, json=body, headers=headers)
+        wait_for_sessions(database_url, lambda: not waiting.done())
+        holder.commit()
+        response = waiting.result(timeout=10)
+
+    if not headers and sends_id:
+        # The request ends before the erasure: it has nothing to write.
+        assert (response.status_code, response.json) == (201, task)
+    else:
+        assert response.status_code == 201
+        assert response.json["revision"] > task["revision"]
+        assert app.test_client().get(tasks_url).json == [response.json]
+
+
 PAUSE_KEY = 13
 PAUSE = Statement(f"SELECT pg_advisory_xact_lock_shared({PAUSE_KEY})".encode())
 
