@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Write(NamedTuple):
-    """A request on one task, and whether it has `If-Match` with the task's first revision."""
+    """A request on one task, and whether it has `If-Match` with the task's first revision.
+
+    A path that begins with `..` is one of the user. A body whose `id` is None gets the task's.
+    """
 
     method: str
     path: str = ""
@@ -37,7 +40,12 @@ class Write(NamedTuple):
         if self.is_conditional:
             headers.setdefault("If-Match", f'"{task["revision"]}"')
         url = f"/api/{task['user_id']}/tasks/{task['id']}{self.path}"
-        return client.open(url, method=self.method, json=self.body, headers=headers)
+        if self.path.startswith(".."):
+            url = f"/api/{task['user_id']}{self.path.removeprefix('..')}"
+        body = self.body
+        if body and body.get("id", task) is None:
+            body = body | {"id": task["id"]}
+        return client.open(url, method=self.method, json=body, headers=headers)
 
 
 WRITES = {
@@ -177,6 +185,20 @@ RACING = {
 }
 del RACING["reopen"]
 
+# The same of a task that is in the trash at first.
+HELD_IN_TRASH = {
+    "a restore": "UPDATE tasks SET deleted_at = NULL WHERE id = %s",
+    "a purge": "DELETE FROM tasks WHERE id = %s",
+    "nothing": None,
+}
+RACING_IN_TRASH = {
+    "restore": WRITES["restore"],
+    "PATCH": WRITES["PATCH"],
+    "DELETE": WRITES["DELETE"],
+    "POST": Write("POST", "../tasks", {"id": None, "title": "First"}, is_conditional=False),
+    "DELETE of the trash": Write("DELETE", "../trash", is_conditional=False),
+}
+
 
 @pytest.mark.parametrize("effect", HELD)
 @pytest.mark.parametrize(("first", "second"), list(combinations_with_replacement(RACING, 2)))
@@ -187,6 +209,35 @@ def test_writes_that_wait_for_a_lock_get_the_responses_of_a_serial_order(
     change = HELD[effect]
     task = make_task()
 
+    responses = send_while_held(app, database_url, task, writes, change)
+
+    outcome = describe(task, responses, connection)
+    outcomes = serial_outcomes(app.test_client(), make_task, connection, writes, change)
+    assert outcome in list(outcomes)
+
+
+@pytest.mark.parametrize("effect", HELD_IN_TRASH)
+@pytest.mark.parametrize(
+    ("first", "second"), list(combinations_with_replacement(RACING_IN_TRASH, 2))
+)
+def test_writes_to_the_trash_that_wait_for_a_lock_get_the_responses_of_a_serial_order(
+    app, task_before, connection, database_url, first, second, effect
+):
+    writes = (RACING_IN_TRASH[first], RACING_IN_TRASH[second])
+    change = HELD_IN_TRASH[effect]
+    task = task_before("restore")
+
+    responses = send_while_held(app, database_url, task, writes, change)
+
+    outcome = describe(task, responses, connection)
+    outcomes = serial_outcomes(
+        app.test_client(), lambda: task_before("restore"), connection, writes, change
+    )
+    assert outcome in list(outcomes)
+
+
+def send_while_held(app, database_url, task, writes, change):
+    """Send two writes while a transaction holds the task's row; return their responses."""
     with psycopg.connect(database_url) as holder, ThreadPoolExecutor(2) as pool:
         holder.execute(change or HELD["other values"], (task["id"],))
         waiting = [pool.submit(write.send, app.test_client(), task) for write in writes]
@@ -195,12 +246,7 @@ def test_writes_that_wait_for_a_lock_get_the_responses_of_a_serial_order(
             holder.rollback()
         else:
             holder.commit()
-        responses = [each.result(timeout=10) for each in waiting]
-
-    outcome = describe(task, responses, connection)
-    assert outcome in list(
-        serial_outcomes(app.test_client(), make_task, connection, writes, change)
-    )
+        return [each.result(timeout=10) for each in waiting]
 
 
 def serial_outcomes(client, make_task, connection, writes, change):
@@ -226,8 +272,8 @@ def describe(task, responses, connection):
     ).fetchone()
     bodies = [response.json or {} for response in responses]
     tasks = [body.get("current", body) for body in bodies]
-    seen = {task["revision"], row[-1], *(each.get("revision") for each in tasks)} - {None}
-    numbers = {revision: number for number, revision in enumerate(sorted(seen))}
+    seen = {task["revision"], row and row[-1], *(each.get("revision") for each in tasks)}
+    numbers = {revision: number for number, revision in enumerate(sorted(seen - {None}))}
     members = ("title", "description", "completed")
     return (
         [response.status_code for response in responses],
@@ -235,7 +281,7 @@ def describe(task, responses, connection):
             ([each.get(name) for name in members], numbers.get(each.get("revision")))
             for each in tasks
         ],
-        (row[:-1], numbers[row[-1]]),
+        row and (row[:-1], numbers[row[-1]]),
     )
 
 
