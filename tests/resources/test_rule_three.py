@@ -137,6 +137,21 @@ def test_repeated_write_with_a_failing_if_none_match_succeeds_and_writes_nothing
     assert read_rows(task["id"]) == rows
 
 
+@pytest.mark.parametrize("name", WRITES)
+def test_repeated_write_without_a_precondition_succeeds_and_writes_nothing(
+    client, task_before, read_rows, name
+):
+    task = task_before(name)
+    write = WRITES[name]._replace(is_conditional=False)
+    first = write.send(client, task)
+    rows = read_rows(task["id"])
+
+    again = write.send(client, task)
+
+    assert (again.status_code, again.data) == (first.status_code, first.data)
+    assert read_rows(task["id"]) == rows
+
+
 def test_repeated_post_with_an_id_succeeds_and_writes_nothing(client, tasks_url, read_rows):
     task = {"id": str(uuid.uuid4()), "title": "First", "description": "By POST"}
     first = client.post(tasks_url, json=task)

@@ -31,7 +31,7 @@ ACTIONS = {
     "restore": 90,
     "sync": 75,
     "full sync": 12,
-    "empty trash": 3,
+    "empty trash": 15,
 }
 
 
