@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 CREATED = 201
 
-# A change that found nothing to do is sent again if the row was changed before its outcome was
-# read; after so many times, the client has to.
+# A write that found nothing to do is sent again if the row was changed or removed before its
+# outcome was read; after so many times, the client has to.
 MOST_ROUNDS = 5
 
 
@@ -70,18 +70,21 @@ def insert_item(
     """Insert an item with these values, one for each field, under a UUIDv7 unless an id is given.
 
     An item with this id and these values is as requested. Any other one is left as it is, even in
-    the trash.
+    the trash. Raises OutcomeUnknownError if an item with this id disappears again and again.
     """
     insertion = resource.statements.insert
     parameters = {"id": item_id or uuid7(), **new_values(values)}
     # A new id is known only if the first attempt has inserted it.
     first = [insertion.change] if item_id is None else [*insertion]
-    inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
-    if inserted:
-        return ChangeResult(Item(*inserted[0]), is_as_requested=True)
-    row = outcome[0][0]
-    *columns, has_values, written_by_this_attempt, _ = row
-    return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
+    for _ in range(MOST_ROUNDS):
+        inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
+        if inserted:
+            return ChangeResult(Item(*inserted[0]), is_as_requested=True)
+        if outcome and outcome[0]:
+            *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
+            return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
+        # The row was removed for good after the insert had been decided.
+    raise OutcomeUnknownError
 
 
 def insert_item_once(
@@ -97,7 +100,8 @@ def insert_item_once(
     None means that the key belongs to a request with another fingerprint. A ChangeResult is of an
     item with the same id that is not as requested. The item and the response are written by one
     statement, so either both exist or none does. The loser of a race for the key waits for the
-    winner, gets a unique_violation, and finds the response when it is repeated.
+    winner, gets a unique_violation, and finds the response when it is repeated. Raises
+    OutcomeUnknownError as `insert_item` does.
     """
     location = f"{request.path}/{item_id or (item_id := uuid7())}"
     parameters = {
@@ -110,14 +114,18 @@ def insert_item_once(
     }
     find_outcome = resource.statements.insert.find_outcome
     statements = [resource.statements.insert_once, FIND_RESPONSE, find_outcome]
-    stored, responses, existing = database.write(owner, statements, parameters, again=statements)
-    if not responses:
-        return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
-    fingerprint, status, headers, body, revision = responses[0]
-    if fingerprint != request.fingerprint:
-        return None
-    fields = orjson.loads(headers) | {"ETag": etag(revision)}
-    return StoredResponse(status, fields, body, is_replayed=not stored)
+    for _ in range(MOST_ROUNDS):
+        stored, responses, rows = database.write(owner, statements, parameters, again=statements)
+        if responses:
+            fingerprint, status, headers, body, revision = responses[0]
+            if fingerprint != request.fingerprint:
+                return None
+            fields = orjson.loads(headers) | {"ETag": etag(revision)}
+            return StoredResponse(status, fields, body, is_replayed=not stored)
+        if rows:
+            return ChangeResult(Item(*rows[0][:4]), is_as_requested=False)
+        # The row was removed for good after the insert had been decided.
+    raise OutcomeUnknownError
 
 
 def update_item(
