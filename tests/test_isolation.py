@@ -39,6 +39,7 @@ pytestmark = pytest.mark.pooled
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 SECRET_TEXT = "Nobody else may read this"
 ATTACKS = 20_000
+ERASURES = {("DELETE", "/api/{user_id}"), ("DELETE", "/api/{user_id}/trash")}
 MINIMUM_ATTACKS = 1_000  # each operation succeeds at least once with the attacker's own data
 
 
@@ -100,15 +101,35 @@ class Attack:
         ]
         assert {response.status_code for response in responses} == {201}
         self.victim_tasks = [response.json["id"] for response in responses]
-        assert (
-            self.victim.send("DELETE", f"{tasks_url}/{self.victim_tasks.pop()}").status_code == 204
-        )
+        deleted = self.victim_tasks[-2:]
+        for task in deleted:
+            assert self.victim.send("DELETE", f"{tasks_url}/{task}").status_code == 204
+        # The attacker may make a task with this id, so responses may contain it.
+        self.reused_id = self.victim_tasks[0]
+        self.secrets = {self.victim.id, *self.victim_tasks} - {self.reused_id}
         page = self.victim.send("GET", f"{tasks_url}?limit=1")
-        self.cursor = re.search("cursor=([^&>]*)", page.headers["Link"])[1]
+        trash = self.victim.send("GET", f"/api/{self.victim.id}/trash?limit=1")
+        self.cursors = [
+            re.search("cursor=([^&>]*)", response.headers["Link"])[1] for response in (page, trash)
+        ]
         self.revision = page.json[0]["revision"]
-        changes = self.victim.send("GET", f"/api/{self.victim.id}/changes?since=0&limit=1")
-        self.since = changes.json["next"]
+        changes = [
+            self.victim.send("GET", f"/api/{self.victim.id}/changes?since=0&limit={limit}")
+            for limit in (1, 200)
+        ]
+        self.tokens = [response.json["next"] for response in changes]
         self.rows_before = self.rows()
+        self.view_before = self.view()
+        assert [len(items) for items in self.view_before] == [6, 6, 2]
+
+    def view(self) -> list[Any]:
+        """Return what the victim reads: the tasks, the changes and the trash."""
+        url = f"/api/{self.victim.id}"
+        tasks, changes, trash = (
+            self.victim.send("GET", f"{url}/{path}").json
+            for path in ("tasks", "changes?since=0", "trash")
+        )
+        return [tasks, changes["changes"], trash]
 
     def rows(self) -> list[Any]:
         """Return all rows of the victim."""
@@ -127,16 +148,19 @@ class Attack:
             if number % 100 == 0:
                 assert self.rows() == self.rows_before
         assert self.rows() == self.rows_before
+        assert self.view() == self.view_before
         # The requests are valid: each operation succeeds with the attacker's own data.
         assert self.succeeded == set(self.operations)
 
     def request(self) -> None:
-        method, template = self.random.choice(self.operations)
+        # What erases all is rare, so that the other operations find something of the attacker.
+        weights = [1 if operation in ERASURES else 3 for operation in self.operations]
+        ((method, template),) = self.random.choices(self.operations, weights)
         self.is_restore = template.endswith("/restore")
         path = re.sub(r"{(\w+)}", lambda name: self.id_for(name[1]), template)
         options: dict[str, Any] = {"query_string": self.query(), "headers": self.header()}
         if template.endswith("/changes"):
-            options["query_string"] |= {"since": self.random.choice(["0", "1", self.since])}
+            options["query_string"] |= {"since": self.random.choice(["0", "1", *self.tokens])}
         if method in ("POST", "PUT", "PATCH") and self.random.random() < 0.9:
             options["json"] = self.body()
         response = self.attacker.send(method, path, **options)
@@ -146,6 +170,8 @@ class Attack:
             self.succeeded.add((method, template))
             if template.endswith("}/tasks/{task_id}") and method == "DELETE":
                 self.attacker_trash.append(path.rpartition("/")[2])
+            elif template.endswith("/trash") and method == "DELETE":
+                self.attacker_trash = []
             elif method == "DELETE":
                 self.attacker_tasks, self.attacker_trash = [], []
             if response.status_code == 201:
@@ -155,7 +181,7 @@ class Attack:
         response_text = response.text + str(response.headers)
         assert response.status_code < 500, request
         assert SECRET_TEXT not in response_text, request
-        for secret in (self.victim.id, *self.victim_tasks):
+        for secret in self.secrets:
             assert secret not in response_text or secret in request_text, request
         if response.status_code < 300:
             assert f"/api/{self.victim.id}" not in request.split()[1], request
@@ -172,8 +198,8 @@ class Attack:
             return {}
         return self.random.choice(
             [
-                {"cursor": self.cursor},
-                {"cursor": self.cursor, "limit": "200"},
+                {"cursor": self.random.choice(self.cursors)},
+                {"cursor": self.random.choice(self.cursors), "limit": "200"},
                 {"completed": "false"},
                 {"user_id": self.victim.id},
                 {"owner": self.victim.id},
@@ -205,9 +231,13 @@ class Attack:
             body["description"] = self.random.choice([None, "Mine"])
         if self.random.random() < 0.3:
             body["completed"] = self.random.random() < 0.5
-        if self.random.random() < 0.1:
+        if self.random.random() < 0.2:
             name = self.random.choice(["user_id", "owner", "id", "task_id"])
             body[name] = self.random.choice([self.victim.id, *self.victim_tasks])
+            if name == "id":
+                body[name] = self.reused_id
+        if self.random.random() < 0.1:
+            body["revision"] = self.revision
         return body
 
 
@@ -250,6 +280,74 @@ def url_without_row_level_security(new_database) -> str:
 
 def test_owner_conditions_and_row_level_security_stop_every_attack(make_app, database_url, count):
     Attack(make_app(), database_url, seed=1).run(count(ATTACKS, MINIMUM_ATTACKS))
+
+
+@pytest.mark.parametrize("path", ["tasks", "trash", "changes"])
+def test_position_of_another_user_is_refused(make_app, database_url, path):
+    attack = Attack(make_app(), database_url, seed=5)
+    name, positions = ("since", attack.tokens) if path == "changes" else ("cursor", attack.cursors)
+
+    for position in positions:
+        response = attack.attacker.send(
+            "GET", f"/api/{attack.attacker.id}/{path}", query_string={name: position}
+        )
+
+        assert response.status_code == 422
+        assert [error["parameter"] for error in response.json["errors"]] == [name]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "trash"), ("DELETE", "trash"), ("GET", "changes?since=0"), ("GET", "tasks")],
+)
+def test_path_of_another_user_is_not_found(make_app, database_url, method, path):
+    attack = Attack(make_app(), database_url, seed=6)
+
+    response = attack.attacker.send(method, f"/api/{attack.victim.id}/{path}")
+    of_nobody = attack.attacker.send(method, f"/api/{uuid.uuid4()}/{path}")
+
+    assert response.status_code == of_nobody.status_code == 404
+    assert response.json | {"instance": None} == of_nobody.json | {"instance": None}
+    assert (attack.rows(), attack.view()) == (attack.rows_before, attack.view_before)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+@pytest.mark.parametrize("name", ["user_id", "id"])
+def test_ids_of_another_user_in_a_body_change_nothing_of_theirs(
+    make_app, database_url, method, name
+):
+    attack = Attack(make_app(), database_url, seed=7)
+    attacker, tasks_url = attack.attacker, f"/api/{attack.attacker.id}/tasks"
+    own = attacker.send("POST", tasks_url, json={"title": "Own"}).json
+    value = attack.victim.id if name == "user_id" else attack.reused_id
+
+    response = attacker.send(
+        method,
+        tasks_url if method == "POST" else f"{tasks_url}/{own['id']}",
+        json={"title": "Mine now", name: value},
+    )
+
+    if (method, name) == ("POST", "id"):
+        # Ids are of their owner: the attacker has a task of the same id now.
+        assert response.status_code == 201
+        assert response.json["user_id"] == attacker.id
+        assert response.json["description"] is None
+    else:
+        assert response.status_code == 422
+        assert [error["pointer"] for error in response.json["errors"]] == [f"/{name}"]
+        assert attacker.send("GET", tasks_url).json == [own]
+    assert (attack.rows(), attack.view()) == (attack.rows_before, attack.view_before)
+
+
+def test_attacks_include_the_feeds(make_app, database_url):
+    attack = Attack(make_app(), database_url, seed=8)
+
+    assert {
+        ("GET", "/api/{user_id}/changes"),
+        ("GET", "/api/{user_id}/trash"),
+        ("DELETE", "/api/{user_id}/trash"),
+        ("POST", "/api/{user_id}/tasks/{task_id}/restore"),
+    } <= set(attack.operations)
 
 
 def test_row_level_security_alone_stops_every_attack(make_app, database_url, count):

@@ -74,6 +74,7 @@ class Items:
     connection: Connection
     resource: Resource
     url: str
+    feeds_url: str
 
     def required(self) -> dict[str, Any]:
         return {field.name: field.example for field in self.resource.fields if field.required}
@@ -93,6 +94,12 @@ class Items:
         url = f"{self.url}/{first['id']}"
         assert self.client.delete(url).status_code == 204
         return [self.client.post(f"{url}/restore").json, *others]
+
+    def feed(self, path: str) -> Any:
+        """Return what a route that spans all resources of the user has."""
+        response = self.client.get(f"{self.feeds_url}/{path}")
+        assert response.status_code == 200, response.text
+        return response.json
 
     def list(self, **query: Any) -> list[list[dict[str, Any]]]:
         """Return the pages of the list, up to one page more than the number of items."""
@@ -119,13 +126,17 @@ def items(request, resource, user_id):
     """The items of the resource that is the parameter of the test."""
     if resource is not WIDGET:
         client, connection = (request.getfixturevalue(name) for name in ("client", "connection"))
-        yield Items(client, connection, resource, f"/api/{user_id}/{resource.plural}")
+        url = f"/api/{user_id}"
+        yield Items(client, connection, resource, f"{url}/{resource.plural}", url)
         return
     url = request.getfixturevalue("widgets_url")
     app = request.getfixturevalue("make_app")(DATABASE_URL=url)
     add_widget_routes(app)
     with psycopg.connect(url, autocommit=True) as connection:
-        yield Items(app.test_client(), connection, resource, f"/api/{user_id}/widgets")
+        user_url = f"/api/{user_id}"
+        yield Items(
+            app.test_client(), connection, resource, f"{user_url}/widgets", f"{user_url}/all"
+        )
 
 
 @pytest.mark.parametrize("resource", EACH_RESOURCE)
@@ -138,11 +149,13 @@ def test_resource_has_every_route(items, resource):
         f"create_{resource.name}",
         f"list_{resource.plural}_of_user",
         f"get_{resource.name}",
-        f"replace_{resource.name}",
+        f"put_{resource.name}",
         f"patch_{resource.name}",
         f"remove_{resource.name}",
         f"restore_{resource.name}",
-        f"list_{resource.name}_changes",
+        "list_changes_of_user",
+        "list_trash_of_user",
+        "empty_trash_of_user",
     } <= endpoints, "Register a blueprint with the routes of todo_api/resources/views.py in app.py."
 
 
@@ -152,23 +165,31 @@ def test_every_field_is_in_every_schema_and_in_the_representation(items, resourc
     members = ["id", "user_id", *fields, "created_at", "updated_at", "revision"]
     created = items.create()
     listed = items.list(limit=1)[0][0]
+    (changed,) = items.feed("changes?since=0")["changes"]
+    since = items.feed("changes?since=0")["next"]
     items.client.delete(f"{items.url}/{created['id']}")
-    deleted = items.list(deleted=True)[0][0]
+    (tombstone,) = items.feed(f"changes?since={since}")["changes"]
+    (trashed,) = items.feed("trash")
 
-    for request_schema in ("creation", "replacement", "patch"):
+    for request_schema, expected in (
+        ("creation", ["id", *fields]),
+        ("replacement", members),
+        ("patch", members),
+    ):
         assert_same_lines(
-            getattr(resource.schemas, request_schema)().fields,
-            fields,
+            sorted(getattr(resource.schemas, request_schema)().fields),
+            sorted(expected),
             f"{resource.name}.{request_schema}: see todo_api/resources/schemas.py.",
         )
-    for item in (created, listed):
+    for item in (created, listed, changed["value"], trashed["value"]):
         assert_same_lines(item, members, "See members in todo_api/resources/statements.py.")
+    for entry in (changed, tombstone, trashed):
+        assert (entry["type"], entry["id"]) == (resource.name, created["id"])
+    assert_same_lines(changed, ["type", "id", "revision", "deleted", "value"], "See changes.py.")
     assert_same_lines(
-        deleted,
-        [*members, "deleted_at", "purge_at"],
-        "See list_statement in todo_api/resources/pages.py.",
+        tombstone, ["type", "id", "revision", "deleted", "deleted_at"], "See changes.py."
     )
-    for schema, item in (("item", created), ("deleted_item", deleted)):
+    for schema, item in (("item", created), ("change", changed | tombstone), ("trashed", trashed)):
         assert_same_lines(
             sorted(getattr(resource.schemas, schema)().fields),
             sorted(item),
@@ -199,7 +220,7 @@ def test_post_patch_and_put_store_every_valid_value_of_a_field(items, field):
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_missing_field_gets_its_default_or_is_an_error(items, field):
+def test_missing_field_gets_its_default_or_is_kept_or_is_an_error(items, field):
     other = next(value for value in sample_values(field) if value != field.default)
     item = items.create(**{field.name: other})
     body = {name: value for name, value in items.required().items() if name != field.name}
@@ -214,7 +235,7 @@ def test_missing_field_gets_its_default_or_is_an_error(items, field):
         assert (replaced.status_code, replaced.json["errors"]) == (422, missing)
     else:
         assert created.json[field.name] == field.default
-        assert replaced.json[field.name] == (field.default if field.is_reset_by_put else other)
+        assert replaced.json[field.name] == other
         assert patched.json == replaced.json
 
 
@@ -332,3 +353,28 @@ def test_every_filter_returns_the_matching_rows(items, resource, name):
     assert has_partial_match, (
         "Each value matches all rows or none. Add sample values that match some."
     )
+
+
+@pytest.mark.parametrize("resource", EACH_RESOURCE)
+@pytest.mark.usefixtures("resource")
+def test_every_member_of_a_representation_can_be_sent_back(items):
+    item = items.create()
+    url = f"{items.url}/{item['id']}"
+
+    for method in ("PUT", "PATCH"):
+        response = items.client.open(url, method=method, json=item)
+        assert (response.status_code, response.json) == (200, item)
+
+
+@pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
+def test_creation_with_an_id_is_compared_by_every_field(items, field):
+    values = [value for value in sample_values(field) if value != field.example]
+    item = items.create(**{field.name: field.example})
+    body = items.required() | {"id": item["id"]}
+
+    repeated = items.client.post(items.url, json=body | {field.name: field.example})
+    conflicts = [items.client.post(items.url, json=body | {field.name: value}) for value in values]
+
+    assert (repeated.status_code, repeated.json) == (201, item)
+    assert values
+    assert {response.status_code for response in conflicts} == {409}

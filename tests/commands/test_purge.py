@@ -27,17 +27,45 @@ def test_only_old_trash_is_purged(client, make_task, connection, database_url, u
     assert ids(connection, user_id) == {live["id"], fresh["id"]}
 
 
-def test_purge_changes_the_etag_of_the_trash(client, task, tasks_url, connection, database_url):
+def test_purged_task_is_not_in_the_trash_and_cannot_be_restored(
+    client, task, user_id, connection, database_url
+):
     client.delete(task.url)
     backdate_deletion(connection, task, 31)
-    trash = f"{tasks_url}?deleted=true"
-    before = client.get(trash)
+    before = client.get(f"/api/{user_id}/trash").json
 
     purge(database_url)
-    after = client.get(trash, headers={"If-None-Match": before.headers["ETag"]})
 
-    assert [item["id"] for item in before.json] == [task["id"]]
-    assert (after.status_code, after.json) == (200, [])
+    assert [entry["id"] for entry in before] == [task["id"]]
+    assert client.get(f"/api/{user_id}/trash").json == []
+    assert client.post(f"{task.url}/restore").status_code == 404
+    assert client.delete(task.url).status_code == 404
+
+
+def test_purge_takes_no_revision(client, make_task, tasks_url, user_id, connection, database_url):
+    old, live = make_task(), make_task()
+    client.delete(old.url)
+    backdate_deletion(connection, old, 31)
+    before = client.get(tasks_url)
+    query = "SELECT revision, purged_revision FROM users WHERE id = %s"
+    ((revision, _),) = connection.execute(query, (user_id,))
+
+    purge(database_url)
+
+    unchanged = client.get(tasks_url, headers={"If-None-Match": before.headers["ETag"]})
+    assert connection.execute(query, (user_id,)).fetchall() == [(revision, revision)]
+    assert before.json == [live]
+    assert unchanged.status_code == 304
+
+
+def test_purge_of_nothing_changes_no_user(client, task, user_id, connection, database_url):
+    client.delete(task.url)
+    query = "SELECT to_jsonb(users) FROM users WHERE id = %s"
+    before = connection.execute(query, (user_id,)).fetchall()
+
+    purge(database_url)
+
+    assert connection.execute(query, (user_id,)).fetchall() == before
 
 
 def test_purge_in_batches_deletes_all(connection, database_url, user_id):
@@ -56,9 +84,9 @@ def test_purge_in_batches_deletes_all(connection, database_url, user_id):
 
     assert ids(connection, user_id) == set()
     (row,) = connection.execute(
-        "SELECT purged_revision, revision > 20 FROM users WHERE id = %s", (user_id,)
+        "SELECT purged_revision, revision FROM users WHERE id = %s", (user_id,)
     )
-    assert row == (20, True)
+    assert row == (20, 20)
 
 
 @pytest.mark.parametrize("attributes", ["", "CREATEROLE"])
@@ -99,4 +127,4 @@ def test_command_logs_the_purge(database_url, request):
         check=True,
     )
 
-    assert '"event":"purged"' in process.stderr
+    assert '"event":"purge finished"' in process.stderr

@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import migrate
+from todo_api.resources.changes import changes_statement
 from todo_api.resources.pages import Position, list_statement
+from todo_api.resources.trash import trash_statement
 from todo_api.tasks.fields import TASK
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,8 @@ class User(NamedTuple):
             "owner": self.id,
             "id": position.id,
             "new_title": "Changed",
+            "new_description": None,
+            "new_completed": False,
             "match": None,
             "none_match": [],
             "rows": limit + 1,
@@ -199,10 +203,13 @@ def test_page_that_holds_all_tasks_of_the_owner_reads_no_others(explain, users, 
     ("statement", "above"),
     [
         (TASK.statements.find, ["Result"]),
-        (TASK.statements.delete(conditional=True), ["ModifyTable", "Result"]),
-        (TASK.statements.update(("title",), conditional=True), ["ModifyTable", "Result"]),
+        (TASK.statements.delete.change, ["ModifyTable", "Result"]),
+        (TASK.statements.delete.find_outcome, ["Result"]),
+        (TASK.statements.update(("title",)).change, ["ModifyTable", "Result"]),
+        (TASK.statements.update(("title",)).find_outcome, ["Result"]),
+        (TASK.statements.insert.find_outcome, ["Result"]),
     ],
-    ids=["find", "delete", "update"],
+    ids=["find", "delete", "delete-outcome", "update", "update-outcome", "insert-outcome"],
 )
 @pytest.mark.parametrize("user", ["light", "heavy"])
 def test_task_is_read_by_its_primary_key(explain, users, user, statement, above):
@@ -212,5 +219,41 @@ def test_task_is_read_by_its_primary_key(explain, users, user, statement, above)
     *_, scan = steps(plan)
     assert scan["Index Name"] == "pk_tasks"
     assert scan["Actual Rows"] == 1
-    assert scan["Rows Removed by Filter"] == 0
+    # A statement whose conditions are all in the index has no filter.
+    assert scan.get("Rows Removed by Filter", 0) == 0
+    assert buffers(scan) < 10
+
+
+@pytest.mark.parametrize("user", ["light", "heavy"])
+@pytest.mark.parametrize("place", [0, 0.5, 0.9])
+def test_page_of_changes_is_read_from_an_index(explain, users, user, place):
+    """The heavy user has 1,000 tasks of each revision, so most pages end within a revision."""
+    revision = round(place * 100)
+    parameters = users[user].parameters(place, limit=5) | {
+        "revision": revision,
+        "after_id": uuid.UUID(int=2**127),
+        "started": 0,
+    }
+
+    plan = explain(changes_statement((TASK,)), parameters)
+
+    scan = scan_of_tasks(plan)
+    assert scan["Index Name"] == "ix_tasks_user_id_revision_id"
+    assert "revision" in scan["Index Cond"]
+    assert scan["Actual Rows"] == 6
+    assert plan["Actual Rows"] == 1 + 6
+    assert "Sort" not in node_types(plan)
+    assert buffers(scan) < 30
+
+
+@pytest.mark.parametrize("user", ["light", "heavy"])
+@pytest.mark.parametrize("after", [False, True])
+def test_page_of_the_trash_is_read_from_an_index(explain, users, user, after):
+    parameters = users[user].parameters(0.5) | {"after_moment": "2026-01-01T00:00:00Z"}
+
+    plan = explain(trash_statement((TASK,), after=after), parameters)
+
+    scan = scan_of_tasks(plan)
+    assert scan["Index Name"] == "ix_tasks_user_id_deleted_at"
+    assert ("deleted_at" in scan["Index Cond"]) is after
     assert buffers(scan) < 10

@@ -11,10 +11,15 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from sqlalchemy import func, literal_column, select
 
 from tests.support.api import etag
 from todo_api.app import create_app
 from todo_api.db.pool import Pool
+from todo_api.db.statement import compiled
+
+# The counter of a user whose revisions are ahead of the clock: each change adds 1 to it.
+AHEAD = 2**52
 
 
 class UnreliablePool(Pool):
@@ -86,29 +91,45 @@ def test_read_is_repeated(client, task, lose, moment):
 
 @BOTH_MOMENTS
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
-def test_create_is_done_once(client, tasks_url, lose, moment, headers):
+@pytest.mark.parametrize("members", [{}, {"id": "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"}])
+def test_create_is_done_once(
+    client, tasks_url, user_id, connection, lose, moment, headers, members
+):
+    connection.execute("INSERT INTO users (id, revision) VALUES (%s, %s)", (user_id, AHEAD))
     lose(moment)
 
-    response = client.post(tasks_url, json={"title": "Buy oat milk"}, headers=headers)
+    response = client.post(tasks_url, json={"title": "Buy oat milk"} | members, headers=headers)
 
     assert response.status_code == 201
-    assert response.json["revision"] == 1
+    assert response.json["revision"] == AHEAD + 1
     assert "Idempotent-Replayed" not in response.headers
     assert client.get(tasks_url).json == [response.json]
 
 
 @BOTH_MOMENTS
-def test_create_with_a_chosen_id_is_done_once(client, tasks_url, lose, moment):
+@pytest.mark.parametrize("members", [{}, {"id": "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"}])
+def test_replay_is_marked_after_a_lost_connection(client, tasks_url, lose, moment, members):
+    request = {"json": {"title": "Buy oat milk"} | members, "headers": {"Idempotency-Key": "a-key"}}
+    first = client.post(tasks_url, **request)
     lose(moment)
 
-    response = client.put(
-        f"{tasks_url}/{uuid.uuid4()}",
-        json={"title": "Buy oat milk"},
-        headers={"If-None-Match": "*"},
-    )
+    replayed = client.post(tasks_url, **request)
 
-    assert response.status_code == 201
-    assert client.get(tasks_url).json == [response.json]
+    assert replayed.headers["Idempotent-Replayed"] == "true"
+    assert replayed.json == first.json
+
+
+@BOTH_MOMENTS
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
+def test_id_of_another_task_is_a_conflict_in_the_retry_too(
+    client, task, tasks_url, lose, moment, headers
+):
+    lose(moment)
+
+    response = client.post(tasks_url, json={"id": task["id"], "title": "x"}, headers=headers)
+
+    assert response.status_code == 409
+    assert client.get(tasks_url).json == [task]
 
 
 @BOTH_MOMENTS
@@ -118,6 +139,7 @@ def test_change_is_done_once(
     client, task, lose, connection, moment, method, path, body, conditional
 ):
     wait_after_change(connection, task)
+    set_counter(connection, task)
     lose(moment)
 
     response = client.open(
@@ -128,19 +150,33 @@ def test_change_is_done_once(
     )
 
     assert response.status_code == (204 if method == "DELETE" else 200)
-    assert read_revision(connection, task) == task["revision"] + 1
+    assert read_revision(connection, task) == AHEAD + 1
 
 
 @BOTH_MOMENTS
 def test_restore_is_done_once(client, task, lose, connection, moment):
     client.delete(task.url)
     wait_after_change(connection, task)
+    set_counter(connection, task)
     lose(moment)
 
     response = client.post(f"{task.url}/restore")
 
     assert response.status_code == 200
-    assert response.json["revision"] == read_revision(connection, task) == task["revision"] + 2
+    assert response.json["revision"] == read_revision(connection, task) == AHEAD + 1
+
+
+@BOTH_MOMENTS
+def test_trash_is_emptied_once(client, make_task, tasks_url, user_id, lose, moment):
+    deleted, live = make_task(), make_task()
+    client.delete(deleted.url)
+    lose(moment)
+
+    response = client.delete(f"/api/{user_id}/trash")
+
+    assert response.status_code == 204
+    assert client.get(f"/api/{user_id}/trash").json == []
+    assert client.get(tasks_url).json == [live]
 
 
 @EVERY_WRITE
@@ -148,7 +184,9 @@ def test_restore_is_done_once(client, task, lose, connection, moment):
 def test_retry_never_overwrites_a_later_change(
     client, task, lose, connection, database_url, method, path, body, conditional
 ):
+    """A title that was overwritten may not have been written. The other states are still there."""
     wait_after_change(connection, task)
+    set_counter(connection, task)
     lose("response", lambda: update_title(database_url, task, "Written later"))
 
     response = client.open(
@@ -158,9 +196,12 @@ def test_retry_never_overwrites_a_later_change(
         headers={"If-Match": task.etag} if conditional else {},
     )
 
-    assert response.status_code == 503
-    assert "cannot tell whether the change was made" in response.json["detail"]
-    assert read_revision(connection, task) == task["revision"] + 2
+    if "title" in (body or {}):
+        assert response.status_code == 503
+        assert "cannot tell whether the change was made" in response.json["detail"]
+    else:
+        assert response.status_code == (204 if method == "DELETE" else 200)
+    assert read_revision(connection, task) == AHEAD + 2
     (title,) = connection.execute("SELECT title FROM tasks WHERE id = %s", (task["id"],)).fetchone()
     assert title == "Written later"
 
@@ -204,6 +245,66 @@ def test_user_is_erased_once(client, task, user_id, tasks_url, lose, moment):
     assert client.get(task.url).status_code == 404
 
 
+WAIT = compiled(select(func.pg_advisory_xact_lock(literal_column("1"))))
+
+
+class PausedPool(Pool):
+    """A pool whose transactions wait for a lock of the test behind their first statement."""
+
+    @contextmanager
+    def connection(self, deadline):
+        with super().connection(deadline) as connection:
+            transact = connection.transact
+
+            def wait_between(statements, values, deadline):
+                settings, first, *others = statements
+                rows = transact([settings, first, WAIT, *others], values, deadline)
+                return [*rows[:2], *rows[3:]]
+
+            connection.transact = wait_between
+            yield connection
+            connection.transact = transact
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
+def test_creation_is_repeated_if_the_trash_is_emptied_before_its_outcome_is_read(
+    app, make_settings, task, tasks_url, user_id, connection, headers
+):
+    """The insertion finds the id in the trash, and the statement after it finds nothing."""
+    client = app.test_client()
+    client.delete(task.url)
+    pool = PausedPool(make_settings(), app.services.metrics)
+    paused = replace(app.services, pool=pool)
+    running, app.services = app.services, paused
+    body = {"id": task["id"], "title": "Buy oats"}
+
+    connection.execute("SELECT pg_advisory_lock(1)")
+    with ThreadPoolExecutor(1) as threads:
+        pending = threads.submit(client.post, tasks_url, json=body, headers=headers)
+        wait_until_blocked_by(connection)
+        app.services = running
+        emptied = app.test_client().delete(f"/api/{user_id}/trash")
+        connection.execute("SELECT pg_advisory_unlock(1)")
+        response = pending.result(timeout=30)
+    pool.close()
+
+    assert emptied.status_code == 204
+    assert (response.status_code, response.json["title"]) == (201, "Buy oats")
+    assert client.get(tasks_url).json == [response.json]
+
+
+def wait_until_blocked_by(holder: psycopg.Connection) -> None:
+    """Return when another connection waits for a lock that this connection has."""
+    for _ in range(2000):
+        waiting = holder.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        ).fetchone()
+        if waiting:
+            return
+        time.sleep(0.005)
+    pytest.fail("No connection waits for the lock.")
+
+
 def test_requests_succeed_after_connections_are_terminated(
     app, client, tasks_url, database_url, make_task
 ):
@@ -234,6 +335,10 @@ def wait_after_change(connection, task):
 def update_title(url: str, task, title: str) -> None:
     with psycopg.connect(url, autocommit=True) as other:
         other.execute("UPDATE tasks SET title = %s WHERE id = %s", (title, task["id"]))
+
+
+def set_counter(connection, task) -> None:
+    connection.execute("UPDATE users SET revision = %s WHERE id = %s", (AHEAD, task["user_id"]))
 
 
 def read_revision(connection, task) -> int:

@@ -165,12 +165,20 @@ def test_response_in_many_segments_is_one_round_trip(proxied_url, count_round_tr
         ("GET", "", None, 200),
         ("GET", "?completed=false&limit=1", None, 200),
         ("POST", "", {"title": "Buy oats"}, 201),
+        ("POST", "", {"title": "Buy oat milk", "id": "{id}"}, 201),
+        ("POST", "", {"title": "Buy oats", "id": "{id}"}, 409),
         ("PUT", "/{id}", {"title": "Buy oats"}, 200),
         ("PATCH", "/{id}", {"title": "Buy rice"}, 200),
         ("PATCH", "/{id}", {}, 200),
+        ("PATCH", "/{id}", {"title": "Buy oat milk"}, 200),
+        ("PATCH", "/{id}", {"title": "Buy rice", "revision": 1}, 412),
         ("PATCH", "/{id}/complete", None, 200),
+        ("POST", "/{id}/restore", None, 200),
         ("DELETE", "/{id}", None, 204),
-        ("DELETE", "/{id}", None, 404),
+        ("DELETE", "/00000000-0000-0000-0000-000000000000", None, 404),
+        ("GET", "/../changes?since=0", None, 200),
+        ("GET", "/../trash", None, 200),
+        ("DELETE", "/../trash", None, 204),
     ],
 )
 def test_request_needs_one_round_trip(
@@ -179,14 +187,55 @@ def test_request_needs_one_round_trip(
     warm_task, task = (
         client.post(tasks_url, json={"title": "Buy oat milk"}).json for _ in range(2)
     )
-    if status == 404:
-        client.delete(f"{tasks_url}/{task['id']}")
-    client.open(tasks_url + path.format_map(warm_task), method=method, json=body)
+
+    def send(item):
+        url = (tasks_url + path.format_map(item)).replace("/tasks/..", "")
+        members = body and {
+            name: value.format_map(item) if name == "id" else value for name, value in body.items()
+        }
+        return client.open(url, method=method, json=members)
+
+    send(warm_task)
 
     with count_round_trips() as counts:
-        response = client.open(tasks_url + path.format_map(task), method=method, json=body)
+        response = send(task)
 
     assert response.status_code == status
+    assert counts == [1]
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("POST", "/restore")])
+def test_request_for_a_deleted_task_needs_one_round_trip(
+    client, tasks_url, count_round_trips, method, path
+):
+    warm_url, url = (
+        client.post(tasks_url, json={"title": "Buy oat milk"}).headers["Location"] for _ in range(2)
+    )
+    for each in (warm_url, url):
+        client.delete(each)
+    client.open(warm_url + path, method=method)
+
+    with count_round_trips() as counts:
+        response = client.open(url + path, method=method)
+
+    assert response.status_code == (204 if method == "DELETE" else 200)
+    assert counts == [1]
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_creation_with_a_key_needs_one_round_trip(client, tasks_url, count_round_trips, replays):
+    def create(key):
+        return client.post(
+            tasks_url, json={"title": "Buy oat milk"}, headers={"Idempotency-Key": key}
+        )
+
+    create("warm")
+
+    with count_round_trips() as counts:
+        response = create("warm" if replays else "new")
+
+    assert response.status_code == 201
+    assert ("Idempotent-Replayed" in response.headers) is replays
     assert counts == [1]
 
 

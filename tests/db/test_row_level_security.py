@@ -23,9 +23,10 @@ from sqlalchemy import (
 from tests.support.api import NEW_TASK
 from tests.support.postgresql import as_login, execute, migrate
 from todo_api.db.statement import ID, OWNER, compiled
-from todo_api.db.tables import users
+from todo_api.db.tables import database_state, users
 from todo_api.resources.items import delete_item, find_item, insert_item
 from todo_api.tasks.fields import TASK
+from todo_api.web.conditional import Precondition
 
 tasks = TASK.table
 
@@ -46,7 +47,8 @@ TRASH_ALL_TASKS = compiled(
     update(tasks).values(deleted_at=func.clock_timestamp()).returning(tasks.c.user_id)
 )
 ERASE_ALL_USERS = compiled(delete(users).returning(users.c.id))
-DELETE_ALL_TASKS = compiled(delete(tasks))
+DELETE_ALL_TASKS = compiled(delete(tasks).returning(tasks.c.user_id))
+SET_EPOCH = compiled(update(database_state).values(epoch=func.gen_random_uuid()))
 INSERT_FOR_OTHER = compiled(insert(tasks).values(user_id=OTHER, id=ID, title=TITLE))
 INSERT_OTHER = compiled(insert(users).values(id=OTHER))
 CHANGE_OWNER = compiled(update(tasks).where(tasks.c.user_id == OWNER).values(user_id=OTHER))
@@ -107,8 +109,16 @@ def database(open_database, login):
 def pair(database):
     owners = Pair(uuid.uuid4(), uuid.uuid4())
     for title, owner in zip(["own", "other"], owners, strict=True):
-        insert_item(database, owner, TASK, NEW_TASK | {"title": title})
+        insert_item(database, owner, TASK, None, NEW_TASK | {"title": title})
     return owners
+
+
+@pytest.fixture
+def rows_before(pair, rows_of_user):
+    """The rows of both users before the test."""
+    rows = Pair(rows_of_user(pair.user), rows_of_user(pair.other))
+    assert [title for ((title, *_),) in rows] == ["own", "other"]
+    return rows
 
 
 @pytest.fixture
@@ -149,10 +159,10 @@ def test_logins_have_the_expected_attributes(logins):
 def test_user_can_insert_read_and_delete_own_tasks(database):
     user = uuid.uuid4()
 
-    task = insert_item(database, user, TASK, NEW_TASK)
+    task = insert_item(database, user, TASK, None, NEW_TASK).item
 
     assert find_item(database, user, TASK, task.id) == task
-    assert delete_item(database, user, TASK, task.id).applied
+    assert delete_item(database, user, TASK, task.id, Precondition()).is_as_requested
     assert find_item(database, user, TASK, task.id) is None
 
 
@@ -167,13 +177,14 @@ def test_rows_of_another_user_are_not_visible(database, pair):
     [(CHANGE_ALL_TASKS, {"title": "changed"}), (TRASH_ALL_TASKS, {}), (CHANGE_ALL_USERS, {})],
     ids=["change", "soft delete", "users"],
 )
-def test_rows_of_another_user_are_not_changed(database, pair, rows_of_user, statement, parameters):
-    before = rows_of_user(pair.other)
-
+def test_rows_of_another_user_are_not_changed(
+    database, pair, rows_before, rows_of_user, statement, parameters
+):
     changed = database.all(pair.user, statement, **parameters)
 
     assert changed == [(pair.user,)]
-    assert rows_of_user(pair.other) == before == [("other", 1, None, 1)]
+    assert rows_of_user(pair.other) == rows_before.other
+    assert rows_of_user(pair.user) != rows_before.user
 
 
 @pytest.mark.parametrize(
@@ -181,27 +192,50 @@ def test_rows_of_another_user_are_not_changed(database, pair, rows_of_user, stat
     [
         (INSERT_FOR_OTHER, {"id": uuid.uuid4(), "title": "inserted"}),
         (CHANGE_OWNER, {}),
-        (DELETE_ALL_TASKS, {}),
     ],
-    ids=["insert", "change owner", "delete"],
+    ids=["insert", "change owner"],
 )
 def test_insert_and_change_for_another_user_are_refused(
-    database, pair, rows_of_user, statement, parameters
+    database, pair, rows_before, rows_of_user, statement, parameters
 ):
     with pytest.raises(errors.InsufficientPrivilege) as refusal:
         database.all(pair.user, statement, other=pair.other, **parameters)
 
     assert refusal.value.sqlstate == "42501"
-    assert rows_of_user(pair.other) == [("other", 1, None, 1)]
-    assert rows_of_user(pair.user) == [("own", 1, None, 1)]
+    assert rows_of_user(pair.other) == rows_before.other
+    assert rows_of_user(pair.user) == rows_before.user
 
 
-def test_another_user_is_not_erased(database, pair, rows_of_user):
+def test_live_tasks_are_not_removed(database, pair, rows_before, rows_of_user):
+    database.all(pair.user, DELETE_ALL_TASKS)
+
+    assert rows_of_user(pair.user) == rows_before.user
+    assert rows_of_user(pair.other) == rows_before.other
+
+
+def test_trash_of_another_user_is_not_removed(database, pair, rows_of_user):
+    for owner in pair:
+        database.all(owner, TRASH_ALL_TASKS)
+    trash = rows_of_user(pair.other)
+
+    removed = database.all(pair.user, DELETE_ALL_TASKS)
+
+    assert removed == [(pair.user,)]
+    assert rows_of_user(pair.user) == []
+    assert rows_of_user(pair.other) == trash != []
+
+
+def test_epoch_of_the_database_is_not_changed(database, pair):
+    with pytest.raises(errors.InsufficientPrivilege):
+        database.all(pair.user, SET_EPOCH)
+
+
+def test_another_user_is_not_erased(database, pair, rows_before, rows_of_user):
     erased = database.all(pair.user, ERASE_ALL_USERS)
 
     assert erased == [(pair.user,)]
     assert rows_of_user(pair.user) == []
-    assert rows_of_user(pair.other) == [("other", 1, None, 1)]
+    assert rows_of_user(pair.other) == rows_before.other
 
 
 def test_insert_of_another_user_is_refused(database, pair):
@@ -209,12 +243,13 @@ def test_insert_of_another_user_is_refused(database, pair):
         database.all(pair.user, INSERT_OTHER, other=uuid.uuid4())
 
 
-def test_without_a_user_no_row_is_visible_or_changed(database, pair, rows_of_user):
+def test_without_a_user_no_row_is_visible_or_changed(database, pair, rows_before, rows_of_user):
     assert database.all(None, ALL_TASKS) == []
     assert database.all(None, ALL_USERS) == []
     assert database.all(None, CHANGE_ALL_TASKS, title="changed") == []
     assert database.all(None, TRASH_ALL_TASKS) == []
-    assert rows_of_user(pair.user) == [("own", 1, None, 1)]
+    assert database.all(None, DELETE_ALL_TASKS) == []
+    assert rows_of_user(pair.user) == rows_before.user
 
 
 def test_without_a_user_insert_is_refused(database):
@@ -277,11 +312,13 @@ def connection_state(database):
 
 
 @pytest.mark.parametrize("login", ["owner", "guest"], indirect=True)
-def test_unprivileged_login_sees_no_row_in_a_plain_connection(login, pair, rows_of_user):
+def test_unprivileged_login_sees_no_row_in_a_plain_connection(
+    login, pair, rows_before, rows_of_user
+):
     with psycopg.connect(login.url, autocommit=True) as connection:
         seen = connection.execute("SELECT title FROM tasks").fetchall()
         changed = connection.execute("UPDATE tasks SET title = 'changed'").rowcount
 
     assert seen == []
     assert changed == 0
-    assert rows_of_user(pair.user) == [("own", 1, None, 1)]
+    assert rows_of_user(pair.user) == rows_before.user

@@ -58,10 +58,13 @@ def test_repeated_request_gets_the_first_response(client, create, tasks_url, key
 
 
 def test_response_stored_by_the_previous_version_is_replayed(create, connection, key):
-    """That version stored the task's id and revision, but no status and no headers."""
+    """That version stored an ETag with a prefix; the ETag of a replay is made from the revision."""
     first = create(key)
     connection.execute(
-        "UPDATE idempotency_keys SET status = NULL, headers = NULL WHERE key = %s", (key,)
+        "UPDATE idempotency_keys SET headers ="
+        " json_build_object('Location', headers ->> 'Location', 'ETag', '\"7.1\"')"
+        " WHERE key = %s",
+        (key,),
     )
 
     assert_replayed(create(key), first)
@@ -100,6 +103,63 @@ def test_key_of_another_request_is_refused(client, create, tasks_url, key, body)
     assert [error["header"] for error in reused.json["errors"]] == ["Idempotency-Key"]
     assert client.get(tasks_url).json == [first.json]
     assert_replayed(create(key), first)
+
+
+def test_same_key_and_body_with_another_id_is_another_request(client, create, tasks_url, key):
+    first = create(key, id=str(uuid.uuid4()))
+
+    reused = create(key, id=str(uuid.uuid4()))
+
+    assert reused.status_code == 422
+    assert reused.json["type"] == "/problems/key-reused"
+    assert client.get(tasks_url).json == [first.json]
+
+
+def test_creation_with_an_id_and_a_key_is_replayed(client, create, tasks_url, key):
+    task_id = str(uuid.uuid4())
+
+    first = create(key, id=task_id)
+    client.patch(f"{tasks_url}/{task_id}", json={"title": "Buy oats"})
+    repeated = create(key, id=task_id)
+
+    assert first.json["id"] == task_id
+    assert first.headers["Location"] == f"{tasks_url}/{task_id}"
+    assert_replayed(repeated, first)
+
+
+def test_key_keeps_the_response_to_a_creation_that_was_made_without_it(
+    client, create, tasks_url, key
+):
+    body = {"id": str(uuid.uuid4()), "title": "Buy oat milk"}
+    without_key = client.post(tasks_url, json=body)
+
+    first = create(key, **body)
+    client.patch(first.headers["Location"], json={"title": "Buy oats"})
+    repeated = create(key, **body)
+
+    assert (first.status_code, first.json) == (201, without_key.json)
+    assert first.headers["ETag"] == without_key.headers["ETag"]
+    assert "Idempotent-Replayed" not in first.headers
+    assert_replayed(repeated, first)
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_key_keeps_no_conflict(client, create, tasks_url, connection, user_id, key, is_deleted):
+    task_id = str(uuid.uuid4())
+    existing = client.post(tasks_url, json={"id": task_id, "title": "Buy oats"}).json
+    if is_deleted:
+        client.delete(f"{tasks_url}/{task_id}")
+
+    refused = create(key, id=task_id)
+    created = create(key)
+
+    assert refused.status_code == 409
+    problem = "/problems/in-trash" if is_deleted else "/problems/already-exists"
+    assert refused.json["type"] == problem
+    assert created.status_code == 201
+    assert "Idempotent-Replayed" not in created.headers
+    assert list_keys(connection, user_id) == [key]
+    assert client.get(tasks_url).json == [created.json, *([] if is_deleted else [existing])]
 
 
 def test_two_users_may_use_the_same_key(client, create, key):
@@ -174,11 +234,12 @@ def test_concurrent_requests_with_one_key_create_one_task(app, tasks_url, key):
     assert app.test_client().get(tasks_url).json == [first[0].json]
 
 
-def test_replay_takes_no_revision(create, make_task, key):
-    create(key)
+def test_replay_takes_no_revision(create, connection, user_id, key):
+    first = create(key)
     create(key)
 
-    assert make_task()["revision"] == 2
+    (row,) = connection.execute("SELECT revision FROM users WHERE id = %s", (user_id,))
+    assert row == (first.json["revision"],)
 
 
 def test_erasing_a_user_removes_their_keys(client, create, user_id, connection, key):

@@ -34,6 +34,7 @@ class Model(RuleBasedStateMachine):
         user = f"/api/{uuid.uuid4()}"
         self.user_id = user[5:]
         self.list_url, self.changes_url = f"{user}/tasks", f"{user}/changes"
+        self.trash_url = f"{user}/trash"
         self.live, self.trash = {}, {}
         self.clock = count_from(1)
         self.devices = [Device(self.client, self.changes_url, limit) for limit in (2, 200)]
@@ -72,28 +73,47 @@ class Model(RuleBasedStateMachine):
         return task
 
     @rule(target=tasks, title=TITLES)
-    def create_with_put(self, title):
+    def create_with_id(self, title):
         task = str(uuid.uuid4())
 
-        response = self.client.put(
-            self.url_of(task), json={"title": title}, headers={"If-None-Match": "*"}
-        )
+        response = self.client.post(self.list_url, json={"id": task, "title": title})
 
         assert response.status_code == 201
+        assert response.json["id"] == task
         self.add_task(task, response, {"title": title, "description": None, "completed": False})
         return task
+
+    @rule(task=tasks, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
+    def create_again(self, task, title, description, completed):
+        values = {"title": title, "description": description, "completed": completed}
+
+        response = self.client.post(self.list_url, json={"id": task, **values})
+
+        if task in self.live:
+            if all(self.live[task][name] == value for name, value in values.items()):
+                assert response.status_code == 201
+                self.assert_same(response.json, self.live[task])
+            else:
+                assert response.status_code == 409
+        elif task in self.trash:
+            assert response.status_code == 409
+        else:
+            assert response.status_code == 201
+            self.add_task(task, response, values)
 
     def add_task(self, task, response, values):
         moment = next(self.clock)
         self.live[task] = values | {"order": moment, "change": moment}
         self.assert_same(response.json, self.live[task])
 
-    @rule(task=tasks, title=TITLES, description=DESCRIPTIONS, completed=st.none() | st.booleans())
-    def put(self, task, title, description, completed):
-        body = {"title": title, "description": description}
-        if completed is not None:
-            body["completed"] = completed
-
+    @rule(
+        task=tasks,
+        body=st.fixed_dictionaries(
+            {"title": TITLES},
+            optional={name: FIELDS[name] for name in ("description", "completed")},
+        ),
+    )
+    def put(self, task, body):
         response = self.client.put(self.url_of(task), json=body)
 
         if task in self.live:
@@ -124,7 +144,7 @@ class Model(RuleBasedStateMachine):
 
         if task not in self.live:
             assert response.status_code == 404
-        elif is_outdated:
+        elif is_outdated:  # the title is Milk or Oats now
             assert response.status_code == 412
             self.assert_same(response.json["current"], self.live[task])
         else:
@@ -145,22 +165,45 @@ class Model(RuleBasedStateMachine):
     def delete(self, task):
         response = self.client.delete(self.url_of(task))
 
+        assert response.status_code == (404 if self.is_gone(task) else 204)
         if task in self.live:
-            assert response.status_code == 204
             self.trash[task] = self.live.pop(task) | {"change": next(self.clock)}
-        else:
-            assert response.status_code == 404
 
     @rule(task=tasks)
     def restore(self, task):
         response = self.client.post(f"{self.url_of(task)}/restore")
 
+        assert response.status_code == (404 if self.is_gone(task) else 200)
         if task in self.trash:
-            assert response.status_code == 200
             self.live[task] = self.trash.pop(task) | {"change": next(self.clock)}
+        if task in self.live:
             self.assert_same(response.json, self.live[task])
-        else:
-            assert response.status_code == (409 if task in self.live else 404)
+
+    def is_gone(self, task):
+        """Return whether the task has been removed for good."""
+        return task not in self.live and task not in self.trash
+
+    @rule()
+    def empty_trash(self):
+        response = self.client.delete(self.trash_url)
+
+        assert response.status_code == 204
+        self.trash.clear()
+
+    @rule(limit=st.sampled_from([1, 3, 200]))
+    def list_trash(self, limit):
+        entries = [
+            entry
+            for page in pages(self.client, f"{self.trash_url}?limit={limit}")
+            for entry in page
+        ]
+
+        assert [entry["id"] for entry in entries] == sorted(
+            self.trash, key=lambda task_id: self.trash[task_id]["change"], reverse=True
+        ), "the latest deletion is first"
+        for entry in entries:
+            assert (entry["type"], entry["value"]["id"]) == ("task", entry["id"])
+            self.assert_same(entry["value"], self.trash[entry["id"]])
 
     @precondition(lambda self: self.trash)
     @rule()
@@ -180,17 +223,12 @@ class Model(RuleBasedStateMachine):
         limit=st.sampled_from([1, 3, 200]),
         completed=st.none() | st.booleans(),
         q=st.none() | st.sampled_from(["milk", "%", "_", "ä"]),
-        deleted=st.booleans(),
         sort=st.sampled_from(["created_at", "title", "updated_at"]),
         descending=st.booleans(),
     )
-    def list(self, limit, completed, q, deleted, sort, descending):
-        query = {
-            "limit": limit,
-            "sort": f"{'-' * descending}{sort}",
-            "deleted": str(deleted).lower(),
-        }
-        expected = dict(self.trash if deleted else self.live)
+    def list(self, limit, completed, q, sort, descending):
+        query = {"limit": limit, "sort": f"{'-' * descending}{sort}"}
+        expected = dict(self.live)
         if completed is not None:
             query["completed"] = str(completed).lower()
             expected = {

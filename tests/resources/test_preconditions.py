@@ -1,4 +1,4 @@
-"""Preconditions (RFC 9110, section 13): ETags, If-Match and If-None-Match."""
+"""Preconditions (RFC 9110, section 13): ETags, If-Match, If-None-Match, a revision in the body."""
 
 import threading
 import time
@@ -11,14 +11,22 @@ from todo_api.app import create_app
 
 pytestmark = pytest.mark.pooled
 
-WRITES = [
+CHANGES = [
     ("PUT", "", {"title": "Changed"}),
     ("PATCH", "", {"title": "Changed"}),
-    ("PATCH", "", {}),
-    ("PATCH", "/complete", {"completed": False}),
     ("PATCH", "/complete", None),
     ("DELETE", "", None),
 ]
+# Requests for a state that the task has already.
+REPETITIONS = [
+    ("PUT", "", {"title": "Buy oat milk"}),
+    ("PUT", "", {"title": "Buy oat milk", "description": "Two litres", "completed": False}),
+    ("PATCH", "", {"title": " Buy oat milk "}),
+    ("PATCH", "", {}),
+    ("PATCH", "/complete", {"completed": False}),
+    ("POST", "/restore", None),
+]
+WRITES = CHANGES + REPETITIONS
 
 
 def send_write(client, task, method, path, body, **headers):
@@ -34,9 +42,9 @@ def test_write_with_the_current_etag_succeeds(client, task, method, path, body, 
     assert response.status_code in (200, 204)
 
 
-@pytest.mark.parametrize(("method", "path", "body"), WRITES)
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
 @pytest.mark.parametrize("tags", [etag(99), "W/{1}", '""', *OTHER_TAGS])
-def test_write_with_another_etag_is_refused(client, task, method, path, body, tags):
+def test_change_with_another_etag_is_refused(client, task, method, path, body, tags):
     response = send_write(
         client, task, method, path, body, If_Match=tags.format(task["revision"], task.etag)
     )
@@ -45,6 +53,109 @@ def test_write_with_another_etag_is_refused(client, task, method, path, body, ta
     assert response.json["type"] == "/problems/precondition-failed"
     assert response.json["current"] == task
     assert response.headers["ETag"] == task.etag
+    assert client.get(task.url).json == task
+
+
+@pytest.mark.parametrize(("method", "path", "body"), REPETITIONS)
+@pytest.mark.parametrize("tags", [etag(99), "W/{1}"])
+def test_request_for_the_state_of_the_task_succeeds_with_another_etag(
+    client, task, method, path, body, tags
+):
+    """RFC 9110, section 13.1.1, allows this: the first response of a repeated request was lost."""
+    response = send_write(
+        client, task, method, path, body, If_Match=tags.format(task["revision"], task.etag)
+    )
+
+    assert (response.status_code, response.json) == (200, task)
+    assert response.headers["ETag"] == task.etag
+    assert client.get(task.url).json == task
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+def test_change_can_be_sent_again_with_the_same_if_match(client, task, method, path, body):
+    first = send_write(client, task, method, path, body, If_Match=task.etag)
+
+    repeated = send_write(client, task, method, path, body, If_Match=task.etag)
+
+    assert first.status_code in (200, 204)
+    assert (repeated.status_code, repeated.data) == (first.status_code, first.data)
+    assert repeated.headers.get("ETag") == first.headers.get("ETag")
+
+
+def test_restore_can_be_sent_again_with_the_same_if_match(client, task, user_id):
+    client.delete(task.url)
+    (entry,) = client.get(f"/api/{user_id}/trash").json
+    if_match = {"If-Match": etag(entry["value"]["revision"])}
+
+    first = client.post(f"{task.url}/restore", headers=if_match)
+    repeated = client.post(f"{task.url}/restore", headers=if_match)
+
+    assert first.status_code == repeated.status_code == 200
+    assert repeated.json == first.json
+    assert first.headers["ETag"] == repeated.headers["ETag"] == etag(first.json["revision"])
+
+
+@pytest.mark.parametrize("tags", [etag(99), "W/{1}", "{0}"])
+def test_restore_with_another_etag_is_refused(client, task, user_id, tags):
+    client.delete(task.url)
+    (entry,) = client.get(f"/api/{user_id}/trash").json
+    current = entry["value"]
+    if_match = {"If-Match": tags.format(task.etag, etag(current["revision"]))}
+
+    refused = client.post(f"{task.url}/restore", headers=if_match)
+
+    assert refused.status_code == 412
+    assert refused.json["current"] == current
+    assert client.get(f"/api/{user_id}/trash").json == [entry]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_revision_in_the_body_is_a_precondition(client, task, method):
+    changed = client.open(task.url, method=method, json=task | {"title": "First"})
+    refused = client.open(task.url, method=method, json=task | {"title": "Second"})
+    repeated = client.open(task.url, method=method, json=task | {"title": "First"})
+
+    assert changed.status_code == 200
+    assert changed.json["revision"] > task["revision"]
+    assert refused.status_code == 412
+    assert refused.json["current"] == changed.json
+    assert refused.headers["ETag"] == changed.headers["ETag"]
+    assert (repeated.status_code, repeated.json) == (200, changed.json)
+    assert client.get(task.url).json == changed.json
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize(
+    ("revision", "if_match"), [(0, 1), (1, 0), (1, 1)], ids=["header", "body", "both"]
+)
+def test_revision_in_the_body_and_if_match_must_both_hold(client, task, method, revision, if_match):
+    """The numbers are differences from the revision of the task."""
+    current = task["revision"]
+
+    refused = client.open(
+        task.url,
+        method=method,
+        json={"title": "Changed", "revision": current + revision},
+        headers={"If-Match": etag(current + if_match)},
+    )
+    accepted = client.open(
+        task.url,
+        method=method,
+        json={"title": "Changed", "revision": current},
+        headers={"If-Match": f"{etag(current + 1)}, {etag(current)}"},
+    )
+
+    assert (refused.status_code, refused.json["current"]) == (412, task)
+    assert (accepted.status_code, accepted.json["title"]) == (200, "Changed")
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize("revision", [0, -1, 1.0, "1", True, None, 2**63])
+def test_invalid_revision_in_the_body_is_refused(client, task, method, revision):
+    response = client.open(task.url, method=method, json={"title": "Changed", "revision": revision})
+
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json["errors"]] == ["/revision"]
     assert client.get(task.url).json == task
 
 
@@ -57,11 +168,13 @@ def test_if_none_match_refuses_a_write_to_the_named_etag_only(client, task, meth
     assert accepted.status_code in (200, 204)
 
 
-@pytest.mark.parametrize(("method", "path", "body"), WRITES[1:])
+@pytest.mark.parametrize(("method", "path", "body"), WRITES)
 def test_if_none_match_star_refuses_a_write_to_an_existing_task(client, task, method, path, body):
+    """RFC 9110, section 13.1.2, allows no success, even if the task is as requested."""
     response = send_write(client, task, method, path, body, If_None_Match="*")
 
     assert response.status_code == 412
+    assert response.json["current"] == task
     assert client.get(task.url).json == task
 
 
@@ -118,7 +231,7 @@ def test_changed_task_is_sent_again(client, task):
 
 
 @pytest.mark.parametrize(
-    "query", ["", "?limit=1", "?completed=false", "?deleted=true", "?sort=title&q=milk"]
+    "query", ["", "?limit=1", "?completed=false", "?completed=true", "?sort=title&q=milk"]
 )
 def test_unchanged_list_gets_304(client, make_task, tasks_url, query):
     make_task()
@@ -145,20 +258,14 @@ def test_empty_list_has_an_etag(client, tasks_url, make_task):
     assert client.get(tasks_url, headers=if_none_match).status_code == 200
 
 
-def test_put_with_if_none_match_star_creates_a_task(client, tasks_url):
+def test_put_with_if_none_match_star_creates_no_task(client, tasks_url, user_id, connection):
     url = f"{tasks_url}/{uuid.uuid4()}"
 
-    response = client.put(
-        url, json={"title": "Named", "completed": True}, headers={"If-None-Match": "*"}
-    )
+    response = client.put(url, json={"title": "Named"}, headers={"If-None-Match": "*"})
 
-    assert response.status_code == 201
-    assert response.headers["Location"] == url
-    assert response.headers["ETag"] == etag(1)
-    assert response.json["title"] == "Named"
-    assert response.json["completed"] is True
-    assert response.json["description"] is None
-    assert client.get(url).json == response.json
+    assert response.status_code == 404
+    assert client.get(tasks_url).json == []
+    assert connection.execute("SELECT 1 FROM users WHERE id = %s", (user_id,)).fetchall() == []
 
 
 def test_put_with_if_none_match_star_does_not_change_an_existing_task(
@@ -172,14 +279,28 @@ def test_put_with_if_none_match_star_does_not_change_an_existing_task(
     assert row == (task["revision"],), "a request without a change takes no revision"
 
 
-def test_put_with_the_id_of_a_task_in_the_trash_names_the_restore_url(client, task):
+@pytest.mark.parametrize("tags", ["*", "{0}", etag(99)])
+def test_repeated_deletion_succeeds_with_if_none_match(client, task, user_id, tags):
+    """A task in the trash has no representation that the header could name."""
+    client.delete(task.url)
+    (entry,) = client.get(f"/api/{user_id}/trash").json
+    if_none_match = {"If-None-Match": tags.format(etag(entry["value"]["revision"]))}
+
+    response = client.delete(task.url, headers=if_none_match)
+
+    assert response.status_code == 204
+    assert client.get(f"/api/{user_id}/trash").json == [entry]
+
+
+def test_put_to_a_task_in_the_trash_is_not_found(client, task):
     client.delete(task.url)
 
-    response = client.put(task.url, json={"title": "Again"}, headers={"If-None-Match": "*"})
+    responses = [
+        client.put(task.url, json={"title": "Again"}, headers=headers)
+        for headers in ({}, {"If-None-Match": "*"}, {"If-Match": task.etag}, {"If-Match": "*"})
+    ]
 
-    assert response.status_code == 409
-    assert response.json["type"] == "/problems/in-trash"
-    assert f"{task.url}/restore" in response.json["detail"]
+    assert {response.status_code for response in responses} == {404}
 
 
 @pytest.mark.parametrize(
@@ -195,33 +316,23 @@ def test_long_malformed_header_is_refused_within_a_second(client, task, tags):
     assert time.monotonic() - started < 1
 
 
-def test_put_with_both_preconditions_is_refused(client, task):
-    response = client.put(
-        task.url, json={"title": "x"}, headers={"If-None-Match": "*", "If-Match": task.etag}
+def test_if_match_and_if_none_match_must_both_hold(client, task):
+    refused = [
+        client.put(task.url, json={"title": "Changed"}, headers=headers)
+        for headers in (
+            {"If-Match": task.etag, "If-None-Match": "*"},
+            {"If-Match": task.etag, "If-None-Match": task.etag},
+            {"If-Match": etag(99), "If-None-Match": etag(98)},
+        )
+    ]
+    accepted = client.put(
+        task.url,
+        json={"title": "Changed"},
+        headers={"If-Match": task.etag, "If-None-Match": etag(98)},
     )
 
-    assert response.status_code == 400
-
-
-def test_one_of_eight_concurrent_puts_creates_the_task(app, tasks_url):
-    url = f"{tasks_url}/{uuid.uuid4()}"
-    ready = threading.Barrier(8)
-    statuses = []
-
-    def create(number):
-        ready.wait(10)
-        response = app.test_client().put(
-            url, json={"title": str(number)}, headers={"If-None-Match": "*"}
-        )
-        statuses.append(response.status_code)
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-
-    assert sorted(statuses) == [201] + [412] * 7
+    assert [response.status_code for response in refused] == [412, 412, 412]
+    assert accepted.status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path", "body"), WRITES)
@@ -231,19 +342,26 @@ def test_setting_makes_a_precondition_required(make_settings, task, method, path
 
     try:
         without_precondition = send_write(client, task, method, path, body)
-        created = client.put(
-            f"{task.url[:-12]}{uuid.uuid4().hex[:12]}",
-            json={"title": "New"},
-            headers={"If-None-Match": "*"},
-        )
+        with_if_none_match = send_write(client, task, method, path, body, If_None_Match=etag(99))
         with_if_match = send_write(client, task, method, path, body, If_Match=task.etag)
     finally:
         app.services.pool.close()
 
     assert without_precondition.status_code == 428
     assert without_precondition.json["type"] == "/problems/precondition-required"
-    assert created.status_code == 201
+    assert with_if_none_match.status_code == 428
     assert with_if_match.status_code in (200, 204)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_revision_in_the_body_is_the_required_precondition(make_app, task, method):
+    client = make_app(REQUIRE_IF_MATCH="true").test_client()
+
+    without_precondition = client.open(task.url, method=method, json={"title": "Changed"})
+    response = client.open(task.url, method=method, json=task | {"title": "Changed"})
+
+    assert without_precondition.status_code == 428
+    assert (response.status_code, response.json["title"]) == (200, "Changed")
 
 
 def test_concurrent_writers_with_if_match_lose_no_update(app, client, task, count):
@@ -251,6 +369,7 @@ def test_concurrent_writers_with_if_match_lose_no_update(app, client, task, coun
     rounds = count(10_000) // 8
     faults = []
     refused = []
+    revisions = []
 
     def edit(name):
         writer_client = app.test_client()
@@ -266,6 +385,7 @@ def test_concurrent_writers_with_if_match_lose_no_update(app, client, task, coun
                 )
                 if response.status_code == 200:
                     current = response.json
+                    revisions.append(current["revision"])
                     break
                 if response.status_code != 412 or (
                     response.json["current"]["revision"] <= current["revision"]
@@ -284,20 +404,23 @@ def test_concurrent_writers_with_if_match_lose_no_update(app, client, task, coun
     assert faults == []
     assert refused, "no write was refused: the writers did not run concurrently"
     final = client.get(task.url).json
-    assert final["revision"] == task["revision"] + 8 * rounds
+    assert len(set(revisions)) == 8 * rounds
+    assert final["revision"] == max(revisions) > task["revision"]
     last = final["description"].split()[-200:]
     assert len(last) == len(set(last))
 
 
 def test_concurrent_writes_without_a_precondition_are_not_mixed(app, client, task):
     """Eight clients write title and description; both always come from the same request."""
+    revisions = []
 
     def overwrite(name):
         writer_client = app.test_client()
         for number in range(25):
-            writer_client.put(
+            response = writer_client.put(
                 task.url, json={"title": f"{name}{number}", "description": f"{name}{number}"}
             )
+            revisions.append(response.json["revision"])
 
     writers = [threading.Thread(target=overwrite, args=(name,)) for name in "abcdefgh"]
     for writer in writers:
@@ -307,4 +430,5 @@ def test_concurrent_writes_without_a_precondition_are_not_mixed(app, client, tas
         writer.join(60)
 
     assert all(body["title"] == body["description"] for body in observed if body != task)
-    assert client.get(task.url).json["revision"] == task["revision"] + 200
+    assert len(set(revisions)) == 200
+    assert client.get(task.url).json["revision"] == max(revisions) > task["revision"]

@@ -1,4 +1,4 @@
-"""The database gives each change of an owner the next revision; they become visible in order."""
+"""The database numbers each change of an owner by a clock; revisions become visible in order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ import psycopg
 import pytest
 
 from tests.support.api import etag
+
+# The counter of a user whose revisions are ahead of the clock. Each change adds 1 to it, so that a
+# test can compare whole numbers.
+AHEAD = 2**52
 
 pytestmark = [pytest.mark.pooled, pytest.mark.divided]
 
@@ -71,6 +75,63 @@ def read_counter(connection, user_id):
     return lambda: connection.execute(SNAPSHOT_QUERY, {"id": user_id}).fetchone()[1]
 
 
+@pytest.fixture
+def set_counter(connection, user_id):
+    """Return a function that sets the user's latest revision."""
+
+    def set_to(revision):
+        connection.execute(
+            "INSERT INTO users (id, revision) VALUES (%(id)s, %(revision)s)"
+            " ON CONFLICT (id) DO UPDATE SET revision = %(revision)s",
+            {"id": user_id, "revision": revision},
+        )
+
+    return set_to
+
+
+@pytest.fixture
+def read_row(connection):
+    """Return a function that reads a task's row, with the id of the transaction that wrote it."""
+
+    def read(task):
+        query = "SELECT xmin::text, to_jsonb(tasks) FROM tasks WHERE id = %s"
+        return connection.execute(query, (task["id"],)).fetchone()
+
+    return read
+
+
+@pytest.fixture
+def read_clock(connection):
+    """Return a function that reads PostgreSQL's clock, in microseconds since 1970."""
+    query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    return lambda: connection.execute(query).fetchone()[0]
+
+
+def test_revision_is_the_microsecond_of_the_change(client, make_task, read_clock):
+    before = read_clock()
+    task = make_task()
+    between = read_clock()
+    changed = client.patch(task.url, json={"title": "Buy oats"})
+    after = read_clock()
+
+    assert before <= task["revision"] <= between <= changed.json["revision"] <= after
+    assert task["revision"] <= microseconds(task["updated_at"])
+
+
+def microseconds(moment):
+    return round(datetime.fromisoformat(moment).timestamp() * 1_000_000)
+
+
+def test_revision_ahead_of_the_clock_grows_by_1(client, make_task, read_counter, set_counter):
+    set_counter(AHEAD)
+
+    task = make_task()
+    changed = client.patch(task.url, json={"title": "Buy oats"})
+
+    assert (task["revision"], changed.json["revision"]) == (AHEAD + 1, AHEAD + 2)
+    assert read_counter() == AHEAD + 2
+
+
 def test_revisions_of_two_writers_are_in_commit_order(app, task, stop_observing, count):
     rounds = count(5_000)
 
@@ -86,7 +147,8 @@ def test_revisions_of_two_writers_are_in_commit_order(app, task, stop_observing,
 
     writes = sorted(first + second)
     moments = [write.updated_at for write in writes]
-    assert [write.revision for write in writes] == list(range(2, 2 * rounds + 2))
+    assert len({task["revision"], *(write.revision for write in writes)}) == 2 * rounds + 1
+    assert writes[0].revision > task["revision"]
     assert moments == sorted(set(moments))
     # A write that starts after another one has ended has the higher revision.
     last_start = accumulate((write.started_at for write in writes), max)
@@ -114,10 +176,12 @@ def test_revisions_become_visible_in_order(app, tasks_url, stop_observing):
         writes = [write for writes in pool.map(run_writer, range(4)) for write in writes]
     snapshots = stop_observing()
 
-    assert sorted(write.revision for write in writes) == list(range(1, 401))
+    written = sorted(write.revision for write in writes)
+    assert len(set(written)) == 400
     assert len({len(revisions) for revisions, _ in snapshots}) > 20
     for revisions, latest in snapshots:
-        assert revisions == list(range(1, latest + 1))
+        assert revisions == written[: len(revisions)]
+        assert latest == max(revisions, default=0)
 
 
 def test_change_waits_until_the_previous_revision_is_committed(
@@ -134,16 +198,16 @@ def test_change_waits_until_the_previous_revision_is_committed(
 
     assert not was_done
     assert visible == 0
-    assert response.json["revision"] == 2
     newer, older = client.get(tasks_url).json
-    assert (newer["revision"], older["revision"]) == (2, 1)
+    assert newer == response.json
+    assert newer["revision"] == read_counter() > older["revision"]
     assert newer["updated_at"] > older["updated_at"]
 
 
-def test_revision_of_a_rolled_back_change_is_used_again(
-    client, tasks_url, user_id, database_url, read_counter
+def test_rolled_back_change_does_not_move_the_counter(
+    client, tasks_url, user_id, database_url, read_counter, set_counter
 ):
-    client.post(tasks_url, json={"title": "Buy oats"})
+    set_counter(AHEAD)
     with psycopg.connect(database_url) as other_connection, ThreadPoolExecutor(1) as pool:
         insert_with_sql(other_connection, user_id)
         pending = pool.submit(client.post, tasks_url, json={"title": "Buy oat milk"})
@@ -151,17 +215,18 @@ def test_revision_of_a_rolled_back_change_is_used_again(
         other_connection.rollback()
         response = pending.result(timeout=10)
 
-    assert response.json["revision"] == read_counter() == 2
+    assert response.json["revision"] == read_counter() == AHEAD + 1
 
 
-def test_each_user_has_a_separate_counter(client, make_task):
+def test_each_user_has_a_separate_counter(client, make_task, read_counter, set_counter):
     others_url = f"/api/{uuid.uuid4()}/tasks"
-    for _ in range(3):
-        make_task()
+    set_counter(AHEAD)
 
     response = client.post(others_url, json={"title": "Buy oat milk"})
 
-    assert response.json["revision"] == 1
+    assert response.json["revision"] < AHEAD
+    assert read_counter() == AHEAD
+    assert make_task()["revision"] == AHEAD + 1
 
 
 @pytest.mark.parametrize(
@@ -172,18 +237,59 @@ def test_each_user_has_a_separate_counter(client, make_task):
         ("PATCH", "", {"title": "Buy oat milk", "completed": False}, 200),
         ("PATCH", "", {"title": "  Buy oat milk  "}, 200),
         ("PATCH", "", {"title": ""}, 422),
+        ("PUT", "", {"title": "Buy oat milk"}, 200),
         ("PUT", "", {"title": "Buy oat milk", "description": "Two litres"}, 200),
+        ("PUT", "", {"description": "Two litres"}, 422),
         ("PATCH", "/complete", {"completed": False}, 200),
+        ("POST", "/restore", None, 200),
     ],
 )
-def test_request_without_a_change_takes_no_revision(
-    client, task, read_counter, method, path, body, status
+def test_request_without_a_change_writes_nothing(
+    client, task, read_counter, read_row, method, path, body, status
 ):
+    before = read_row(task)
+
     response = client.open(task.url + path, method=method, json=body)
 
     assert response.status_code == status
-    assert read_counter() == 1
+    assert status == 422 or response.json == task
+    assert read_counter() == task["revision"]
     assert client.get(task.url).json == task
+    assert read_row(task) == before
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_task_sent_back_as_it_is_writes_nothing(client, task, read_counter, read_row, method):
+    before = read_row(task)
+
+    response = client.open(task.url, method=method, json=task)
+
+    assert (response.status_code, response.json) == (200, task)
+    assert read_counter() == task["revision"]
+    assert read_row(task) == before
+
+
+def test_repeated_creation_writes_nothing(client, tasks_url, read_counter, read_row):
+    body = {"id": str(uuid.uuid4()), "title": "Buy oat milk"}
+    first = client.post(tasks_url, json=body)
+    before = read_row(first.json)
+
+    repeated = client.post(tasks_url, json=body)
+
+    assert (repeated.status_code, repeated.json) == (201, first.json)
+    assert read_counter() == first.json["revision"]
+    assert read_row(first.json) == before
+
+
+def test_repeated_deletion_writes_nothing(client, task, read_counter, read_row):
+    client.delete(task.url)
+    revision, before = read_counter(), read_row(task)
+
+    repeated = client.delete(task.url)
+
+    assert repeated.status_code == 204
+    assert read_counter() == revision
+    assert read_row(task) == before
 
 
 @pytest.mark.parametrize(
@@ -192,7 +298,6 @@ def test_request_without_a_change_takes_no_revision(
         ("PATCH", "", {"title": "Buy oats"}),
         ("PUT", "", {"title": "Buy oats"}),
         ("PATCH", "/complete", None),
-        ("DELETE", "", None),
     ],
 )
 @pytest.mark.parametrize("reason", ["deleted", "unknown"])
@@ -200,40 +305,116 @@ def test_request_for_a_missing_task_takes_no_revision(
     client, task, read_counter, tasks_url, method, path, body, reason
 ):
     client.delete(task.url)
+    revision = read_counter()
     url = task.url if reason == "deleted" else f"{tasks_url}/{uuid.uuid4()}"
 
     response = client.open(url + path, method=method, json=body)
 
     assert response.status_code == 404
-    assert read_counter() == 2
+    assert read_counter() == revision
 
 
-def test_deletion_takes_a_revision(client, task, read_counter):
+@pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("POST", "/restore")])
+def test_request_for_an_unknown_task_takes_no_revision(
+    client, task, read_counter, tasks_url, method, path
+):
+    response = client.open(f"{tasks_url}/{uuid.uuid4()}{path}", method=method)
+
+    assert response.status_code == 404
+    assert read_counter() == task["revision"]
+
+
+def test_deletion_and_restoration_take_a_revision_each(
+    client, make_task, read_counter, set_counter
+):
+    set_counter(AHEAD)
+    task = make_task()
+
     client.delete(task.url)
+    after_deletion = read_counter()
+    restored = client.post(f"{task.url}/restore")
 
-    assert read_counter() == 2
+    assert after_deletion == AHEAD + 2
+    assert restored.json["revision"] == read_counter() == AHEAD + 3
+
+
+def test_emptying_the_trash_takes_no_revision(client, task, user_id, read_counter):
+    client.delete(task.url)
+    revision = read_counter()
+
+    response = client.delete(f"/api/{user_id}/trash")
+
+    assert response.status_code == 204
+    assert read_counter() == revision
 
 
 def test_sql_update_takes_a_revision_and_sets_updated_at(client, task, connection, read_counter):
     connection.execute("UPDATE tasks SET title = 'Buy oats' WHERE id = %s", (task["id"],))
 
     changed = client.get(task.url)
-    assert changed.json["revision"] == read_counter() == 2
+    assert changed.json["revision"] == read_counter() > task["revision"]
     assert changed.json["updated_at"] > task["updated_at"]
     assert changed.json["created_at"] == task["created_at"]
-    assert changed.headers["ETag"] == etag(2)
+    assert changed.headers["ETag"] == etag(read_counter())
 
 
-def test_sql_update_of_many_tasks_takes_a_revision_for_each(
-    client, make_task, tasks_url, user_id, connection, read_counter
+def test_all_changes_of_a_transaction_share_a_revision(
+    client, make_task, tasks_url, user_id, connection, read_counter, set_counter
 ):
-    for _ in range(3):
-        make_task()
+    set_counter(AHEAD)
+    tasks = [make_task() for _ in range(3)]
 
-    connection.execute("UPDATE tasks SET completed = true WHERE user_id = %s", (user_id,))
+    with connection.transaction():
+        connection.execute("UPDATE tasks SET completed = true WHERE user_id = %s", (user_id,))
+        insert_with_sql(connection, user_id)
+        connection.execute("UPDATE tasks SET title = 'Twice' WHERE id = %s", (tasks[0]["id"],))
 
-    assert {task["revision"] for task in client.get(tasks_url).json} == {4, 5, 6}
-    assert read_counter() == 6
+    assert [task["revision"] for task in client.get(tasks_url).json] == [AHEAD + 4] * 4
+    assert read_counter() == AHEAD + 4
+
+
+def test_owners_in_one_transaction_take_revisions_of_their_own(
+    client, task, connection, read_counter, set_counter
+):
+    others_url = f"/api/{uuid.uuid4()}/tasks"
+    others_task = client.post(others_url, json={"title": "Of another user"}).json
+    set_counter(AHEAD)
+
+    connection.execute(
+        "UPDATE tasks SET completed = true WHERE id = ANY(%s::uuid[])",
+        ([task["id"], others_task["id"]],),
+    )
+
+    (others_changed,) = client.get(others_url).json
+    assert client.get(task.url).json["revision"] == read_counter() == AHEAD + 1
+    assert others_task["revision"] < others_changed["revision"] < AHEAD
+
+
+def test_next_transaction_of_a_connection_takes_another_revision(
+    make_task, connection, read_counter, set_counter
+):
+    set_counter(AHEAD)
+    task = make_task()
+
+    for title in ("First", "Second"):
+        with connection.transaction():
+            connection.execute("UPDATE tasks SET title = %s WHERE id = %s", (title, task["id"]))
+
+    assert read_counter() == AHEAD + 3
+
+
+def test_change_after_a_rolled_back_savepoint_takes_a_revision(
+    client, make_task, connection, read_counter, set_counter
+):
+    set_counter(AHEAD)
+    task = make_task()
+
+    with connection.transaction():
+        with connection.transaction(force_rollback=True):
+            connection.execute("UPDATE tasks SET title = 'Lost' WHERE id = %s", (task["id"],))
+        connection.execute("UPDATE tasks SET title = 'Kept' WHERE id = %s", (task["id"],))
+
+    assert client.get(task.url).json["revision"] == read_counter() == AHEAD + 2
 
 
 def test_sql_update_cannot_set_revision_or_updated_at(client, task, connection, read_counter):
@@ -244,7 +425,7 @@ def test_sql_update_cannot_set_revision_or_updated_at(client, task, connection, 
     )
 
     changed = client.get(task.url).json
-    assert changed["revision"] == read_counter() == 2
+    assert changed["revision"] == read_counter() > task["revision"]
     assert changed["updated_at"] > task["updated_at"]
 
 
@@ -252,7 +433,7 @@ def test_sql_update_without_a_change_takes_no_revision(client, task, connection,
     connection.execute("UPDATE tasks SET title = title WHERE id = %s", (task["id"],))
 
     assert client.get(task.url).json == task
-    assert read_counter() == 1
+    assert read_counter() == task["revision"]
 
 
 def test_sql_insert_takes_a_revision(client, tasks_url, user_id, connection, read_counter):
@@ -262,8 +443,7 @@ def test_sql_insert_takes_a_revision(client, tasks_url, user_id, connection, rea
     insert_with_sql(connection, user_id, revision=99, moment="2001-01-01")
 
     newer, older = client.get(tasks_url).json
-    assert (newer["revision"], older["revision"]) == (2, 1)
-    assert read_counter() == 2
+    assert newer["revision"] == read_counter() > older["revision"] > 99
     for task in (newer, older):
         assert task["created_at"] == task["updated_at"]
         assert datetime.fromisoformat(task["updated_at"]) > before

@@ -82,15 +82,37 @@ def test_user_id_may_be_in_upper_case(client, user_id, task, read_rows):
     assert client.get(task.url).status_code == 404
 
 
-def test_erased_user_starts_again_at_revision_1(client, user_url, make_task):
+def test_revisions_of_an_erased_user_do_not_repeat(client, user_url, make_task):
     erased = [make_task() for _ in range(3)]
     client.delete(user_url)
 
     first, second = make_task(), make_task()
 
-    assert [task["revision"] for task in erased] == [1, 2, 3]
-    assert [task["revision"] for task in (first, second)] == [1, 2]
+    revisions = [task["revision"] for task in (*erased, first, second)]
+    assert revisions == sorted(set(revisions))
     assert client.get(f"{user_url}/tasks").json == [second, first]
+
+
+def test_next_life_of_an_erased_user_starts_behind_all_purges(
+    client, user_url, user_id, make_task, connection
+):
+    """A sync token of the erased life is older than `purged_revision`, so it gets a 410."""
+    make_task()
+    token = client.get(f"{user_url}/changes?since=0").json["next"]
+    client.delete(user_url)
+
+    first = make_task()
+    (row,) = connection.execute(
+        "SELECT revision, purged_revision FROM users WHERE id = %s", (user_id,)
+    )
+    outdated = client.get(f"{user_url}/changes", query_string={"since": token})
+    full = client.get(f"{user_url}/changes?since=0")
+    later = client.get(f"{user_url}/changes", query_string={"since": full.json["next"]})
+
+    assert row == (first["revision"], first["revision"] - 1)
+    assert outdated.status_code == 410
+    assert [change["value"] for change in full.json["changes"]] == [first]
+    assert (later.status_code, later.json["changes"]) == (200, [])
 
 
 def test_delete_user_erases_5000_tasks_in_one_request(

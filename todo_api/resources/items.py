@@ -28,6 +28,9 @@ CREATED = 201
 # outcome was read; after so many times, the client has to.
 MOST_ROUNDS = 5
 
+# The column of `find_outcome` that tells whether this attempt made the row's latest change.
+WRITTEN_BY_THIS_ATTEMPT = 5
+
 
 class Item(NamedTuple):
     """A row: its JSON, as PostgreSQL wrote it, its revision, and whether it is in the trash."""
@@ -115,15 +118,19 @@ def insert_item_once(
     find_outcome = resource.statements.insert.find_outcome
     statements = [resource.statements.insert_once, FIND_RESPONSE, find_outcome]
     for _ in range(MOST_ROUNDS):
-        stored, responses, rows = database.write(owner, statements, parameters, again=statements)
+        stored, responses, existing = database.write(
+            owner, statements, parameters, again=statements
+        )
         if responses:
             fingerprint, status, headers, body, revision = responses[0]
             if fingerprint != request.fingerprint:
                 return None
             fields = orjson.loads(headers) | {"ETag": etag(revision)}
-            return StoredResponse(status, fields, body, is_replayed=not stored)
-        if rows:
-            return ChangeResult(Item(*rows[0][:4]), is_as_requested=False)
+            # A retry that finds the response of its own first attempt is no replay.
+            is_own = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
+            return StoredResponse(status, fields, body, is_replayed=not is_own)
+        if existing:
+            return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
         # The row was removed for good after the insert had been decided.
     raise OutcomeUnknownError
 
@@ -138,7 +145,8 @@ def update_item(
 ) -> ChangeResult:
     """Set the fields that `changes` names, if the precondition holds."""
     if not changes:
-        return ChangeResult(find_item(database, owner, resource, item_id), is_as_requested=True)
+        item = find_item(database, owner, resource, item_id)
+        return ChangeResult(item, item is None or not precondition.excludes(item.revision))
     statements = resource.statements.update(tuple(sorted(changes)))
     parameters = {"id": item_id, **new_values(changes)}
     return change(database, owner, statements, precondition, parameters)
@@ -170,8 +178,8 @@ def change(
 ) -> ChangeResult:
     """Run the change; if it applied to no row, return the row as it is then.
 
-    A row that already is as requested is a success, even if the precondition fails (RFC 9110,
-    section 13.1.1). The change itself checks the precondition, so no other request can write in
+    A row that already is as requested is a success, even if If-Match fails (RFC 9110, section
+    13.1.1). The change itself checks the precondition, so no other request can write in
     between. Raises OutcomeUnknownError where the first attempt may have applied and been
     overwritten.
     """
@@ -184,7 +192,8 @@ def change(
             return ChangeResult(None, is_as_requested=False)
         *columns, is_wanted, written_by_this_attempt, changed_since = outcome[0]
         item = Item(*columns)
-        if is_wanted or written_by_this_attempt:
+        is_excluded = not item.is_deleted and precondition.excludes(item.revision)
+        if written_by_this_attempt or (is_wanted and not is_excluded):
             return ChangeResult(item, is_as_requested=True)
         if changed_since:
             raise OutcomeUnknownError

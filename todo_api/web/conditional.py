@@ -76,9 +76,17 @@ class Precondition:
 
     def holds(self, revision: int) -> bool:
         """Return whether the change applies at this revision."""
-        if self.is_never or revision in self.none_match:
+        if self.excludes(revision):
             return False
         return self.match is None or revision in self.match
+
+    def excludes(self, revision: int) -> bool:
+        """Return whether If-None-Match fails at this revision.
+
+        If-Match may fail for a request whose state is already there (RFC 9110, section 13.1.1).
+        If-None-Match may not (section 13.1.2).
+        """
+        return self.is_never or revision in self.none_match
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statements that check it."""
