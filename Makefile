@@ -171,12 +171,15 @@ lock: $(INSTALLED) ## Update the locked versions of all dependencies
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' conformance/requirements.in --output-file conformance/requirements.lock
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' tests/web/generated_clients/requirements.in \
+		--output-file tests/web/generated_clients/requirements.lock
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' benchmarks/peers/requirements.in --constraint requirements.lock \
 		--output-file benchmarks/peers/requirements.lock
 
 .PHONY: clean
 clean: ## Remove generated files, but not the data in .dev
 	rm -rf .venv-bench benchmarks/peers/fastify/node_modules
-	rm -rf .venv-conformance .schemathesis conformance/node_modules tests/*/*/node_modules
+	rm -rf .venv-clients .venv-conformance .schemathesis conformance/node_modules tests/*/*/node_modules
 	rm -rf .venv *.egg-info build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -173,7 +173,7 @@ def test_error_does_not_contain_an_unescaped_password(name, template):
         load_settings(VALID | {name: template.format("s3cret", "pr1vate")})
 
     message = str(fault.value)
-    assert re.fullmatch(rf"The settings are not right:\n  {name}: [^\n]+", message)
+    assert re.fullmatch(rf"These settings are invalid:\n  {name}: [^\n]+", message)
     assert "Percent-encode special characters in the password: %40 for @" in message
     assert "s3cret" not in message
     assert "pr1vate" not in message
@@ -266,7 +266,7 @@ def test_command_with_invalid_settings_exits_with_a_message(module, request):
     )
 
     assert result.returncode != 0
-    assert "DATABASE_URL: Missing" in result.stderr
+    assert "DATABASE_URL: Must be set." in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -352,7 +352,7 @@ def test_error_names_every_invalid_key_setting():
 )
 def test_secret_shorter_than_32_bytes_is_refused(secret):
     assert load_faults(WITH_TOKENS | {"JWT_SECRET": secret}) == {
-        "JWT_SECRET": "It needs 32 bytes: openssl rand -hex 32."
+        "JWT_SECRET": "The secret needs at least 32 bytes: openssl rand -hex 32."
     }
 
 
@@ -406,7 +406,7 @@ def test_key_set_url_may_be_https_or_loopback_http(url):
 )
 def test_key_set_url_without_https_is_refused(url):
     assert load_faults(WITH_TOKENS | ISSUER | {"JWT_JWKS_URL": url}) == {
-        "JWT_JWKS_URL": "Must be an https:// URL; http:// is for loopback only."
+        "JWT_JWKS_URL": "Must be an https:// URL, or an http:// URL of this machine (localhost)."
     }
 
 
@@ -546,7 +546,7 @@ def test_cors_origins_are_separated_by_commas():
 )
 def test_invalid_origin_is_refused(origins):
     assert load_faults(VALID | {"CORS_ORIGINS": origins}) == {
-        "CORS_ORIGINS": "Each must be an origin: https://app.example, without a path."
+        "CORS_ORIGINS": "Each part must be an origin without a path: https://app.example."
     }
 
 

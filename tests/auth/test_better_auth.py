@@ -187,7 +187,7 @@ def test_expired_token_is_refused(new_client):
         wait_until(lambda: client.get("/api/session", **token).status_code == 401)
 
         refused = client.get("/api/session", **token)
-        assert refused.json["detail"] == "The token has expired."
+        assert refused.json["detail"] == "Get a new token: this one has expired."
         assert client.get("/api/session", **bearer(issuer.get_token(cookie))).status_code == 200
 
 

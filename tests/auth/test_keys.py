@@ -825,7 +825,7 @@ def test_tokens_of_a_removed_key_are_refused(issuer, new_verifier, remaining):
 
     wait_until(lambda: not accepts(verifier, token))
     assert len(issuer.requests) > before
-    with pytest.raises(Problem, match="signed by no key"):
+    with pytest.raises(Problem, match="no key for the signature"):
         verifier.identify(token)
 
 
@@ -862,7 +862,7 @@ def test_keys_remain_valid_during_an_outage_until_they_are_stale(issuer, new_app
 
     assert responses[-1].status_code == 503
     assert responses[-1].headers["Retry-After"] == "1"
-    assert responses[-1].json["detail"].startswith("The keys of the token's issuer")
+    assert "the keys of the token's issuer cannot be fetched" in responses[-1].json["detail"]
     assert len(issuer.requests) > before + 3
     assert stale - 0.5 <= duration  # the last valid set can be one refresh interval old
 

@@ -90,7 +90,7 @@ def test_output_shows_the_url_and_working_commands(checkout):
         ).stdout
 
     assert f"  The API is at   {server.url}\n" in printed
-    assert f"  Its page is at  {server.url}/docs\n" in printed
+    assert f"  Its docs are at {server.url}/docs\n" in printed
     created, end = json.JSONDecoder().raw_decode(output)
     assert created["title"] == "Buy oat milk"
     assert json.loads(output[end:]) == [created]

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from fault_injection.servers import free_port
 
+from fault_injection.servers import free_port
 from tests.support.make_run import link_source
 from tests.support.postgresql import at_database
 from todo_api.db.connect import UnreachableError, connect

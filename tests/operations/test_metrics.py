@@ -317,7 +317,7 @@ def test_lost_connection_and_retry_are_counted(make_app, tasks_url):
     assert counter_value(app, "database_retries", reason="connection_lost") == 1
     assert counter_value(app, "database_connections_lost") == 1
     assert counter_value(app, "database_connections_opened") >= 2
-    assert counter_value(app, "database_outcomes_unknown") == 0
+    assert counter_value(app, "database_unknown_outcomes") == 0
 
 
 def test_request_refused_during_an_outage_is_counted(make_app, tasks_url):
@@ -327,7 +327,7 @@ def test_request_refused_during_an_outage_is_counted(make_app, tasks_url):
     wait_until(
         lambda: (
             client.get(tasks_url).status_code == 503
-            and counter_value(app, "database_sheds", reason="outage")
+            and counter_value(app, "database_refused_requests", reason="outage")
         )
     )
 
@@ -344,7 +344,7 @@ def test_request_without_a_free_slot_is_counted(make_app, task, database_url):
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counter_value(app, "database_sheds", reason="admission") == 1
+    assert counter_value(app, "database_refused_requests", reason="admission") == 1
 
 
 def test_key_set_has_metrics_of_age_and_failures(metrics):

@@ -72,7 +72,10 @@ def test_response_to_malformed_request_announces_the_close(api):
 
     assert response.headers["connection"] == "close"
     assert response.json["type"] == "/problems/malformed"
-    assert response.json["detail"] == "The request is not well-formed HTTP/1.1."
+    assert (
+        response.json["detail"]
+        == "Send well-formed HTTP/1.1: the server could not parse the request."
+    )
 
 
 def test_too_deeply_nested_json_is_refused(api):

@@ -68,4 +68,4 @@ def test_worker_is_replaced_when_its_loop_ends(server):
             return False
 
     wait_until(is_replaced, "another worker responds")
-    assert "a serve loop ended, so the worker stops" in log.read_text()
+    assert "the worker stops: a serve loop ended with an exception" in log.read_text()

@@ -44,7 +44,7 @@ def test_unknown_path_is_a_404_problem(client, path):
 
 NO_ROUTE = "No route has this path: /openapi.json lists all routes."
 NO_ROUTE_WITH_SLASH = "No route has this path: remove the slash at its end."
-NO_ITEM = "It does not exist, or it is not yours."
+NO_ITEM = "Check the path: the resource does not exist, or it belongs to another user."
 
 
 def test_path_with_extra_slashes_is_unknown(client, task):
@@ -173,7 +173,7 @@ def test_bug_is_logged_with_the_request_id_of_the_response(app, client, user_id,
         app.view_functions["tasks.get_task"] = view
 
     assert check_problem(response, 500, "internal-error")["detail"] == (
-        "The server's log has more, under the id in instance."
+        "Report the id in `instance` to the operator: the server's log has the error."
     )
     errors_logged = [line for line in log_lines() if line["level"] == "error"]
     assert [line["event"] for line in errors_logged] == ["unhandled exception"]

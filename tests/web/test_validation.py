@@ -290,7 +290,10 @@ def test_invalid_content_length_is_refused(client, task, content_length):
         f"{task.url}/complete", environ_overrides={"CONTENT_LENGTH": content_length}
     )
 
-    assert check_problem(response, 400, "malformed")["detail"] == "Content-Length must be a number."
+    assert (
+        check_problem(response, 400, "malformed")["detail"]
+        == "Send a Content-Length that is a number."
+    )
     assert client.get(task.url).json == task
 
 
@@ -316,7 +319,7 @@ def test_body_shorter_than_its_content_length_is_refused(client, task, terminate
                 environ_overrides=environ,
             )
             detail = check_problem(response, 400, "malformed")["detail"]
-            assert detail == "The body ended before its Content-Length."
+            assert detail == "Send the whole body: it ended before its Content-Length."
 
     assert client.get(task.url).json == task
 

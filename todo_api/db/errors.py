@@ -27,6 +27,7 @@ class Meaning(NamedTuple):
 # By SQLSTATE (PostgreSQL, appendix A). Any other SQLSTATE is a bug, or the violation of a
 # constraint that web/errors.py maps to a problem.
 SQLSTATES = {
+    "23503": Meaning(ROLLED_BACK, is_unavailable=False),  # foreign_key_violation: owner was erased
     "23505": Meaning(ROLLED_BACK, is_unavailable=False),  # unique_violation: a lost race
     "25P03": Meaning(CONNECTION_LOST, is_unavailable=True),  # idle_in_transaction_session_timeout
     "25P04": Meaning(CONNECTION_LOST, is_unavailable=True),  # transaction_timeout

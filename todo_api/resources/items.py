@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 CREATED = 201
 
-# A change that found nothing to do is sent again if the row was changed before its outcome was
-# read; after so many times, the client has to.
+# A write that found nothing to do is sent again if the row was changed or removed before its
+# outcome was read; after so many times, the client has to.
 MOST_ROUNDS = 5
 
 # The column of `find_outcome` that tells whether this attempt made the row's latest change.
@@ -73,7 +73,7 @@ def insert_item(
     """Insert an item with these values, one for each field, under a UUIDv7 unless an id is given.
 
     An item with this id and these values is as requested. Any other one is left as it is, even in
-    the trash.
+    the trash. Raises OutcomeUnknownError if an item with this id disappears again and again.
     """
     insertion = resource.statements.insert
     parameters = {"id": item_id or uuid7(), **new_values(values)}
@@ -83,10 +83,10 @@ def insert_item(
         inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
         if inserted:
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
-        if outcome[0]:
+        if outcome and outcome[0]:
             *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
             return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
-        # The row was removed for good after the insertion had found it.
+        # The row was removed for good after the insert had been decided.
     raise OutcomeUnknownError
 
 
@@ -103,7 +103,8 @@ def insert_item_once(
     None means that the key belongs to a request with another fingerprint. A ChangeResult is of an
     item with the same id that is not as requested. The item and the response are written by one
     statement, so either both exist or none does. The loser of a race for the key waits for the
-    winner, gets a unique_violation, and finds the response when it is repeated.
+    winner, gets a unique_violation, and finds the response when it is repeated. Raises
+    OutcomeUnknownError as `insert_item` does.
     """
     location = f"{request.path}/{item_id or (item_id := uuid7())}"
     parameters = {
@@ -129,9 +130,8 @@ def insert_item_once(
             is_own = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
             return StoredResponse(status, fields, body, is_replayed=not is_own)
         if existing:
-            *columns, _, _, _ = existing[0]
-            return ChangeResult(Item(*columns), is_as_requested=False)
-        # The row was removed for good after the insertion had found it.
+            return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
+        # The row was removed for good after the insert had been decided.
     raise OutcomeUnknownError
 
 

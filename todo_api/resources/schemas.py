@@ -17,6 +17,7 @@ from todo_api.web.fields import (
     Anything,
     OneOfSchemas,
     OpenSchema,
+    SchemaUnion,
     StrictInteger,
     StrictUUID,
     limit_parameter,
@@ -162,22 +163,33 @@ class Schemas:
         return {"type": "array", "maxItems": PAGE_LIMIT, "items": self.item}
 
     @cached_property
-    def change(self) -> type[Schema]:
+    def change(self) -> SchemaUnion:
         """An entry of the changes: one of the resource as it is now, or its tombstone."""
-        members = {
+        value = fields.Nested(self.item, required=True, metadata={"description": "As it is now."})
+        changed = self._made(
+            f"Changed{self._name}",
+            self._change(is_tombstone=False) | {"value": value},
+            base=OpenSchema,
+        )
+        tombstone = self._made(
+            f"{self._name}Tombstone",
+            self._change(is_tombstone=True) | {"deleted_at": moment("When it was deleted.")},
+            base=OpenSchema,
+        )
+        return SchemaUnion(f"{self._name}Change", (changed, tombstone))
+
+    def _change(self, *, is_tombstone: bool) -> dict[str, Any]:
+        deleted = fields.Boolean(
+            required=True,
+            validate=validate.Equal(is_tombstone),
+            metadata={"description": "Whether this is a tombstone.", "example": is_tombstone},
+        )
+        return {
             "type": self._type(),
             "id": self._id(),
             "revision": revision_member("The owner's revision at this change."),
-            "deleted": fields.Boolean(
-                required=True,
-                metadata={"description": "Whether this is a tombstone.", "example": False},
-            ),
-            "value": fields.Nested(
-                self.item, metadata={"description": "As it is now, if it is not deleted."}
-            ),
-            "deleted_at": moment("When it was deleted, if it is.", required=False),
+            "deleted": deleted,
         }
-        return self._made(f"{self._name}Change", members, base=OpenSchema)
 
     @cached_property
     def trashed(self) -> type[Schema]:
@@ -304,6 +316,6 @@ def revision_member(description: str) -> fields.Integer:
     )
 
 
-def moment(description: str, *, required: bool = True) -> fields.DateTime:
+def moment(description: str) -> fields.DateTime:
     metadata = {"description": description, "example": MOMENT}
-    return fields.DateTime(required=required, metadata=metadata)
+    return fields.DateTime(required=True, metadata=metadata)

@@ -7,6 +7,7 @@ query has text only, so the fields of its parameters accept one spelling of each
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -103,6 +104,18 @@ class OpenSchema(Schema):
         unknown = EXCLUDE
 
 
+@dataclass(frozen=True)
+class SchemaUnion:
+    """Schemas with a common name in the OpenAPI document. A constant member differs among them."""
+
+    name: str
+    schemas: tuple[type[Schema], ...]
+
+    @property
+    def first(self) -> type[Schema]:
+        return self.schemas[0]
+
+
 class OneOfSchemas(fields.Field[Any]):
     """An object of one of these schemas, for the documentation of responses. It loads nothing.
 
@@ -110,11 +123,18 @@ class OneOfSchemas(fields.Field[Any]):
     """
 
     def __init__(
-        self, discriminator: str, schemas: Mapping[str, type[Schema]], **options: Any
+        self,
+        discriminator: str,
+        schemas: Mapping[str, type[Schema] | SchemaUnion],
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.discriminator = discriminator
         self.schemas = schemas
+
+    @property
+    def first(self) -> type[Schema] | SchemaUnion:
+        return next(iter(self.schemas.values()))
 
 
 class BooleanParameter(fields.Boolean):

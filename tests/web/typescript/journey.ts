@@ -6,8 +6,8 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 
-import type { ChangedTask, ProblemDetails, Task, TaskDeletion } from "./api.js";
-import { clientOf, renameTask } from "./client.js";
+import type { ProblemDetails, Task, TaskChange } from "./api.js";
+import { clientOf, createTask, renameTask } from "./client.js";
 
 const url = setting("API_URL");
 const api = clientOf(url, setting("API_TOKEN"));
@@ -98,7 +98,8 @@ async function create(user_id: string): Promise<Task[]> {
       { title: `Task ${number}`, description: null, completed: number % 2 === 0 },
     );
     assert.equal(task.user_id, user_id);
-    assert.equal(task.revision, number + 1);
+    assert.ok(task.revision > (tasks.at(-1)?.revision ?? 0));
+    assert.equal(readEtag(result), `"${task.revision}"`);
     assert.equal(task.created_at, task.updated_at);
     assert.equal(result.response.headers.get("Location"), `/api/${user_id}/tasks/${task.id}`);
     tasks.push(task);
@@ -127,6 +128,18 @@ async function createOnce(user_id: string): Promise<Task> {
     checkProblem(reused, 422, "key-reused").errors?.map((error) => error.header),
     ["Idempotency-Key"],
   );
+  return created;
+}
+
+/** Create a task under an id of the client's with createTask of README.md, called twice. */
+async function createWithOwnId(user_id: string): Promise<Task> {
+  const id = randomUUID();
+  const created = await createTask(api, user_id, "Own id", id);
+  assert.equal(created.id, id);
+  assert.equal(created.title, "Own id");
+
+  assert.deepEqual(await createTask(api, user_id, "Own id", id), created);
+  await assert.rejects(createTask(api, user_id, "Another title", id), /has other values/);
   return created;
 }
 
@@ -161,7 +174,7 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
   } while (cursor !== undefined);
   assert.deepEqual(
     pages.map((page) => page.length),
-    [3, 3, 2],
+    [3, 3, 3],
   );
   assert.deepEqual(pages.flat(), newestFirst);
 }
@@ -204,10 +217,31 @@ async function edit(task: Task): Promise<Task> {
   assert.equal(merged.title, `${task.title}, by the second device`);
   assert.equal(merged.description, "By the first device");
 
-  // renameTask of README.md returns the renamed task, or the current one after a 412.
-  assert.deepEqual(await renameTask(api, merged, oldEtag, "Too late"), merged);
-  const renamed = await renameTask(api, merged, readEtag(rebased), "In time");
-  assert.equal(renamed.title, "In time");
+  return merged;
+}
+
+/** Rename an item of a list with renameTask of README.md, without another read. */
+async function rename(task: Task): Promise<Task> {
+  const { user_id, id } = task;
+  const page = await api.GET("/api/{user_id}/tasks", { params: { path: { user_id } } });
+  const item = checkSuccess(page, 200).find((listed) => listed.id === id);
+  assert.ok(item);
+  assert.deepEqual(item, task);
+
+  const { isRenamed, task: renamed } = await renameTask(api, item, "Renamed");
+  assert.equal(isRenamed, true);
+  assert.deepEqual(renamed, {
+    ...item,
+    title: "Renamed",
+    revision: renamed.revision,
+    updated_at: renamed.updated_at,
+  });
+
+  // The same request again, with the revision before: the task has the title already.
+  assert.deepEqual(await renameTask(api, item, "Renamed"), { isRenamed: true, task: renamed });
+  // Another title with that revision: a 412 with the task as it is now.
+  assert.deepEqual(await renameTask(api, item, "Too late"), { isRenamed: false, task: renamed });
+  await assert.rejects(renameTask(api, { ...item, id: randomUUID() }, "Missing"), /does not exist/);
   return renamed;
 }
 
@@ -233,15 +267,15 @@ async function deleteAndRestore(task: Task): Promise<Task> {
 
   checkEmpty(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 204);
   checkProblem(await api.GET("/api/{user_id}/tasks/{task_id}", { params }), 404, "not-found");
-  checkProblem(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 404, "not-found");
+  checkEmpty(await api.DELETE("/api/{user_id}/tasks/{task_id}", { params }), 204);
 
-  const trash = await api.GET("/api/{user_id}/tasks", {
-    params: { path: { user_id }, query: { deleted: true } },
-  });
+  const trash = await api.GET("/api/{user_id}/trash", { params: { path: { user_id } } });
   const [deleted, ...others] = checkSuccess(trash, 200);
   assert.equal(others.length, 0);
-  assert.ok(deleted && "purge_at" in deleted);
+  assert.ok(deleted);
+  assert.equal(deleted.type, "task");
   assert.equal(deleted.id, task.id);
+  assert.equal(deleted.value.title, task.title);
   assert.ok(Date.parse(deleted.purge_at) > Date.parse(deleted.deleted_at));
 
   const restored = checkSuccess(
@@ -254,7 +288,7 @@ async function deleteAndRestore(task: Task): Promise<Task> {
     updated_at: restored.updated_at,
   });
   const repeated = await api.POST("/api/{user_id}/tasks/{task_id}/restore", { params });
-  checkProblem(repeated, 409, "not-in-trash");
+  assert.deepEqual(checkSuccess(repeated, 200), restored);
   return restored;
 }
 
@@ -262,8 +296,8 @@ async function deleteAndRestore(task: Task): Promise<Task> {
 async function changesSince(
   user_id: string,
   since: string,
-): Promise<{ changes: (ChangedTask | TaskDeletion)[]; next: string }> {
-  const changes: (ChangedTask | TaskDeletion)[] = [];
+): Promise<{ changes: TaskChange[]; next: string }> {
+  const changes: TaskChange[] = [];
   for (;;) {
     const result = await api.GET("/api/{user_id}/changes", {
       params: { path: { user_id }, query: { since, limit: 3 } },
@@ -312,14 +346,14 @@ async function sync(user_id: string): Promise<void> {
   assert.deepEqual((await changesSince(user_id, delta.next)).changes, []);
 }
 
-function apply(tasks: Map<string, Task>, changes: (ChangedTask | TaskDeletion)[]): void {
+function apply(tasks: Map<string, Task>, changes: TaskChange[]): void {
   for (const change of changes) {
     if (change.deleted) {
+      assert.ok(Date.parse(change.deleted_at) > 0);
       tasks.delete(change.id);
     } else {
-      const { deleted, ...task } = change;
-      assert.equal(deleted, false);
-      tasks.set(task.id, task);
+      assert.equal(change.value.revision, change.revision);
+      tasks.set(change.id, change.value);
     }
   }
 }
@@ -370,12 +404,17 @@ async function deleteUser(user_id: string): Promise<void> {
 }
 
 const user_id = await getUserId();
-const tasks = [...(await create(user_id)), await createOnce(user_id)];
+const tasks = [
+  ...(await create(user_id)),
+  await createOnce(user_id),
+  await createWithOwnId(user_id),
+];
 await list(user_id, tasks);
 const [, second] = tasks;
 assert.ok(second);
 const edited = await edit(second);
-const completed = await complete(edited);
+const renamed = await rename(edited);
+const completed = await complete(renamed);
 await deleteAndRestore(completed);
 await sync(user_id);
 await checkErrors(user_id);

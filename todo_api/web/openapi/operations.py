@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from todo_api.web.openapi.components import EVERY_HEADER, error_component
-from todo_api.web.openapi.schemas import example_of
+from todo_api.web.openapi.schemas import array_object, example_of
 from todo_api.web.requests import READS
 from todo_api.web.responses import CREATED, FOUND, JSON, NO_CONTENT, NOT_MODIFIED, OK
 
@@ -83,7 +83,9 @@ def success_response(
         "headers": {name: name for name in headers},
     }
     if schema is not None:
-        response["content"] = {JSON: {"schema": schema, "example": example_of(schema)}}
+        response["content"] = {
+            JSON: {"schema": array_object(schema), "example": example_of(schema)}
+        }
     return response
 
 

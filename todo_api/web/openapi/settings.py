@@ -44,7 +44,7 @@ OPENAPI: dict[str, Any] = {
         "servers": [
             {
                 "url": "/",
-                "description": "The server that this document comes from.",
+                "description": "The server that this document comes from, local or production.",
                 "x-internal": False,
             },
             {
@@ -67,7 +67,7 @@ OPENAPI: dict[str, Any] = {
                     "bearerFormat": "JWT",
                     "description": (
                         "A JSON Web Token of the issuer that the server trusts (RFC 7519), "
-                        "verified by the rules of RFC 8725. "
+                        "verified by the rules of RFC8725. "
                         "On a server of `make run`, `make token` prints one."
                     ),
                 }

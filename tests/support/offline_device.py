@@ -1,0 +1,224 @@
+"""A device that works offline, written from docs/sync.md and the contract alone.
+
+It makes one request at a time, and sends it again as it is until it has a response. It reads only
+`/changes`: the revisions for its preconditions are those of its copy.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Mapping
+
+TITLES = ["Buy oats", "Buy rye", "Bake", "Call Ada", "Call Grace"]
+DESCRIPTIONS = [None, "Two litres", "Today"]
+MOST_TASKS = 20
+PAGE_LIMITS = [2, 7, 200]
+
+# How often a device does what, of 1000 times.
+ACTIONS = {
+    "create": 100,
+    "create with a key": 60,
+    "patch": 300,
+    "put": 100,
+    "complete": 150,
+    "delete": 110,
+    "restore": 90,
+    "sync": 75,
+    "full sync": 12,
+    "empty trash": 15,
+}
+
+
+class Response(NamedTuple):
+    """A response; the names of `headers` are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A request of a device; `base` is the revision that it has as `If-Match`."""
+
+    action: str
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    task_id: str | None = None
+    base: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The header fields to send."""
+        match = {} if self.base is None else {"If-Match": f'"{self.base}"'}
+        return self.headers | match
+
+    @property
+    def is_write(self) -> bool:
+        return self.method != "GET"
+
+    @property
+    def has_key(self) -> bool:
+        return "Idempotency-Key" in self.headers
+
+
+class OfflineDevice:
+    """A copy of a user's tasks, the deleted ones that can be restored, and the next request.
+
+    `trash` has the revision of each tombstone, or None if the device does not know it.
+    """
+
+    def __init__(self, user_id: str, choose: random.Random) -> None:
+        self.url = f"/api/{user_id}"
+        self.choose = choose
+        self.copy: dict[str, dict[str, Any]] = {}
+        self.trash: dict[str, int | None] = {}
+        self.since = "0"
+        self.limit = 200
+        self.etags: dict[str, str] = {}
+        self.request: Request | None = None
+        self.full_syncs = 0
+
+    def next_request(self) -> Request:
+        """Return the request that has no response yet, or a new one."""
+        if self.request is None:
+            (action,) = self.choose.choices(list(ACTIONS), list(ACTIONS.values()))
+            self.request = self.make_request(action)
+        return self.request
+
+    def make_request(self, action: str) -> Request:
+        choose = self.choose
+        if action == "empty trash":
+            return Request(action, "DELETE", f"{self.url}/trash")
+        if action == "restore" and self.trash:
+            task_id = choose.choice(list(self.trash))
+            path = f"{self.url}/tasks/{task_id}/restore"
+            return Request(action, "POST", path, task_id=task_id, base=self.trash[task_id])
+        if action in {"sync", "full sync", "restore"}:
+            self.limit = choose.choice(PAGE_LIMITS)
+            if action == "full sync":
+                self.forget()
+            return self.make_sync()
+        if action.startswith("create") and len(self.copy) > MOST_TASKS:
+            action = "delete"
+        if action.startswith("create") or not self.copy:
+            return self.make_creation(action)
+        return self.make_change(action)
+
+    def make_creation(self, action: str) -> Request:
+        body: dict[str, Any] = {"title": self.choose.choice(TITLES)}
+        path = f"{self.url}/tasks"
+        new_id = str(uuid.UUID(int=self.choose.getrandbits(128), version=4))
+        if action == "create with a key":
+            return Request(action, "POST", path, body, headers={"Idempotency-Key": new_id})
+        return Request("create", "POST", path, body | {"id": new_id}, new_id)
+
+    def make_change(self, action: str) -> Request:
+        """Return a change of a task of the copy, on the condition that the copy is up to date."""
+        choose = self.choose
+        # The devices often choose the same task: the first one.
+        task_id = min(self.copy) if choose.random() < 0.5 else choose.choice(list(self.copy))
+        task = self.copy[task_id]
+        path, base = f"{self.url}/tasks/{task_id}", task["revision"]
+        changes: dict[str, Any] = {"title": choose.choice(TITLES)}
+        if choose.random() < 0.5:
+            changes["description"] = choose.choice(DESCRIPTIONS)
+        if action == "delete":
+            return Request(action, "DELETE", path, None, task_id, base)
+        if action == "complete":
+            body = choose.choice([None, {"completed": True}, {"completed": False}])
+            return Request(action, "PATCH", f"{path}/complete", body, task_id, base)
+        if action == "put":
+            return Request(action, "PUT", path, task | changes, task_id, base)
+        return Request("patch", "PATCH", path, changes, task_id, base)
+
+    def change_again(self, request: Request, task: dict[str, Any]) -> None:
+        """Send a refused change of single members again, based on the task as it is now."""
+        if request.action in {"patch", "complete"}:
+            self.request = replace(request, base=task["revision"])
+
+    def make_sync(self) -> Request:
+        path = f"{self.url}/changes?since={self.since}&limit={self.limit}"
+        known = {"If-None-Match": self.etags[path]} if path in self.etags else {}
+        return Request("sync", "GET", path, headers=known)
+
+    def forget(self) -> None:
+        """Begin a full sync."""
+        self.since = "0"
+        self.copy.clear()
+        self.full_syncs += 1
+
+    def receive(self, response: Response) -> None:
+        """Apply the response to the request."""
+        request, self.request = self.request, None
+        assert request is not None
+        if request.action == "sync":
+            self.apply_page(request, response)
+        elif request.action == "empty trash":
+            self.trash.clear()
+        elif response.is_success:
+            self.apply_success(request, response)
+        elif response.status == 412:
+            task = response.json["current"]
+            # Only a task in the trash lets a restore fail, and only a live one any other change.
+            if request.action == "restore":
+                self.remove(task["id"], task["revision"])
+            else:
+                self.store(task)
+                self.change_again(request, task)
+        elif response.status == 404:
+            assert request.task_id
+            self.copy.pop(request.task_id, None)
+            # The other device may have put it into the trash.
+            self.trash.pop(request.task_id, None)
+            if request.action != "restore":
+                self.trash[request.task_id] = None
+
+    def apply_success(self, request: Request, response: Response) -> None:
+        if response.status == 204:
+            assert request.task_id
+            self.remove(request.task_id, None)
+        else:
+            self.store(response.json)
+
+    def apply_page(self, request: Request, response: Response) -> None:
+        if response.status == 304:
+            return
+        if response.status == 410:
+            self.forget()
+            self.request = self.make_sync()
+            return
+        page = response.json
+        for change in page["changes"]:
+            if change["deleted"]:
+                self.remove(change["id"], change["revision"])
+            else:
+                self.store(change["value"])
+        self.etags = {request.path: response.headers["etag"]}
+        self.since = page["next"]
+        if page["more"]:
+            self.request = self.make_sync()
+
+    def store(self, task: dict[str, Any]) -> None:
+        self.copy[task["id"]] = task
+        self.trash.pop(task["id"], None)
+
+    def remove(self, task_id: str, revision: int | None) -> None:
+        self.copy.pop(task_id, None)
+        self.trash[task_id] = revision
