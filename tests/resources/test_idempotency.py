@@ -234,6 +234,25 @@ def test_concurrent_requests_with_one_key_create_one_task(app, tasks_url, key):
     assert app.test_client().get(tasks_url).json == [first[0].json]
 
 
+def test_concurrent_requests_with_one_id_and_different_keys_create_one_task(
+    app, tasks_url, connection, user_id
+):
+    body = {"id": str(uuid.uuid4()), "title": "Buy oat milk"}
+
+    def send(number):
+        headers = {"Idempotency-Key": f"key-{number}"}
+        return app.test_client().post(tasks_url, json=body, headers=headers)
+
+    with ThreadPoolExecutor(8) as threads:
+        responses = list(threads.map(send, range(8)))
+
+    assert {response.status_code for response in responses} == {201}
+    assert {response.data for response in responses} == {responses[0].data}
+    assert not any("Idempotent-Replayed" in response.headers for response in responses)
+    assert app.test_client().get(tasks_url).json == [responses[0].json]
+    assert sorted(list_keys(connection, user_id)) == [f"key-{number}" for number in range(8)]
+
+
 def test_replay_takes_no_revision(create, connection, user_id, key):
     first = create(key)
     create(key)

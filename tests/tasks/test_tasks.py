@@ -1,5 +1,6 @@
 """Create, read, change and delete tasks over HTTP, as the contract specifies."""
 
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -339,6 +340,45 @@ def test_deletion_can_be_sent_again_while_the_task_is_in_the_trash(client, task,
 
     client.delete(f"/api/{user_id}/trash")
     assert client.delete(task.url).status_code == 404
+
+
+def test_trash_is_emptied_while_clients_delete_and_restore(app, client, tasks_url, user_id):
+    """A restored task stays, and a removed one cannot be restored; no request fails."""
+    finished = threading.Event()
+
+    def write(number):
+        writer, statuses, restored = app.test_client(), set(), []
+        for step in range(25):
+            created = writer.post(tasks_url, json={"title": f"{number} {step}"})
+            url = created.headers["Location"]
+            deleted = writer.delete(url)
+            restore = writer.post(f"{url}/restore")
+            statuses |= {created.status_code, deleted.status_code, restore.status_code}
+            if restore.status_code == 200:
+                restored.append(restore.json)
+        return statuses, restored
+
+    def empty_trash():
+        emptier, statuses = app.test_client(), set()
+        while not finished.is_set():
+            statuses.add(emptier.delete(f"/api/{user_id}/trash").status_code)
+        return statuses
+
+    with ThreadPoolExecutor(5) as threads:
+        emptying = threads.submit(empty_trash)
+        results = [threads.submit(write, number) for number in range(4)]
+        try:
+            results = [result.result(timeout=60) for result in results]
+        finally:
+            finished.set()
+        emptied = emptying.result(timeout=10)
+
+    restored = sorted(task["id"] for _, tasks in results for task in tasks)
+    assert emptied == {204}
+    assert set.union(*(statuses for statuses, _ in results)) <= {200, 201, 204, 404}
+    assert sorted(task["id"] for task in client.get(f"{tasks_url}?limit=200").json) == restored
+    client.delete(f"/api/{user_id}/trash")
+    assert client.get(f"/api/{user_id}/trash").json == []
 
 
 def test_restored_task_has_its_former_values(client, task, tasks_url):
