@@ -127,7 +127,7 @@ KINDS = (
         ),
         detail="Check the path: the resource does not exist, or it belongs to another user.",
         request="""
-            GET /api/USER_ID/tasks?deleted=true HTTP/1.1
+            GET /api/USER_ID/trash HTTP/1.1
             Authorization: Bearer TOKEN
         """,
     ),
@@ -252,8 +252,8 @@ KINDS = (
             "`ETag` has its entity tag."
         ),
         reason=(
-            "Another request has changed the resource since the client read it. Or the request was "
-            "to create a resource with `If-None-Match: *`, and a resource with this id exists."
+            "Another request has changed the resource since the client read it. Or the request has "
+            "`If-None-Match: *`, which holds only if the resource does not exist."
         ),
         remedy=(
             "Apply the change to `current`, and send it again with the new `ETag` in `If-Match`. "
