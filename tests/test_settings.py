@@ -305,7 +305,8 @@ def test_one_source_of_keys_is_valid(key):
 
 def test_default_auth_mode_needs_a_key():
     assert load_faults(WITH_TOKENS) == {
-        "AUTH_MODE": "Needs one of JWT_JWKS_URL, JWT_PUBLIC_KEY, JWT_SECRET to verify tokens with."
+        "AUTH_MODE": "Set one of JWT_JWKS_URL, JWT_PUBLIC_KEY, JWT_SECRET to verify tokens, or"
+        " AUTH_MODE=none."
     }
 
 
@@ -322,7 +323,7 @@ def test_default_auth_mode_needs_a_key():
     ],
 )
 def test_more_than_one_source_of_keys_is_refused(keys, names):
-    assert load_faults(WITH_TOKENS | keys) == {"AUTH_MODE": f"Only one of these: {names}."}
+    assert load_faults(WITH_TOKENS | keys) == {"AUTH_MODE": f"Set only one of {names}."}
 
 
 def test_error_names_every_invalid_key_setting():

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from faults.servers import await_that
 
+from fault_injection.servers import wait_until
 from tests.support import ROOT
 from tests.support.make_run import CHECKOUT, TASKS, Server, data_of, running
 from todo_api.commands import embedded
@@ -174,13 +174,13 @@ def commands_of(folder: Path) -> list[str]:
 def test_a_signal_during_the_start_leaves_no_process_and_no_traceback(checkout, is_reached, how):
     folder = checkout()
     server = Server(folder)
-    await_that(lambda: is_reached(server), is_reached.__name__)
+    wait_until(lambda: is_reached(server), is_reached.__name__)
 
     output = server.end(how)
 
     assert server.process.returncode in (-how, 128 + how, 128 + signal.SIGTERM, 0)
     assert "Traceback" not in output
-    await_that(lambda: not commands_of(folder), "no process is left", seconds=5)
+    wait_until(lambda: not commands_of(folder), "no process is left", seconds=5)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -191,11 +191,11 @@ def test_a_signal_ends_a_migration_that_waits(checkout, new_database, how):
         other.execute("SELECT pg_advisory_lock(8101977)")  # TURN of migrations/env.py
         server = Server(folder, DATABASE_URL=url)
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        await_that(lambda: other.execute(waiting).fetchone() == (1,), "the migration waits")
+        wait_until(lambda: other.execute(waiting).fetchone() == (1,), "the migration waits")
 
         output = server.end(how)
 
-        await_that(lambda: other.execute(waiting).fetchone() == (0,), "the migration has ended")
+        wait_until(lambda: other.execute(waiting).fetchone() == (0,), "the migration has ended")
     assert server.process.returncode == 128 + how
     assert "Traceback" not in output
     assert commands_of(folder) == []
@@ -204,14 +204,14 @@ def test_a_signal_ends_a_migration_that_waits(checkout, new_database, how):
 def test_a_second_signal_does_not_interrupt_the_stop(checkout):
     folder = checkout()
     server = Server(folder)
-    await_that(lambda: is_initializing(server), "initdb runs")
+    wait_until(lambda: is_initializing(server), "initdb runs")
     os.kill(server.process.pid, signal.SIGINT)
     os.kill(server.process.pid, signal.SIGTERM)
 
     output = server.end()
 
     assert "Traceback" not in output
-    await_that(lambda: not commands_of(folder), "no process is left", seconds=5)
+    wait_until(lambda: not commands_of(folder), "no process is left", seconds=5)
 
 
 def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_database):

