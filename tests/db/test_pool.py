@@ -60,8 +60,8 @@ def test_requests_are_refused_at_once_while_the_database_is_stalled():
     )
 
 
-def test_after_a_failure_the_retry_timeout_applies_until_a_request_succeeds():
-    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=0, retry_timeout=60)
+def test_after_a_failure_the_shorter_stall_timeout_applies_until_a_request_succeeds():
+    limiter = AdmissionLimiter(1, Metrics(), stall_timeout=0, stall_timeout_after_failure=60)
     limiter.acquire(distant_deadline())
     limiter.release(succeeded=False)
     limiter.acquire(distant_deadline())

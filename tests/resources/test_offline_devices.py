@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 import pytest
-from faults.servers import serving
 
+from fault_injection.servers import serving
 from tests.support.offline_device import OfflineDevice, Request, Response
 
 if TYPE_CHECKING:

@@ -123,21 +123,6 @@ def test_repeated_write_with_a_stale_revision_in_the_body_succeeds_and_writes_no
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_repeated_write_with_a_failing_if_none_match_succeeds_and_writes_nothing(
-    client, task_before, read_rows, name
-):
-    task = task_before(name)
-    write = WRITES[name]._replace(is_conditional=False)
-    first = write.send(client, task)
-    rows = read_rows(task["id"])
-
-    again = write.send(client, task, **{"If-None-Match": f'"{rows[0][-1]}"'})
-
-    assert (again.status_code, again.data) == (first.status_code, first.data)
-    assert read_rows(task["id"]) == rows
-
-
-@pytest.mark.parametrize("name", WRITES)
 def test_repeated_write_without_a_precondition_succeeds_and_writes_nothing(
     client, task_before, read_rows, name
 ):
