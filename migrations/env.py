@@ -221,10 +221,10 @@ def run() -> None:
         with engine.begin() as connection:
             migrate(connection, conninfo_to_dict(settings.database_url).get("user"))
             has_state = inspect(connection).has_table("database_state")
+        if has_state:
+            renew_revisions(url, [resource.table.name for resource in RESOURCES])
     except UnreachableError as error:
         sys.exit(str(error))
-    if has_state:
-        renew_revisions(url, [resource.table.name for resource in RESOURCES])
 
 
 run()

@@ -52,19 +52,19 @@ TAKE_REVISION = """
 
 # As in 0006.
 COUNT_REVISIONS = """
-    CREATE OR REPLACE FUNCTION take_revision() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        INSERT INTO users AS owner (id, revision) VALUES (NEW.user_id, 1)
-        ON CONFLICT (id) DO UPDATE SET revision = owner.revision + 1
-        RETURNING owner.revision INTO NEW.revision;
-        NEW.updated_at := clock_timestamp();
-        IF TG_OP = 'INSERT' THEN
-            NEW.created_at := NEW.updated_at;
-        END IF;
-        NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
-        RETURN NEW;
-    END
-    $$
+        CREATE OR REPLACE FUNCTION take_revision() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO users AS owner (id, revision) VALUES (NEW.user_id, 1)
+            ON CONFLICT (id) DO UPDATE SET revision = owner.revision + 1
+            RETURNING owner.revision INTO NEW.revision;
+            NEW.updated_at := clock_timestamp();
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := NEW.updated_at;
+            END IF;
+            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+            RETURN NEW;
+        END
+        $$
 """
 
 

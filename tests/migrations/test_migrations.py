@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from contextlib import ExitStack
@@ -215,7 +217,7 @@ def assert_succeeds(process):
 def assert_serves(open_database, url):
     """Check that the application can insert and read a task with this login."""
     database, owner = open_database(DATABASE_URL=url), uuid.uuid4()
-    task = insert_item(database, owner, TASK, NEW_TASK)
+    task = insert_item(database, owner, TASK, None, NEW_TASK).item
     assert find_item(database, owner, TASK, task.id) == task
 
 
@@ -457,6 +459,105 @@ def test_migrations_are_numbered_in_order():
     assert [Path(script.path).name[:4] for script in scripts()] == numbers
 
 
+INSERT_TASK = """
+    INSERT INTO tasks (user_id, id, title) VALUES (gen_random_uuid(), gen_random_uuid(), 'Oats')
+"""
+
+
+def read_revisions(url):
+    with psycopg.connect(url) as connection:
+        return connection.execute("SELECT revision FROM tasks ORDER BY user_id, id").fetchall()
+
+
+# The statements of the version before 0009, which counts revisions from 1 in the trigger.
+SETTINGS_OF_0008 = """
+    SELECT set_config('role', 'todo_app', true), set_config('todo.user_id', %(owner)s, true),
+           set_config('todo.attempt', gen_random_uuid()::text, true)
+"""
+WRITES_OF_0008 = (
+    "INSERT INTO tasks (user_id, id, title) VALUES (%(owner)s, gen_random_uuid(), 'New')",
+    """
+    UPDATE tasks SET title = title || '.'
+    WHERE user_id = %(owner)s AND id = %(id)s AND deleted_at IS NULL
+    """,
+    """
+    UPDATE tasks SET deleted_at = clock_timestamp() WHERE user_id = %(owner)s
+    AND id = (SELECT id FROM tasks WHERE user_id = %(owner)s AND deleted_at IS NULL LIMIT 1)
+    """,
+)
+
+
+def test_existing_rows_get_clock_revisions_beside_writers_of_the_version_before(
+    new_database, open_database
+):
+    """Three writers of version 0008 go on while 0009 is applied and 40 owners are renewed."""
+    url = new_database("clock_revisions")
+    migrate(url, "0008")
+    owners = [str(uuid.uuid4()) for _ in range(40)]
+    with psycopg.connect(url, autocommit=True) as connection:
+        for owner in owners:
+            connection.execute(
+                "INSERT INTO tasks (user_id, id, title)"
+                " SELECT %s, gen_random_uuid(), 'Task ' || n FROM generate_series(1, 25) AS n",
+                (owner,),
+            )
+        ids = dict(connection.execute("SELECT DISTINCT ON (user_id) user_id::text, id FROM tasks"))
+    # This owner is not written to meanwhile.
+    quiet = owners[7]
+    unchanged = read_tasks(url, quiet)
+    has_ended = threading.Event()
+    errors_of_writers = []
+
+    def write(chosen):
+        with psycopg.connect(url) as connection:
+            rounds = itertools.cycle(itertools.product(chosen, WRITES_OF_0008))
+            while not has_ended.is_set():
+                owner, statement = next(rounds)
+                values = {"owner": owner, "id": ids[owner]}
+                try:
+                    with connection.transaction():
+                        connection.execute(SETTINGS_OF_0008, values)
+                        connection.execute(statement, values)
+                except psycopg.Error as error:
+                    errors_of_writers.append(error)
+
+    writers = [
+        threading.Thread(target=write, args=([each for each in owners[n::3] if each != quiet],))
+        for n in range(3)
+    ]
+    before = time.time_ns() // 1000
+    for writer in writers:
+        writer.start()
+    migrate(url)
+    has_ended.set()
+    for writer in writers:
+        writer.join(60)
+
+    assert errors_of_writers == []
+    with psycopg.connect(url) as connection:
+        least, above = connection.execute(
+            "SELECT min(tasks.revision), count(*) FILTER (WHERE tasks.revision > users.revision)"
+            " FROM tasks JOIN users ON users.id = user_id"
+        ).fetchone()
+        state = connection.execute("SELECT renewal_position FROM database_state").fetchone()
+    assert least >= before, "no row keeps a number of version 0008"
+    assert above == 0
+    assert state == (None,)
+    renewed = read_tasks(url, quiet)
+    assert [row[:-1] for row in renewed] == [row[:-1] for row in unchanged]
+    assert len({row[-1] for row in renewed}) == 1
+    assert_serves(open_database, url)
+
+
+def read_tasks(url, owner):
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "SELECT id, title, updated_at, created_at, attempt, revision FROM tasks"
+            " WHERE user_id = %s ORDER BY id",
+            (owner,),
+        ).fetchall()
+
+
 @pytest.mark.slow
 def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path):
     url = new_database("generated")
@@ -469,6 +570,8 @@ def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path
     before = (ROOT / version_file).read_text()
     migrate(url)
     execute(url, "ALTER TABLE tasks DROP COLUMN description")
+    execute(url, INSERT_TASK)
+    revision = read_revisions(url)
 
     assert_succeeds(
         alembic(
@@ -483,6 +586,7 @@ def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path
     assert "op.add_column('tasks', sa.Column('description', sa.Text()" in text
     assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
     assert version(url) == next_number
+    assert read_revisions(url) > revision, "a new member changes the JSON: it takes a revision"
     assert f'SCHEMA_VERSION = "{next_number}"' in (tmp_path / version_file).read_text()
     assert (ROOT / version_file).read_text() == before
 
@@ -512,7 +616,7 @@ def test_generated_migration_protects_a_new_resource(new_database, alembic, tmp_
             " (SELECT count(*) FROM pg_trigger WHERE tgrelid = pg_class.oid AND NOT tgisinternal)"
             " FROM pg_class WHERE relname = 'tasks'"
         ).fetchone()
-    assert protected == (True, True, 2, 2)
+    assert protected == (True, True, 3, 2)
 
 
 @pytest.mark.slow

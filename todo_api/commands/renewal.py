@@ -11,14 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import psycopg
 import structlog
 from psycopg import sql
 
+from todo_api.db.connect import connect
 from todo_api.db.database import MAINTENANCE_ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import psycopg
 
 log = structlog.get_logger(__name__)
 
@@ -42,11 +44,10 @@ LAST_ID = UUID(int=2**128 - 1)
 def renew_revisions(url: str, tables: Sequence[str]) -> int:
     """Renew the rows of these tables, as the tables' owner; return the number of their owners.
 
-    It does nothing unless a migration has asked for it.
+    It does nothing unless a migration has asked for it. Raises UnreachableError.
     """
     owners = 0
-    # No prepared statements: a pooler may not support them.
-    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+    with connect(url, autocommit=True) as connection:
         while renew_next_owner(connection, tables):
             owners += 1
     if owners:
