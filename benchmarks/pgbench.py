@@ -1,6 +1,6 @@
-"""PostgreSQL alone: pgbench runs the statements of this API, each after one that sets the owner.
+"""PostgreSQL alone: pgbench runs the statements of each operation after one that sets the owner.
 
-pgbench sends both in one pipeline, which is one implicit transaction, as the API does.
+pgbench sends them in one pipeline, which is one implicit transaction, as the API does.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from todo_api.resources.pages import list_statement
 from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from data import Data, Size
 
+    from todo_api.db.statement import Statement
+
 NAME = "PostgreSQL alone"
 
-STATEMENTS = {
-    "get": TASK.statements.find,
-    "not_modified": TASK.statements.find,
-    "list": list_statement(TASK),
-    "create": TASK.statements.insert,
-    "patch": TASK.statements.update(("title",), conditional=False),
-    "complete": TASK.statements.update(("completed",), conditional=False),
+# The statements that each operation sends in one pipeline.
+STATEMENTS: dict[str, Sequence[Statement]] = {
+    "get": [TASK.statements.find],
+    "not_modified": [TASK.statements.find],
+    "list": [list_statement(TASK)],
+    "create": [TASK.statements.insert.change],
+    "patch": TASK.statements.update(("title",)),
+    "complete": TASK.statements.update(("completed",)),
 }
 
 # The SQL expressions that replace the parameters of a statement. pgbench sends its variables as
@@ -40,6 +44,8 @@ EXPRESSIONS = {
     "attempt": "uuidv7()",
     "elapsed": "NULL",
     "timeout": "'5000'",
+    "match": "NULL",
+    "none_match": "'{}'",
     "rows": str(LIMIT + 1),
     "known": "'{}'",
     "new_title": "('Buy oat milk, change ' || :change)",
@@ -50,7 +56,8 @@ EXPRESSIONS = {
 
 def script(operation: str, size: Size) -> str:
     expressions = EXPRESSIONS | ({"id": "uuidv7()"} if operation == "create" else {})
-    sql = f"{ACT_AS_OWNER_IN_TIME.sql.decode()};\n{STATEMENTS[operation].sql.decode()};"
+    statements = (ACT_AS_OWNER_IN_TIME, *STATEMENTS[operation])
+    sql = "\n".join(f"{statement.sql.decode()};" for statement in statements)
     sql = re.sub(r"%\((\w+)\)s", lambda match: expressions[match[1]], sql).replace("%%", "%")
     # pgbench would read the colons in a format of to_char as variables: \072 is a colon.
     sql = re.sub(r"'([^']*HH24:MI:SS[^']*)'", escape_colons, sql)
