@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -119,6 +120,24 @@ def test_repeated_write_with_a_stale_revision_in_the_body_succeeds_and_writes_no
 
     assert first.json["revision"] > task["revision"]
     assert (again.status_code, again.data) == (200, first.data)
+    assert read_rows(task["id"]) == rows
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_repeated_write_whose_if_none_match_fails_is_refused_and_writes_nothing(
+    client, task_before, read_rows, name
+):
+    task = task_before(name)
+    write = WRITES[name]._replace(is_conditional=False)
+    first = write.send(client, task)
+    rows = read_rows(task["id"])
+
+    again = write.send(client, task, **{"If-None-Match": f'"{rows[0][-1]}"'})
+    with_a_former_revision = write.send(client, task, **{"If-None-Match": f'"{task["revision"]}"'})
+
+    # RFC 9110, section 13.1.2, has no exception, but a task in the trash has no representation.
+    assert again.status_code == (204 if name == "DELETE" else 412)
+    assert with_a_former_revision.data == first.data
     assert read_rows(task["id"]) == rows
 
 
@@ -349,6 +368,26 @@ def test_creation_that_waits_for_the_erasure_of_its_user_creates(
         assert app.test_client().get(tasks_url).json == [response.json]
 
 
+def test_repeated_creations_that_wait_for_the_erasure_of_their_user_create_once(
+    app, database_url, task, tasks_url, user_id
+):
+    body = {member: task[member] for member in ("id", "title", "description")}
+    headers = {"Idempotency-Key": "a-key"}
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(3) as pool:
+        holder.execute("DELETE FROM users WHERE id = %s", (user_id,))
+        waiting = [
+            pool.submit(app.test_client().post, tasks_url, json=body, headers=headers)
+            for _ in range(3)
+        ]
+        wait_for_sessions(database_url, lambda: 3)
+        holder.commit()
+        responses = [each.result(timeout=10) for each in waiting]
+
+    assert [response.status_code for response in responses] == [201] * 3
+    assert len({response.data for response in responses}) == 1
+
+
 PAUSE_KEY = 13
 PAUSE = Statement(f"SELECT pg_advisory_xact_lock_shared({PAUSE_KEY})".encode())
 
@@ -416,6 +455,52 @@ def pausing(make_app, make_settings, database_url):
     application.services = replace(application.services, pool=pool)
     yield application
     pool.close()
+
+
+class ImpatientPool(Pool):
+    """A pool that takes the connection for lost if its first transaction waits for a lock."""
+
+    has_waited = False
+
+    @contextmanager
+    def connection(self, deadline):
+        with super().connection(deadline) as connection:
+            if not self.has_waited:
+                self.has_waited = True
+                transact = connection.transact
+                connection.transact = lambda statements, values, _: transact(
+                    statements, values, time.monotonic() + 0.1
+                )
+            yield connection
+
+
+@pytest.fixture
+def impatient(make_app, make_settings):
+    """An application whose pool is an ImpatientPool."""
+    application = make_app()
+    application.services.pool.close()
+    pool = ImpatientPool(make_settings(), application.services.metrics)
+    application.services = replace(application.services, pool=pool)
+    yield application
+    pool.close()
+
+
+@pytest.mark.parametrize("name", CREATIONS)
+def test_creation_whose_retry_overlaps_its_first_run_creates_once(
+    impatient, app, task, database_url, tasks_url, user_id, name
+):
+    sends_id, headers = CREATIONS[name]
+    body = {"title": "New"} | ({"id": str(uuid.uuid4())} if sends_id else {})
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (user_id,))
+        waiting = pool.submit(impatient.test_client().post, tasks_url, json=body, headers=headers)
+        wait_for_sessions(database_url, lambda: 2)
+        holder.rollback()
+        response = waiting.result(timeout=10)
+
+    assert response.status_code == 201
+    assert app.test_client().get(tasks_url).json == [response.json, task]
 
 
 def nothing() -> None:

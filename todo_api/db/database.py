@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from uuid_utils import uuid7
 
-from todo_api.db.errors import CONNECTION_LOST, OutcomeUnknownError, meaning
+from todo_api.db.errors import CONNECTION_LOST, ROLLED_BACK, OutcomeUnknownError, meaning
 from todo_api.db.statement import Statement
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ TRANSACTION_TIMEOUT_SINCE = 170000
 SHARE = 0.95
 
 
+# A retry that is rolled back has changed nothing, so it is run again. It can be rolled back because
+# it loses a race against the first run, which PostgreSQL may finish after the connection is lost.
+MOST_RETRIES = 3
+
+
 @dataclass(frozen=True)
 class Database:
     """The database for one request, until `deadline` (time.monotonic)."""
@@ -99,8 +104,9 @@ class Database:
 
         A later statement sees what others committed while an earlier one waited for a lock. If the
         connection is lost, it is unknown whether the statements were committed: then `again` runs
-        once in their place, and must detect whether the first run was committed. Raises as `read`
-        does, and OutcomeUnknownError if the second connection is lost, too.
+        in their place, and must detect whether the first run was committed. A retry that is rolled
+        back is run again. Raises as `read` does, and OutcomeUnknownError if the connection of a
+        retry is lost, too.
         """
         return self._run(owner, statements, parameters, again)
 
@@ -122,17 +128,25 @@ class Database:
                     raise
                 self.pool.metrics.retries.labels(reason).inc()
         lost = reason == CONNECTION_LOST
-        if lost:
-            values["elapsed"] = time.monotonic() - began
-        try:
-            with self.pool.connection(self.deadline) as connection:
-                return self._transact(connection, again if lost and again else statements, values)
-        except psycopg.OperationalError as error:
-            lost = lost or meaning(error).retry == CONNECTION_LOST
-            if again is None or not lost:
-                raise
-            self.pool.metrics.unknown_outcomes.inc()
-            raise OutcomeUnknownError from error
+        repeated = again if lost and again else statements
+        retries = 0
+        while True:
+            retries += 1
+            if lost:
+                values["elapsed"] = time.monotonic() - began
+            try:
+                with self.pool.connection(self.deadline) as connection:
+                    return self._transact(connection, repeated, values)
+            except psycopg.Error as error:
+                reason = meaning(error).retry
+                if reason == ROLLED_BACK and retries < MOST_RETRIES:
+                    self.pool.metrics.retries.labels(reason).inc()
+                    continue
+                lost = lost or reason == CONNECTION_LOST
+                if again is None or not lost or not isinstance(error, psycopg.OperationalError):
+                    raise
+                self.pool.metrics.unknown_outcomes.inc()
+                raise OutcomeUnknownError from error
 
     def _transact(
         self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
