@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
+from tests.support.locks import wait_for_sessions
 from tests.support.postgresql import as_login, backdate_deletion, execute, migrate
 from todo_api.commands.purge import purge
 
@@ -66,6 +69,26 @@ def test_purge_of_nothing_changes_no_user(client, task, user_id, connection, dat
     purge(database_url)
 
     assert connection.execute(query, (user_id,)).fetchall() == before
+
+
+def test_purge_after_a_concurrent_change_notes_the_changed_revision(
+    client, task, user_id, connection, database_url
+):
+    """The purge waits for the owner while a renewal gives the task another revision."""
+    client.delete(task.url)
+    backdate_deletion(connection, task, 31)
+    query = "SELECT revision, purged_revision FROM users WHERE id = %s"
+    with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("SELECT set_config('todo.renewal', 'on', true)")
+        other.execute("UPDATE tasks SET revision = 0 WHERE id = %s", (task["id"],))
+        pending = threads.submit(purge, database_url)
+        wait_for_sessions(database_url, lambda: 1)
+        (revision, _) = other.execute(query, (user_id,)).fetchone()
+        other.commit()
+        pending.result(timeout=30)
+
+    assert ids(connection, user_id) == set()
+    assert connection.execute(query, (user_id,)).fetchall() == [(revision, revision)]
 
 
 def test_purge_in_batches_deletes_all(connection, database_url, user_id):

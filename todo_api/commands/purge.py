@@ -26,7 +26,8 @@ BATCH = 1_000  # the most rows that one transaction removes
 
 # Row-level security limits the role todo_maintenance to old rows, whichever user has logged in.
 # Clients that have not seen the purged deletions have to start a full sync because of
-# `purged_revision`. Rows are locked before their owners, as the trigger does it.
+# `purged_revision`. Rows are locked before their owners, as the trigger does it. `revision` does not
+# change: see remove_for_good in resources/statements.py.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -37,7 +38,9 @@ PURGE = sql.SQL("""
     ), owners AS (
         SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
     ), updated AS (
-        UPDATE users SET purged_revision = greatest(users.purged_revision, owners.revision)
+        UPDATE users SET
+            revision = greatest(users.revision, owners.revision),
+            purged_revision = greatest(users.purged_revision, owners.revision)
         FROM owners WHERE users.id = owners.user_id
     )
     SELECT count(*) FROM purged
