@@ -90,6 +90,10 @@ def upgrade() -> None:
     op.drop_index("ix_tasks_user_id_revision", "tasks")
     op.execute(TAKE_REVISION)
 
+    # The purge locks the rows that it removes, which needs the privilege to update a column.
+    op.execute("GRANT UPDATE (attempt) ON tasks TO todo_maintenance")
+    op.execute("GRANT UPDATE (task_id) ON idempotency_keys TO todo_maintenance")
+
     # Requests empty the trash, and can remove nothing else.
     op.execute("GRANT DELETE ON tasks TO todo_app")
     op.execute("""
@@ -101,6 +105,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP POLICY trash ON tasks")
     op.execute("REVOKE DELETE ON tasks FROM todo_app")
+    op.execute("REVOKE UPDATE (task_id) ON idempotency_keys FROM todo_maintenance")
+    op.execute("REVOKE UPDATE (attempt) ON tasks FROM todo_maintenance")
     op.execute(COUNT_REVISIONS)
     op.create_index("ix_tasks_user_id_revision", "tasks", ["user_id", "revision"])
     op.drop_index("ix_tasks_user_id_revision_id", "tasks")
