@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
-import psycopg
 import structlog
 
+from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import MAINTENANCE_ROLE
 from todo_api.logs import configure_logging
 from todo_api.settings import SettingsError, load_database_settings, read_environment
@@ -19,8 +19,8 @@ log = structlog.get_logger(__name__)
 
 
 def set_new_epoch(url: str) -> str:
-    """Give the database a new epoch; return it."""
-    with psycopg.connect(url, prepare_threshold=None) as connection:
+    """Give the database a new epoch; return it. Raises UnreachableError."""
+    with connect(url) as connection:
         connection.execute("SELECT set_config('role', %s, true)", (MAINTENANCE_ROLE,))
         row = connection.execute(
             "UPDATE database_state SET epoch = gen_random_uuid() RETURNING epoch::text"
@@ -31,13 +31,20 @@ def set_new_epoch(url: str) -> str:
 
 
 def main() -> None:
-    """Set a new epoch, and log it; exit with a message if the settings are invalid."""
+    """Set a new epoch, and log it.
+
+    Exit with a message if the settings are invalid or the database cannot be reached.
+    """
     try:
         settings = load_database_settings(read_environment())
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)
-    log.info("new epoch", epoch=set_new_epoch(settings.database_url))
+    try:
+        epoch = set_new_epoch(settings.database_url)
+    except UnreachableError as error:
+        sys.exit(str(error))
+    log.info("new epoch", epoch=epoch)
 
 
 if __name__ == "__main__":
