@@ -332,7 +332,7 @@ class RacingPool(Pool):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
-def test_creation_that_loses_two_races_is_a_503(
+def test_creation_that_loses_every_race_is_a_503(
     app, make_settings, tasks_url, user_id, connection, database_url, headers
 ):
     """Before each run, the task is removed, and another transaction inserts it again."""
@@ -367,7 +367,7 @@ def test_creation_that_loses_two_races_is_a_503(
     pool.before_transaction = lambda: None
     repeated = client.post(tasks_url, json=body, headers=headers)
 
-    assert len(runs) == 2
+    assert len(runs) >= 2
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "1"
     assert "other requests create and remove the same item" in response.json["detail"]
