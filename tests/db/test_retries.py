@@ -370,7 +370,7 @@ def test_creation_that_loses_every_race_is_a_503(
     assert len(runs) >= 2
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "1"
-    assert "other requests create and remove the same item" in response.json["detail"]
+    assert "other requests create or remove the same items" in response.json["detail"]
     assert (repeated.status_code, client.get(tasks_url).json) == (201, [repeated.json])
 
 

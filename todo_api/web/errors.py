@@ -33,7 +33,7 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
 
 
 TRY_AGAIN = "Try again after Retry-After seconds"
-RACE_LOST = f"{TRY_AGAIN}: other requests create and remove the same item or user."
+RACE_LOST = f"{TRY_AGAIN}: other requests create or remove the same items."
 # The detail of a 404 whose path would have a route without the slash at its end.
 SLASH_AT_END = "No route has this path: remove the slash at its end."
 
