@@ -104,7 +104,11 @@ PROTECTION = (
         " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
     ),
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {application}",
-    "GRANT SELECT (user_id, id, revision, deleted_at), DELETE ON {table} TO {maintenance}",
+    # Of UPDATE for one column, the purge needs the right to lock rows.
+    (
+        "GRANT SELECT (user_id, id, revision, deleted_at), UPDATE (attempt), DELETE"
+        " ON {table} TO {maintenance}"
+    ),
     "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
     (

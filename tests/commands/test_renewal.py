@@ -12,6 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.api import Device, Task
+from tests.support.locks import wait_for_sessions
 from tests.support.postgresql import as_login, at_database, execute, migrate
 from todo_api.commands.renewal import renew_revisions
 
@@ -213,6 +214,32 @@ def test_concurrent_renewals_renew_each_owner_once(url, superuser, make_tasks):
     assert sum(owners) == len(users)
     for user_id in users:
         assert read_rows(superuser, user_id)[1] == {read_counter(superuser, user_id)}
+
+
+def test_renewal_does_not_wait_for_a_row_that_was_inserted_behind_its_locks(
+    client, url, server, superuser, make_tasks
+):
+    """The writer that holds such a row may wait for the owner, which the renewal holds."""
+    task, *_ = make_tasks(FIRST)
+    superuser.execute(REQUEST_RENEWAL)
+    database = at_database(server, conninfo_to_dict(url)["dbname"])
+
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(database) as writer:
+        with psycopg.connect(database) as holder:
+            holder.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
+            running = threads.submit(renew_revisions, url, TABLES)
+            wait_for_sessions(database, lambda: 1)
+            new = client.post(f"/api/{FIRST}/tasks", json={"title": "New"}).json
+            writer.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (new["id"],))
+        try:
+            owners = running.result(timeout=10)
+        finally:
+            writer.rollback()
+
+    renewed = client.get(task.url).json
+    assert owners == 1
+    assert renewed["revision"] == read_counter(superuser, FIRST) > new["revision"]
+    assert new in client.get(f"/api/{FIRST}/tasks").json
 
 
 def test_renewal_beside_writers_loses_no_change(client, url, superuser, make_tasks):

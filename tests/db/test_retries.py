@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import func, literal_column, select
 
 from tests.support.api import etag
+from tests.support.locks import wait_for_sessions
 from todo_api.app import create_app
 from todo_api.db.pool import Pool
 from todo_api.db.statement import compiled
@@ -117,6 +118,31 @@ def test_replay_is_marked_after_a_lost_connection(client, tasks_url, lose, momen
 
     assert replayed.headers["Idempotent-Replayed"] == "true"
     assert replayed.json == first.json
+
+
+CHANGES_BY_OTHERS = pytest.mark.parametrize(
+    "change", ["title = 'Written later'", "deleted_at = now()"], ids=["changed", "deleted"]
+)
+
+
+@CHANGES_BY_OTHERS
+def test_creation_that_was_changed_before_its_retry_is_done_once(
+    client, tasks_url, lose, connection, user_id, change
+):
+    """Nobody else can have made a task with the id that the server has just made."""
+    lose(
+        "response",
+        lambda: connection.execute(f"UPDATE tasks SET {change} WHERE user_id = '{user_id}'"),
+    )
+
+    response = client.post(tasks_url, json={"title": "Buy oat milk"})
+
+    (row,) = connection.execute(
+        "SELECT id::text, title, revision FROM tasks WHERE user_id = %s", (user_id,)
+    )
+    assert response.status_code == 201
+    assert (response.json["id"], response.json["title"], response.json["revision"]) == row
+    assert response.headers["Location"] == f"{tasks_url}/{row[0]}"
 
 
 @BOTH_MOMENTS
@@ -291,6 +317,61 @@ def test_creation_is_repeated_if_the_trash_is_emptied_before_its_outcome_is_read
     assert emptied.status_code == 204
     assert (response.status_code, response.json["title"]) == (201, "Buy oats")
     assert client.get(tasks_url).json == [response.json]
+
+
+class RacingPool(Pool):
+    """A pool that calls a function of the test before each transaction."""
+
+    before_transaction: Callable[[], object]
+
+    @contextmanager
+    def connection(self, deadline):
+        with super().connection(deadline) as connection:
+            self.before_transaction()
+            yield connection
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
+def test_creation_that_loses_every_race_is_a_503(
+    app, make_settings, tasks_url, user_id, connection, database_url, headers
+):
+    """Before each run, the task is removed, and another transaction inserts it again."""
+    task_id = str(uuid.uuid4())
+    pool = RacingPool(make_settings(), app.services.metrics)
+    app.services.pool.close()
+    app.services = replace(app.services, pool=pool)
+    client = app.test_client()
+    body = {"id": task_id, "title": "Buy oats"}
+    runs = []
+
+    with ThreadPoolExecutor(2) as threads:
+
+        def insert(other):
+            wait_for_sessions(database_url, lambda: 1)
+            other.commit()
+            other.close()
+
+        def start_race():
+            connection.execute("DELETE FROM tasks WHERE id = %s", (task_id,))
+            other = psycopg.connect(database_url)
+            other.execute(
+                "INSERT INTO tasks (user_id, id, title) VALUES (%s, %s, 'Buy oats')",
+                (user_id, task_id),
+            )
+            runs.append(threads.submit(insert, other))
+
+        pool.before_transaction = start_race
+        response = client.post(tasks_url, json=body, headers=headers)
+        for run in runs:
+            run.result(timeout=30)
+    pool.before_transaction = lambda: None
+    repeated = client.post(tasks_url, json=body, headers=headers)
+
+    assert len(runs) >= 2
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert "other requests create or remove the same items" in response.json["detail"]
+    assert (repeated.status_code, client.get(tasks_url).json) == (201, [repeated.json])
 
 
 def wait_until_blocked_by(holder: psycopg.Connection) -> None:

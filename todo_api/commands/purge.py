@@ -26,10 +26,13 @@ BATCH = 1_000  # the most rows that one transaction removes
 
 # Row-level security limits the role todo_maintenance to old rows, whichever user has logged in.
 # Clients that have not seen the purged deletions have to start a full sync because of
-# `purged_revision`. Rows are locked before their owners, as the trigger does it.
+# `purged_revision`. `revision` does not change: see remove_for_good in resources/statements.py.
+# Rows are locked before their owners, as by the trigger. A locked row is left to the next purge:
+# requests lock the rows of an owner in another order, so waiting for one could end in a deadlock.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
+        FOR UPDATE SKIP LOCKED
     ), purged AS (
         DELETE FROM {table} AS rows USING old
         WHERE rows.user_id = old.user_id AND rows.id = old.id
@@ -37,7 +40,9 @@ PURGE = sql.SQL("""
     ), owners AS (
         SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
     ), updated AS (
-        UPDATE users SET purged_revision = greatest(users.purged_revision, owners.revision)
+        UPDATE users SET
+            revision = greatest(users.revision, owners.revision),
+            purged_revision = greatest(users.purged_revision, owners.revision)
         FROM owners WHERE users.id = owners.user_id
     )
     SELECT count(*) FROM purged
@@ -46,7 +51,7 @@ PURGE = sql.SQL("""
 # Keys that are older than KEY_HOURS: after that time, no client repeats the request.
 PURGE_KEYS = sql.SQL("""
     WITH old AS (
-        SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
+        SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s FOR UPDATE SKIP LOCKED
     ), purged AS (
         DELETE FROM idempotency_keys AS keys USING old
         WHERE keys.user_id = old.user_id AND keys.key = old.key

@@ -33,9 +33,11 @@ ACT_AS_OWNER = """
     SELECT set_config('todo.user_id', %s, true), set_config('todo.renewal', 'on', true)
 """
 # Rows are locked before their owner, as by the trigger, and in the order of all statements.
-LOCK_ROWS = sql.SQL("SELECT FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
-# The trigger writes the new revision in place of this one, and keeps updated_at.
-RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s")
+LOCK_ROWS = sql.SQL("SELECT id FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
+# The trigger writes the new revision in place of this one, and keeps updated_at. A row that was
+# inserted after the others had been locked has a new revision already. It may be locked by a writer
+# that waits for the owner.
+RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s AND id = ANY(%s)")
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
 
 LAST_ID = UUID(int=2**128 - 1)
@@ -66,11 +68,18 @@ def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str])
         connection.execute("SELECT set_config('role', 'none', true)")
         if owner is not None:
             connection.execute(ACT_AS_OWNER, (str(owner[0]),))
-            for statement in (LOCK_ROWS, RENEW_ROWS):
-                for table in tables:
-                    connection.execute(statement.format(table=sql.Identifier(table)), owner)
+            locked = {table: lock_rows(connection, table, owner[0]) for table in tables}
+            for table, ids in locked.items():
+                statement = RENEW_ROWS.format(table=sql.Identifier(table))
+                connection.execute(statement, (owner[0], ids))
         connection.execute(SET_POSITION, (None if owner is None else next_id(owner[0]),))
         return owner is not None
+
+
+def lock_rows(connection: psycopg.Connection[Any], table: str, owner: UUID) -> list[UUID]:
+    """Lock the owner's rows of the table; return their ids."""
+    rows = connection.execute(LOCK_ROWS.format(table=sql.Identifier(table)), (owner,))
+    return [row[0] for row in rows]
 
 
 def next_id(owner: UUID) -> UUID | None:

@@ -27,8 +27,9 @@ class Meaning(NamedTuple):
 # By SQLSTATE (PostgreSQL, appendix A). Any other SQLSTATE is a bug, or the violation of a
 # constraint that web/errors.py maps to a problem.
 SQLSTATES = {
-    "23503": Meaning(ROLLED_BACK, is_unavailable=False),  # foreign_key_violation: owner was erased
-    "23505": Meaning(ROLLED_BACK, is_unavailable=False),  # unique_violation: a lost race
+    # A write that loses a race against other creations and removals, and its retry another one.
+    "23503": Meaning(ROLLED_BACK, is_unavailable=True),  # foreign_key_violation: owner was erased
+    "23505": Meaning(ROLLED_BACK, is_unavailable=True),  # unique_violation: a lost race
     "25P03": Meaning(CONNECTION_LOST, is_unavailable=True),  # idle_in_transaction_session_timeout
     "25P04": Meaning(CONNECTION_LOST, is_unavailable=True),  # transaction_timeout
     "40001": Meaning(ROLLED_BACK, is_unavailable=True),  # serialization_failure

@@ -72,20 +72,22 @@ def insert_item(
 ) -> ChangeResult:
     """Insert an item with these values, one for each field, under a UUIDv7 unless an id is given.
 
-    An item with this id and these values is as requested. Any other one is left as it is, even in
-    the trash. Raises OutcomeUnknownError if an item with this id disappears again and again.
+    An item with the given id and these values is as requested. Any other one is left as it is, even
+    in the trash. Raises OutcomeUnknownError if an item with this id disappears again and again.
     """
     insertion = resource.statements.insert
     parameters = {"id": item_id or uuid7(), **new_values(values)}
-    # A new id is known only if the first attempt has inserted it.
-    first = [insertion.change] if item_id is None else [*insertion]
+    # A new id is known only if the first attempt has inserted it, whatever was changed since then.
+    is_new_id = item_id is None
+    first = [insertion.change] if is_new_id else [*insertion]
     for _ in range(MOST_ROUNDS):
         inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
         if inserted:
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
         if outcome and outcome[0]:
             *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
-            return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
+            is_own = is_new_id or has_values or written_by_this_attempt
+            return ChangeResult(Item(*columns), is_as_requested=is_own)
         # The row was removed for good after the insert had been decided.
     raise OutcomeUnknownError
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
 SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
-CURSOR_LENGTH = 2000  # a title of 255 characters is in it, in base64
+# A title of 255 characters is in it, in base64 of JSON, where a control character takes 6 bytes.
+CURSOR_LENGTH = 3000
 
 # The members that the server writes, but for `id`, which a POST may have.
 READ_ONLY = ("user_id", "created_at", "updated_at", "revision")

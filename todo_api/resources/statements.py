@@ -206,7 +206,12 @@ class Statements:
 
 
 def remove_for_good(table: Table, rows: Any) -> Any:
-    """Return the removal of the owner's deleted rows, noted for clients that still have them."""
+    """Return the removal of the owner's deleted rows, noted for clients that still have them.
+
+    If the removal waits for a change of a row, it removes the row as it is after the change. But
+    PostgreSQL checks constraints on the owner's row as it was before, and only then computes the
+    update again. So the update writes `revision`, too, which it never increases.
+    """
     removal = (
         delete(table)
         .where(table.c.user_id == OWNER, table.c.id == rows.c.id)
@@ -217,7 +222,10 @@ def remove_for_good(table: Table, rows: Any) -> Any:
     return (
         update(users)
         .where(users.c.id == OWNER, latest.is_not(None))
-        .values(purged_revision=func.greatest(users.c.purged_revision, latest))
+        .values(
+            revision=func.greatest(users.c.revision, latest),
+            purged_revision=func.greatest(users.c.purged_revision, latest),
+        )
         .returning(users.c.purged_revision)
     )
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import psycopg
 import structlog
 from flask import Flask, Response
-from psycopg.errors import QueryCanceled
+from psycopg.errors import ForeignKeyViolation, QueryCanceled, UniqueViolation
 from psycopg_pool import PoolTimeout, TooManyRequests
 from werkzeug.exceptions import HTTPException, InternalServerError, NotFound
 
@@ -33,6 +33,7 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
 
 
 TRY_AGAIN = "Try again after Retry-After seconds"
+RACE_LOST = f"{TRY_AGAIN}: other requests create or remove the same items."
 # The detail of a 404 whose path would have a route without the slash at its end.
 SLASH_AT_END = "No route has this path: remove the slash at its end."
 
@@ -40,6 +41,8 @@ UNAVAILABLE_DETAILS: dict[type[psycopg.Error], str] = {
     PoolTimeout: f"{TRY_AGAIN}: the database accepts no connections.",
     TooManyRequests: f"{TRY_AGAIN}: too many requests use the database.",
     QueryCanceled: f"{TRY_AGAIN}: the database took too long.",
+    UniqueViolation: RACE_LOST,
+    ForeignKeyViolation: RACE_LOST,
 }
 
 
@@ -83,7 +86,12 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
             "tell whether the change was made."
         )
     if meaning(error).is_unavailable:
-        log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
+        log.warning(
+            "database unavailable",
+            error=type(error).__name__,
+            sqlstate=error.sqlstate,
+            constraint=error.diag.constraint_name,
+        )
         return unavailable(
             UNAVAILABLE_DETAILS.get(type(error), f"{TRY_AGAIN}: the database is not available.")
         )
