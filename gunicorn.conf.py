@@ -13,7 +13,7 @@ from gunicorn.workers.base import Worker
 
 from todo_api.auth.jwks import IssuerKeys
 from todo_api.logs import configure_logging
-from todo_api.server.slots import share_metrics
+from todo_api.server.worker_numbers import share_metrics
 from todo_api.settings import SettingsError
 from todo_api.startup import load_process_settings
 
@@ -69,8 +69,10 @@ forwarded_allow_ips = "*"
 control_socket_disable = True
 
 # This runs before any metric is created: a worker creates metrics when it loads the application.
-slots = share_metrics()
-pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_exit
+worker_numbers = share_metrics()
+pre_fork = worker_numbers.pre_fork
+post_fork = worker_numbers.post_fork
+child_exit = worker_numbers.child_exit
 
 # Seconds. After it, a worker serves even without a database: /livez is 200, other requests get 503.
 FIRST_CONNECTION_TIMEOUT = 1

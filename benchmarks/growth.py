@@ -288,18 +288,15 @@ def memory(bench: Bench) -> Section:
     idle, warm, last = points[0][1], points[2][1] if len(points) > 2 else 0, points[-1][1]  # noqa: PLR2004
     rows = [[f"{count:,.0f}", f"{size:.1f}"] for count, size in points]
     panel = chart.Lines("MB of the larger worker", "requests", {"": points}, log=False)
-    targets = [
-        (
-            f"memory at the end. Target: at most {MAX_MEMORY} MB; "
-            f"measured: {last:.1f} MB, after {idle:.1f} MB at the start",
-            last <= MAX_MEMORY,
-        ),
-        (
-            f"growth after the first 20 % of the requests. Target: at most {MAX_GROWTH} MB; "
-            f"measured: {last - warm:+.1f} MB",
-            last - warm <= MAX_GROWTH,
-        ),
-    ]
+    memory_text = (
+        f"memory at the end. Target: at most {MAX_MEMORY} MB; "
+        f"measured: {last:.1f} MB, after {idle:.1f} MB at the start"
+    )
+    growth_text = (
+        f"growth after the first 20 % of the requests. Target: at most {MAX_GROWTH} MB; "
+        f"measured: {last - warm:+.1f} MB"
+    )
+    targets = [(memory_text, last <= MAX_MEMORY), (growth_text, last - warm <= MAX_GROWTH)]
     title = "A worker's memory"
     return Section(title, table(["requests", "MB of the larger worker"], rows), [panel], targets)
 

@@ -1,4 +1,4 @@
-"""A folder in which all workers write their metrics, with numbered files for each worker."""
+"""A folder in which all workers write their metrics, with files for each worker number."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder of our own in it
+MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a new folder in it
 PREFIX = "todo-api-metrics-"
 MIN_ORPHAN_AGE = 60  # seconds
 
 
-class MetricsSlots:
-    """The workers' slots: numbers in the names of their files.
+class WorkerNumbers:
+    """The worker numbers, which are a part of the names of the workers' files.
 
-    A new worker gets the slot of a worker that has ended, and continues its files.
+    A new worker gets the number of a worker that has ended, and continues its files.
 
     `pre_fork`, `post_fork` and `child_exit` are gunicorn's hooks of these names.
     """
 
     def __init__(self) -> None:
-        self.own: int | None = None  # in a worker: its slot; in the master: None
-        self._slots: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
+        self.own: int | None = None  # in a worker: its number; in the master: None
+        self._numbers: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
 
     def pre_fork(self, server: Arbiter, worker: Worker) -> None:
-        """In the master: give the new worker the lowest free slot."""
-        taken = {self._slots[other] for other in server.WORKERS.values()}
-        self._slots[worker] = next(number for number in count() if number not in taken)
+        """In the master: give the new worker the lowest free number."""
+        taken = {self._numbers[other] for other in server.WORKERS.values()}
+        self._numbers[worker] = next(number for number in count() if number not in taken)
 
     def post_fork(self, _: Arbiter, worker: Worker) -> None:
-        """In the worker, before it loads the application: remember its slot."""
-        self.own = self._slots[worker]
+        """In the worker, before it loads the application: remember its number."""
+        self.own = self._numbers[worker]
         self._remove_gauges(worker)
 
     def child_exit(self, _: Arbiter, worker: Worker) -> None:
@@ -54,33 +54,33 @@ class MetricsSlots:
         self._remove_gauges(worker)
 
     def _remove_gauges(self, worker: Worker) -> None:
-        """Remove the gauges of the slot's last worker, which has ended."""
-        mark_process_dead(self._slots[worker])  # type: ignore[no-untyped-call]
+        """Remove the gauges of the last worker with this number, which has ended."""
+        mark_process_dead(self._numbers[worker])  # type: ignore[no-untyped-call]
 
 
 @cache
-def share_metrics() -> MetricsSlots:
-    """Make all metrics of this process and its workers use one new folder; return its slots.
+def share_metrics() -> WorkerNumbers:
+    """Make all metrics of this process and its workers use one new folder; return its numbers.
 
-    gunicorn reads its configuration again at a reload: this function then returns the same slots.
-    An upgrade's new master makes a folder of its own, although it inherits the old one's
+    gunicorn reads its configuration again at a reload: this function then returns the same object.
+    An upgrade's new master makes another folder, although it inherits the old one's
     environment. A master removes its folder when it exits; if it is killed, a later master does.
     """
-    slots = MetricsSlots()
+    numbers = WorkerNumbers()
     parent = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
     remove_orphans(parent)
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent)
     # Workers inherit the lock: it ends with the last process of this server.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slots.own)  # type: ignore[no-untyped-call]
-    atexit.register(remove_folder, folder, slots)
-    return slots
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: numbers.own)  # type: ignore[no-untyped-call]
+    atexit.register(remove_folder, folder, numbers)
+    return numbers
 
 
-def remove_folder(folder: str, slots: MetricsSlots) -> None:
+def remove_folder(folder: str, numbers: WorkerNumbers) -> None:
     """Remove the folder in the master. A worker inherits the master's exit functions."""
-    if slots.own is None:
+    if numbers.own is None:
         shutil.rmtree(folder)
 
 
