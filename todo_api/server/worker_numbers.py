@@ -1,4 +1,4 @@
-"""A folder in which all workers write their metrics, with files for each worker number."""
+"""A folder in which all workers write their metrics. Each worker has a number for its files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a new folder in it
+MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder of our own in it
 PREFIX = "todo-api-metrics-"
 MIN_ORPHAN_AGE = 60  # seconds
 
 
 class WorkerNumbers:
-    """The worker numbers, which are a part of the names of the workers' files.
+    """The workers' numbers, which are in the names of their files.
 
     A new worker gets the number of a worker that has ended, and continues its files.
 
@@ -36,7 +36,7 @@ class WorkerNumbers:
     """
 
     def __init__(self) -> None:
-        self.own: int | None = None  # in a worker: its number; in the master: None
+        self.own: int | None = None  # the number of this worker; None in the master
         self._numbers: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
 
     def pre_fork(self, server: Arbiter, worker: Worker) -> None:
@@ -45,7 +45,7 @@ class WorkerNumbers:
         self._numbers[worker] = next(number for number in count() if number not in taken)
 
     def post_fork(self, _: Arbiter, worker: Worker) -> None:
-        """In the worker, before it loads the application: remember its number."""
+        """In the worker, before it loads the application: store its number."""
         self.own = self._numbers[worker]
         self._remove_gauges(worker)
 
@@ -59,18 +59,18 @@ class WorkerNumbers:
 
 
 @cache
-def share_metrics() -> WorkerNumbers:
-    """Make all metrics of this process and its workers use one new folder; return its numbers.
+def make_metrics_folder() -> WorkerNumbers:
+    """Make a folder for the metrics of all workers; return the numbers of the workers.
 
-    gunicorn reads its configuration again at a reload: this function then returns the same object.
-    An upgrade's new master makes another folder, although it inherits the old one's
-    environment. A master removes its folder when it exits; if it is killed, a later master does.
+    When gunicorn reloads its configuration, this function returns the same object again. The new
+    master of an upgrade makes a new folder, although it inherits the old master's environment. A
+    master removes its folder when it exits. If a master is killed, a later one removes its folder.
     """
     numbers = WorkerNumbers()
     parent = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
     remove_orphans(parent)
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent)
-    # Workers inherit the lock: it ends with the last process of this server.
+    # Workers inherit the lock, which therefore ends with the last process of this server.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: numbers.own)  # type: ignore[no-untyped-call]
@@ -79,13 +79,13 @@ def share_metrics() -> WorkerNumbers:
 
 
 def remove_folder(folder: str, numbers: WorkerNumbers) -> None:
-    """Remove the folder in the master. A worker inherits the master's exit functions."""
+    """Remove the folder, but not in a worker, which inherits the master's exit functions."""
     if numbers.own is None:
         shutil.rmtree(folder)
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove folders that no process locks, except new ones, which may not be locked yet."""
+    """Remove folders that no process locks. New folders, which may not be locked yet, stay."""
     for folder in parent.glob(f"{PREFIX}*"):
         # OSError: the folder belongs to another user, is locked, or has just been removed.
         with suppress(OSError):
