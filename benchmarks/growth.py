@@ -200,7 +200,7 @@ def tasks_in_all(bench: Bench) -> Section:
     counts = (1_000, 10_000, 100_000, 1_000_000)
     sizes = {float(count): Size(count // TASKS_OF_EACH, TASKS_OF_EACH) for count in counts}
     measurements = measure_sizes(bench, sizes, OPERATIONS)
-    x_title = "tasks in all"
+    x_title = "tasks of all users"
     return Section(
         f"Up to {USERS:,} users with {TASKS_OF_EACH} tasks each",
         format_table(measurements, x_title),
