@@ -132,9 +132,9 @@ class DatabaseSettings:
 
     database_url: str = field(
         metadata=describe(
-            "the `postgresql://` URL of the database. PostgreSQL 15 or later is required. If it is"
-            " not set, `make run` starts a database. Percent-encode special characters in the"
-            " password: `%40` for `@`, `%2F` for `/`",
+            "the `postgresql://` URL of the database. PostgreSQL 15 or later is required. If this"
+            " setting is missing, `make run` starts a database. Percent-encode special characters"
+            " in the password: `%40` for `@`, `%2F` for `/`",
             check=check_postgresql_url,
         )
     )
