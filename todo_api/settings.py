@@ -132,15 +132,16 @@ class DatabaseSettings:
 
     database_url: str = field(
         metadata=describe(
-            "the `postgresql://` URL of the database, PostgreSQL 15 or later. If it is not set,"
-            " `make run` starts a database. Percent-encode special characters in the password:"
-            " `%40` for `@`, `%2F` for `/`",
+            "the `postgresql://` URL of the database. PostgreSQL 15 or later is required. If this"
+            " setting is missing, `make run` starts a database. Percent-encode special characters"
+            " in the password: `%40` for `@`, `%2F` for `/`",
             check=check_postgresql_url,
         )
     )
     migration_database_url: str = field(
         metadata=describe(
-            "the URL for migrations: a direct URL, if `DATABASE_URL` is that of a pooler",
+            "the URL for migrations. If `DATABASE_URL` is the URL of a pooler, set this to a URL"
+            " without the pooler",
             check=check_postgresql_url,
             default_from="database_url",
         )
@@ -148,7 +149,7 @@ class DatabaseSettings:
     log_level: str = field(
         default="info",
         metadata=describe(
-            "the least level that is logged: `debug`, `info`, `warning` or `error`",
+            "the lowest level of messages that are logged: `debug`, `info`, `warning` or `error`",
             words=("debug", "info", "warning", "error"),
         ),
     )
@@ -160,13 +161,13 @@ class Settings(DatabaseSettings):
 
     database_prepare: bool = field(
         default=True,
-        metadata=describe("use prepared statements; set `false` with PgBouncer before 1.22"),
+        metadata=describe("use prepared statements. Set `false` for PgBouncer before version 1.22"),
     )
     auth_mode: str = field(
         default="jwt",
         metadata=describe(
-            "`jwt` requires a token; `none` checks no token and trusts the user id in the path: use"
-            " it only behind a gateway that checks the user",
+            "`jwt` requires a token. `none` checks no token and trusts the user id in the path, so"
+            " use it only behind a gateway that checks the user",
             words=("jwt", "none"),
         ),
     )
@@ -179,39 +180,48 @@ class Settings(DatabaseSettings):
     jwt_public_key: str | None = field(
         default=None,
         metadata=describe(
-            "instead of a key set: one public key as a PEM or JWK, or the path of its file"
+            "one public key, instead of a key set: a PEM, a JWK, or the path of a file that"
+            " contains one of these"
         ),
     )
     jwt_secret: str | None = field(
         default=None,
-        metadata=describe("instead of a key set: a shared secret of at least 32 bytes (HS256)"),
+        metadata=describe("a shared secret of at least 32 bytes (HS256), instead of a key set"),
     )
     jwt_issuer: str | None = field(
         default=None,
-        metadata=describe("the `iss` that tokens must have; required with `JWT_JWKS_URL`"),
+        metadata=describe(
+            "the value that the claim `iss` of a token must have; required with `JWT_JWKS_URL`"
+        ),
     )
     jwt_audience: str | None = field(
         default=None,
-        metadata=describe("the `aud` that tokens must have; required with `JWT_JWKS_URL`"),
+        metadata=describe(
+            "the value that the claim `aud` of a token must have or contain; required with"
+            " `JWT_JWKS_URL`"
+        ),
     )
     jwt_user_claim: str = field(
-        default="sub", metadata=describe("the claim of a token that names the user")
+        default="sub",
+        metadata=describe("the claim that identifies the user. Its value is called the subject"),
     )
     jwt_user_ids: str = field(
         default="subject",
         metadata=describe(
-            "`subject`: a subject that is a UUID is the user's id, and the id of any other is a"
-            " UUIDv5 of issuer and subject; `derived`: the id of every subject is that UUIDv5",
+            "how the server makes the user's id from the subject. `subject`: if the subject is a"
+            " UUID, it is the id; if it is not a UUID, the id is a UUIDv5 of issuer and subject."
+            " `derived`: the id is always this UUIDv5",
             words=("subject", "derived"),
         ),
     )
     require_if_match: bool = field(
-        default=False, metadata=describe("refuse a change without `If-Match` (428)")
+        default=False, metadata=describe("refuse a change without `If-Match`, with status 428")
     )
     cors_origins: tuple[str, ...] = field(
         default=(),
         metadata=describe(
-            "the origins whose pages may call the API in a browser, separated by commas",
+            "the origins of the web pages that may call the API from a browser (CORS), separated by"
+            " commas",
             parse=parse_origins,
         ),
     )
@@ -232,14 +242,15 @@ class Settings(DatabaseSettings):
         metadata=describe(
             "the number of threads in each worker. A worker opens up to `WEB_THREADS` - 1 database"
             " connections (at least 1), so that one thread is free for `/livez`. With a single"
-            " thread, `/livez` waits for the requests before it",
+            " thread, `/livez` waits until earlier requests have finished",
             check=validate.Range(1, 64),
         ),
     )
     request_timeout: float = field(
         default=5,
         metadata=describe(
-            "the seconds that a request may take, including the wait for the database and a retry",
+            "the maximum duration of a request in seconds, including the wait for the database and"
+            " a retry",
             check=validate.Range(0.1, 60),
         ),
     )
