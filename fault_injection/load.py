@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 ADDRESSES = 64  # of the loopback network: nginx limits the requests of each address
-NGINX = b"There are more requests than can be answered now."  # deploy/nginx/todo-api/http.conf
+NGINX = b"the service has too many requests"  # the 503 of deploy/nginx/todo-api/http.conf
 RESPONSE_TIMEOUT = 20  # seconds
 
 
