@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fault_injection.clients import Client
+from fault_injection.load import NGINX_DETAIL
 from fault_injection.nginx import NGINX, NGINX_FOLDER, has_ipv6, nginx_proxy
 from fault_injection.servers import HOST, free_port, serving, wait_until
 from tests.support import ROOT
@@ -284,6 +285,7 @@ def test_requests_over_the_connection_limit_are_refused_at_once(database_url):
 
         assert_problem(refused, 503)
         assert_problem(changed, 503)
+        assert NGINX_DETAIL.decode() in refused.json["detail"]
         assert refused.headers["retry-after"] == changed.headers["retry-after"] == "1"
         assert {connection.getresponse().status for connection in accepted} == {200}
         line = json.loads(await_line(nginx.access_log, refused.headers["x-request-id"]))
