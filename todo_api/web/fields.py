@@ -76,9 +76,11 @@ class StrictBoolean(fields.Boolean):
 
 
 class StrictInteger(fields.Integer):
-    """A JSON number without a fraction."""
+    """A JSON number without a fraction, as 7 and 7.0 (JSON Schema Validation, section 6.1.1)."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:  # noqa: ARG002
+        if type(value) is float and value.is_integer():
+            return int(value)
         if type(value) is not int:
             raise self.make_error("invalid", input=value)
         return value
