@@ -39,8 +39,8 @@ metadata = RESOURCES[0].table.metadata
 SCHEMA_VERSION_FILE = "todo_api/db/schema_version.py"
 
 # An arbitrary number, the same in every process: the advisory lock that one migration holds.
-TURN = 8_101_977
-WAIT_FOR_TURN = "120s"
+MIGRATION_LOCK = 8_101_977
+MIGRATION_LOCK_TIMEOUT = "120s"
 
 # Requests wait behind a migration that waits for a lock, so a migration fails after 5 s of waiting.
 # A statement of more than 60 s is not suitable to run while the API serves requests.
@@ -48,7 +48,7 @@ LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "60s"
 
 
-def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
+def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
     """Number a generated migration, and add the parts that Alembic does not compare.
 
     These are CHECK constraints; the trigger, grants and row-level security of a new resource; and
@@ -157,7 +157,7 @@ def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
         yield ExecuteSQLOp(RENEW)
 
 
-def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
+def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
     """Grant each login the application's roles that exist, so that it may SET ROLE to them.
 
     From PostgreSQL 16 on, the creator of a role needs this grant, too.
@@ -185,19 +185,19 @@ def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str])
 
 
 def migrate(connection: Connection, login: Any) -> None:
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_FOR_TURN}'")
-    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TURN})")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{MIGRATION_LOCK_TIMEOUT}'")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
     context.configure(
         connection=connection,
         target_metadata=metadata,
         compare_server_default=True,
-        process_revision_directives=complete_revision,
+        process_revision_directives=complete_migration,
     )
     context.run_migrations()
     driver: Any = connection.connection.driver_connection
-    let_act_as_roles(driver, {driver.info.user, login or driver.info.user})
+    grant_roles_to_logins(driver, {driver.info.user, login or driver.info.user})
 
 
 def run() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from fault_injection.servers import wait_until
 from tests.support import ROOT
-from tests.support.make_run import CHECKOUT, TASKS, Server, data_of, running
+from tests.support.make_run import CHECKOUT, TASKS, Server, database_folder_of, running
 from todo_api.commands import embedded
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_running_database_is_used_by_the_next_start(checkout):
     with running(folder) as server:
         assert server.get(TASKS) == (200, [written])
 
-    assert not (data_of(folder) / "postmaster.pid").exists()
+    assert not (database_folder_of(folder) / "postmaster.pid").exists()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -67,12 +67,12 @@ def test_signal_stops_the_server_and_its_database(checkout, signal_number):
     folder = checkout()
     server = Server(folder)
     server.await_health()
-    socket_folder = (data_of(folder) / "postmaster.pid").read_text().splitlines()[4]
+    socket_folder = (database_folder_of(folder) / "postmaster.pid").read_text().splitlines()[4]
 
     server.end(signal_number)
 
     assert server.process.returncode == 0
-    assert not (data_of(folder) / "postmaster.pid").exists()
+    assert not (database_folder_of(folder) / "postmaster.pid").exists()
     assert not Path(socket_folder).exists()
 
 
@@ -120,7 +120,7 @@ def test_taken_port_is_an_error_before_anything_starts(checkout, host):
         f"Port {port} of {host} is in use by another process: stop that one, or choose another port"
         " with PORT.\n"
     )
-    assert not data_of(folder).exists()
+    assert not database_folder_of(folder).exists()
 
 
 def test_a_host_that_is_not_this_machine_is_told_before_anything_is_started(checkout):
@@ -131,7 +131,7 @@ def test_a_host_that_is_not_this_machine_is_told_before_anything_is_started(chec
     assert server.process.returncode == 1
     assert output.startswith("The server cannot listen on 192.0.2.1, port ")
     assert output.count("\n") == 1
-    assert not data_of(folder).exists()
+    assert not database_folder_of(folder).exists()
 
 
 def is_importing(server: Server) -> bool:
@@ -139,11 +139,11 @@ def is_importing(server: Server) -> bool:
 
 
 def is_initializing(server: Server) -> bool:
-    return any(data_of(server.folder).parent.glob("tmp*/PG_VERSION"))
+    return any(database_folder_of(server.folder).parent.glob("tmp*/PG_VERSION"))
 
 
 def is_starting_database(server: Server) -> bool:
-    return (data_of(server.folder) / "postmaster.pid").exists()
+    return (database_folder_of(server.folder) / "postmaster.pid").exists()
 
 
 def is_starting_gunicorn(server: Server) -> bool:
@@ -160,7 +160,7 @@ def commands_of(folder: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if (process / "cwd").readlink() == folder or str(data_of(folder)) in command:
+            if (process / "cwd").readlink() == folder or str(database_folder_of(folder)) in command:
                 commands.append(command)
     return commands
 
@@ -188,7 +188,7 @@ def test_a_signal_ends_a_migration_that_waits(checkout, new_database, how):
     url = new_database("waits")
     folder = checkout()
     with psycopg.connect(url, autocommit=True) as other:
-        other.execute("SELECT pg_advisory_lock(8101977)")  # TURN of migrations/env.py
+        other.execute("SELECT pg_advisory_lock(8101977)")  # MIGRATION_LOCK of migrations/env.py
         server = Server(folder, DATABASE_URL=url)
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         wait_until(lambda: other.execute(waiting).fetchone() == (1,), "the migration waits")
@@ -219,7 +219,7 @@ def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_data
     with running(folder, DATABASE_URL=new_database("run")) as server:
         assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
 
-    assert not data_of(folder).exists()
+    assert not database_folder_of(folder).exists()
 
 
 def test_secret_is_created_once_and_readable_only_by_its_owner(checkout):

@@ -1,4 +1,4 @@
-"""`make purge`: remove deleted rows and idempotency keys for good, once they are old."""
+"""`make purge`: remove old rows of the trash and old idempotency keys for good."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# The advisory lock that lets one purge run at a time: any number but that of migrations.
+# The number of the advisory lock that lets one purge run at a time. It is arbitrary, but must
+# differ from the number in migrations/env.py.
 PURGE_LOCK = 8_101_978
 
-BATCH = 1_000  # the most rows that one transaction removes
+BATCH = 1_000  # the maximum of rows that one transaction removes
 
-# Row-level security limits the role todo_maintenance to old rows, whichever user has logged in.
-# Clients that have not seen the purged deletions have to start a full sync because of
-# `purged_revision`. Rows are locked before their owners, as the trigger does it.
+# The role todo_maintenance sees only old rows, because of row-level security. `purged_revision`
+# makes clients that have missed a purged deletion start a full sync. The statement locks rows
+# before their owners, in the same order as the trigger `take_revision` (migrations/), to avoid
+# deadlocks.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -43,7 +45,7 @@ PURGE = sql.SQL("""
     SELECT count(*) FROM purged
 """)
 
-# Keys that are older than KEY_HOURS: after that time, no client repeats the request.
+# The role sees only keys that are older than KEY_HOURS. Later, no client repeats a request.
 PURGE_KEYS = sql.SQL("""
     WITH old AS (
         SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
@@ -57,7 +59,7 @@ PURGE_KEYS = sql.SQL("""
 
 
 def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
-    """Remove old rows; return the numbers of removed rows of resources and of idempotency keys.
+    """Remove old rows; return how many rows of resources and how many idempotency keys.
 
     One transaction removes at most `batch` rows. Raises UnreachableError.
     """
@@ -65,14 +67,14 @@ def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
         rows = 0
         for resource in RESOURCES:
             statement = PURGE.format(table=sql.Identifier(resource.table.name))
-            rows += remove(connection, statement, batch)
-        return rows, remove(connection, PURGE_KEYS, batch)
+            rows += purge_rows(connection, statement, batch)
+        return rows, purge_rows(connection, PURGE_KEYS, batch)
 
 
-def remove(
+def purge_rows(
     connection: psycopg.Connection[Any], statement: sql.SQL | sql.Composed, batch: int
 ) -> int:
-    """Remove rows in transactions of at most `batch` rows each; return their number."""
+    """Run the statement until no old row is left; return the number of removed rows."""
     total = 0
     while True:
         with connection.transaction():

@@ -15,7 +15,7 @@ from todo_api.db.statement import compiled
 from todo_api.db.tables import alembic_version
 from todo_api.services import database
 from todo_api.web.blueprints import Blueprint
-from todo_api.web.fields import OpenSchema
+from todo_api.web.fields import ResponseSchema
 from todo_api.web.problems import unavailable
 from todo_api.web.responses import json_response
 
@@ -34,7 +34,7 @@ blueprint = Blueprint(
 )
 
 
-class Status(OpenSchema):
+class Status(ResponseSchema):
     """The state of the process or of the service."""
 
     status = fields.String(required=True, validate=validate.Equal("ok"), metadata={"example": "ok"})

@@ -9,7 +9,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from todo_api.web.blueprints import Blueprint
-from todo_api.web.fields import OpenSchema
+from todo_api.web.fields import ResponseSchema
 from todo_api.web.openapi.settings import OPENAPI
 from todo_api.web.requests import current_request
 from todo_api.web.responses import FOUND, HTML, JSON, OK, PUBLIC, BytesResponse
@@ -36,7 +36,7 @@ def text(description: str, name: str) -> fields.String:
     )
 
 
-class Index(OpenSchema):
+class Index(ResponseSchema):
     """What is served here, and where it is described."""
 
     name = text("The name of the API.", "name")

@@ -97,7 +97,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         # request; the main thread closes it because it was idle for too long.
         self._idle: set[Connection] = set()
         self._accept_again_at = self._log_again_at = self._sweep_again_at = 0.0
-        self._cut_off_at = math.inf
+        self._all_must_end_at = math.inf
         self._has_ended = False
         self._epoll = select.epoll()
         # The stop signal: when its write end is closed, its read end stays readable, so that every
@@ -170,9 +170,9 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             return
         self._sweep_again_at = now + SWEEP_INTERVAL
         for connection in list(self._connections.values()):
-            if now < min(connection.deadline, self._cut_off_at):
+            if now < min(connection.deadline, self._all_must_end_at):
                 continue
-            if connection in self._idle and self._may_wait(connection, now):
+            if connection in self._idle and self._has_waiting_request(connection, now):
                 continue
             with suppress(OSError):  # the client has reset it, or a thread has closed it
                 if self._take(connection):
@@ -180,12 +180,12 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                     connection.sock.shutdown(socket.SHUT_WR)
                 # `_take` failed. If a thread has just taken the connection to serve a request, the
                 # deadline is a new one.
-                elif now >= min(connection.deadline, self._cut_off_at):
+                elif now >= min(connection.deadline, self._all_must_end_at):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def _may_wait(self, connection: Connection, now: float) -> bool:
+    def _has_waiting_request(self, connection: Connection, now: float) -> bool:
         """Whether a request on this idle connection still waits for a thread."""
-        end = min(connection.deadline + EXCHANGE_TIMEOUT, self._cut_off_at)
+        end = min(connection.deadline + EXCHANGE_TIMEOUT, self._all_must_end_at)
         return now < end and connection.has_input()
 
     def _stop(self) -> None:
@@ -199,8 +199,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         for connection in list(self._idle):
             connection.deadline = min(connection.deadline, now + STOP_LINGER)
         # Before the arbiter kills the worker, at the end of graceful_timeout.
-        self._cut_off_at = now + max(self.cfg.graceful_timeout - 2, 0)
-        while self._connections and time.monotonic() < self._cut_off_at + 1:
+        self._all_must_end_at = now + max(self.cfg.graceful_timeout - 2, 0)
+        while self._connections and time.monotonic() < self._all_must_end_at + 1:
             self.notify()
             time.sleep(0.05)
             self._enforce_deadlines()

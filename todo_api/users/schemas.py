@@ -2,10 +2,10 @@
 
 from marshmallow import fields, validate
 
-from todo_api.web.fields import MOMENT, USER_ID, OpenSchema
+from todo_api.web.fields import TIMESTAMP, USER_ID, ResponseSchema
 
 
-class Session(OpenSchema):
+class Session(ResponseSchema):
     """Who a token is for."""
 
     user_id = fields.UUID(
@@ -18,5 +18,5 @@ class Session(OpenSchema):
         metadata={"description": "Whom the issuer calls so.", "example": "auth0|5f7c8ec7"},
     )
     expires_at = fields.DateTime(
-        required=True, metadata={"description": "When the token expires.", "example": MOMENT}
+        required=True, metadata={"description": "When the token expires.", "example": TIMESTAMP}
     )

@@ -27,5 +27,5 @@ def delete_user(database: Database, owner: UUID, resources: Sequence[Resource]) 
     wait for a row that another one has locked, which waits for the owner.
     """
     statements = [*(resource.statements.lock_all for resource in resources), DELETE]
-    *_, deleted = database.write(owner, statements, {}, again=statements)
+    *_, deleted = database.write(owner, statements, {}, retry=statements)
     return bool(deleted)

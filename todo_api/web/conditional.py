@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 ENTITY_TAGS = re.compile(rf"\*|[ \t,]*{ENTITY_TAG}(?:[ \t]*,[ \t,]*{ENTITY_TAG})*[ \t,]*")
 TAGS_LENGTH = 4000
-OWN_TAG = re.compile("(0|[1-9][0-9]{0,17})(?:-([0-9a-f]+))?")
+SERVER_TAG = re.compile("(0|[1-9][0-9]{0,17})(?:-([0-9a-f]+))?")
 
 
 def etag(revision: int, query: str | None = None) -> str:
@@ -43,7 +43,7 @@ class EntityTags:
         for tag in self.listed:
             if tag.startswith("W/") and not weak:
                 continue
-            match = OWN_TAG.fullmatch(tag.removeprefix("W/").strip('"'))
+            match = SERVER_TAG.fullmatch(tag.removeprefix("W/").strip('"'))
             if match and match[2] == query:
                 yield int(match[1])
 

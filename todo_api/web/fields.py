@@ -40,7 +40,7 @@ NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 
 # Examples for the OpenAPI document.
 USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
-MOMENT = "2026-11-21T09:30:00.000000Z"
+TIMESTAMP = "2026-11-21T09:30:00.000000Z"
 REVISION = 1763717400000000
 ITEM_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
 REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
@@ -97,7 +97,7 @@ class Anything(fields.Raw):
     """Any JSON value, which is not used."""
 
 
-class OpenSchema(Schema):
+class ResponseSchema(Schema):
     """The schema of a response. Clients ignore members that they do not know."""
 
     class Meta:

@@ -20,9 +20,9 @@ class ProblemKind:
 
     `name` is the last part of the type. `detail`, `errors` and `has_current` describe the example;
     a response has the same members, with its own detail and errors. `request` is an example of a
-    request that succeeds. `is_of_status` is False if another kind has the same status: then a
-    problem has this kind only if it names it. In the texts of the page, names of members, headers
-    and routes are in backticks.
+    request that succeeds. `is_default_for_status` is False if another kind has the same status:
+    then a problem has this kind only if it names it. In the texts of the page, names of members,
+    headers and routes are in backticks.
     """
 
     name: str
@@ -35,7 +35,7 @@ class ProblemKind:
     errors: tuple[Fault, ...] = ()
     has_current: bool = False
     request: str = ""
-    is_of_status: bool = True
+    is_default_for_status: bool = True
 
     @property
     def type(self) -> str:
@@ -108,7 +108,7 @@ KINDS = (
             "Configure the client with an address that begins with https."
         ),
         detail="Get another token and use https: this request was sent without encryption.",
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="not-found",
@@ -172,7 +172,7 @@ KINDS = (
             POST /api/USER_ID/tasks/TASK_ID/restore HTTP/1.1
             Authorization: Bearer TOKEN
         """,
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="already-exists",
@@ -193,7 +193,7 @@ KINDS = (
 
             {"title": "Buy oat milk"}
         """,
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="gone",
@@ -382,7 +382,7 @@ KINDS = (
 
             {"title": "Buy oat milk"}
         """,
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="precondition-required",
@@ -507,8 +507,8 @@ OTHER = ProblemKind(
         "failed. Report `instance` to the operator if the cause stays unclear."
     ),
     detail="The server does not support the action requested by the browser.",
-    is_of_status=False,
+    is_default_for_status=False,
 )
 
 KIND_OF_NAME = {kind.name: kind for kind in (*KINDS, OTHER)}
-KIND_OF_STATUS = {kind.status: kind for kind in KINDS if kind.is_of_status}
+KIND_OF_STATUS = {kind.status: kind for kind in KINDS if kind.is_default_for_status}

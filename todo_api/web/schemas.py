@@ -2,13 +2,13 @@
 
 from marshmallow import fields, validate
 
-from todo_api.web.fields import ANYTHING, REQUEST_ID, OpenSchema
+from todo_api.web.fields import ANYTHING, REQUEST_ID, ResponseSchema
 
 FAULTS_SHOWN = 100  # the most that a response lists
 FAULT_LENGTH = 1000  # characters
 
 
-class Fault(OpenSchema):
+class Fault(ResponseSchema):
     """One fault of a request: its place and what is wrong."""
 
     pointer = fields.String(
@@ -38,7 +38,7 @@ class Fault(OpenSchema):
     )
 
 
-class ProblemDetails(OpenSchema):
+class ProblemDetails(ResponseSchema):
     """Problem details (RFC 9457)."""
 
     type = fields.String(

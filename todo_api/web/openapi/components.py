@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from marshmallow import fields
 
-from todo_api.db.tables import KEY_LENGTH
-from todo_api.web.conditional import ENTITY_TAGS, OWN_TAG, TAGS_LENGTH, etag
+from todo_api.db.tables import IDEMPOTENCY_KEY_LENGTH
+from todo_api.web.conditional import ENTITY_TAGS, SERVER_TAG, TAGS_LENGTH, etag
 from todo_api.web.fields import ITEM_ID, REQUEST_ID, REVISION, USER_ID
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
@@ -63,7 +63,7 @@ REQUEST_HEADERS = {
             "A unique key that the client makes for each new task, such as a UUID. A repeated "
             "request has the same key."
         ),
-        "schema": string_schema(KEY, 2 * KEY_LENGTH + 2, REQUEST_ID),
+        "schema": string_schema(KEY, 2 * IDEMPOTENCY_KEY_LENGTH + 2, REQUEST_ID),
     },
 }
 
@@ -81,7 +81,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     },
     "ETag": {
         "description": "The entity tag of the response, for If-Match and If-None-Match.",
-        "schema": string_schema(re.compile(f'"{OWN_TAG.pattern}"'), 64, etag(REVISION)),
+        "schema": string_schema(re.compile(f'"{SERVER_TAG.pattern}"'), 64, etag(REVISION)),
     },
     "Idempotent-Replayed": {
         "description": "This is the response to an earlier request with the same Idempotency-Key.",
@@ -159,7 +159,9 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
     for item in items:
         description = "The resource as it is now. The header ETag has its entity tag."
         current = fields.Nested(item, required=True, metadata={"description": description})
-        schema = ProblemDetails.from_dict({"current": current}, name=f"{item.__name__}Conflict")
+        schema = ProblemDetails.from_dict(
+            {"current": current}, name=f"{item.__name__}PreconditionFailed"
+        )
         problem = precondition_failed(orjson.dumps(example_of(item)), etag(REVISION))
         responses[error_component(problem.status, item)] = error_response(problem, schema)
     return responses

@@ -17,7 +17,7 @@ import pytest
 from tests.support.locks import wait_for_sessions
 from todo_api.db.pool import Pool
 from todo_api.db.statement import Statement
-from todo_api.resources.items import MOST_ROUNDS
+from todo_api.resources.items import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -550,7 +550,7 @@ def has_state(connection):
     return read
 
 
-@pytest.mark.parametrize("rounds", [1, MOST_ROUNDS - 1])
+@pytest.mark.parametrize("rounds", [1, MAX_ATTEMPTS - 1])
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_write_whose_state_is_undone_before_its_outcome_is_read_is_decided_again(
     pausing, task, set_row, has_state, read_rows, name, rounds
@@ -582,13 +582,13 @@ def test_write_whose_state_is_undone_each_time_is_a_503_and_changes_nothing(
         set_row(task, UNDONE[name])
         rows[:] = read_rows(task["id"])
 
-    pool.interferences = [(lambda: set_row(task, state), undo)] * MOST_ROUNDS
+    pool.interferences = [(lambda: set_row(task, state), undo)] * MAX_ATTEMPTS
 
     response = write.send(pausing.test_client(), task)
 
     assert response.status_code == 503
     assert "Retry-After" in response.headers
-    assert pool.transactions == MOST_ROUNDS
+    assert pool.transactions == MAX_ATTEMPTS
     assert read_rows(task["id"]) == rows
     assert write.send(pausing.test_client(), task).status_code in {200, 204}
     assert has_state(task, state)
@@ -650,7 +650,7 @@ def test_post_with_an_id_that_is_purged_each_time_is_a_503(
         assert client.delete(f"{tasks_url}/{body['id']}").status_code == 204
 
     purge = (put_into_trash, lambda: client.delete(f"/api/{user_id}/trash"))
-    pausing.services.pool.interferences = [purge] * MOST_ROUNDS
+    pausing.services.pool.interferences = [purge] * MAX_ATTEMPTS
 
     response = pausing.test_client().post(tasks_url, json=body, headers=headers)
 
