@@ -47,6 +47,6 @@ class Field:
         ]
 
     def options(self) -> dict[str, Any]:
-        """Return the options that are the same for the marshmallow fields of request and response."""
+        """Return the options that both marshmallow fields have: of requests and of responses."""
         metadata = {"description": self.description, "example": self.example}
         return {"metadata": metadata, "allow_none": self.nullable}

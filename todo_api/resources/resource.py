@@ -131,7 +131,7 @@ class Resource:
 
     @cached_property
     def constraints(self) -> dict[str, tuple[str, str]]:
-        """The pointer and the detail for each constraint that a request can violate, by its name."""
+        """Pointer and detail for each constraint that a request can violate, by constraint name."""
         return {
             f"ck_{self.plural}_{field.name}_{ending}": (f"/{field.name}", rule.detail)
             for field in self.fields

@@ -92,7 +92,7 @@ class Schemas:
         revision = StrictInteger(
             validate=validate.Range(1, 2**63 - 1, error="Must be {min} to {max}."),
             metadata={
-                "description": "A precondition, like If-Match: the revision that the change is based on.",
+                "description": "A precondition, like If-Match: the revision that you read.",
                 "example": REVISION,
             },
         )
@@ -121,7 +121,10 @@ class Schemas:
             load_default="-created_at",
             validate=validate.OneOf(sorts, error="Must be one of: {choices}."),
             metadata={
-                "description": "The member to sort by. A `-` before it: in descending order. Text sorts by code point.",
+                "description": (
+                    "The member to sort by; with `-` before its name, in descending order. Text is "
+                    "sorted by code point."
+                ),
                 "example": "updated_at",
             },
         )
@@ -275,7 +278,7 @@ class FeedSchemas:
             "more": fields.Boolean(
                 required=True,
                 metadata={
-                    "description": "Whether there are more changes: request the next page immediately.",
+                    "description": "Whether there are more changes, to be requested immediately.",
                     "example": False,
                 },
             ),

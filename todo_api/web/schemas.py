@@ -4,12 +4,12 @@ from marshmallow import fields, validate
 
 from todo_api.web.fields import ANYTHING, REQUEST_ID, ResponseSchema
 
-FAULTS_SHOWN = 100  # the most that a response lists
+FAULTS_SHOWN = 100  # the maximum in a response
 FAULT_LENGTH = 1000  # characters
 
 
 class Fault(ResponseSchema):
-    """One fault of a request: its place and what is wrong."""
+    """One fault of a request: its place and its description."""
 
     pointer = fields.String(
         validate=validate.Length(max=FAULT_LENGTH),
@@ -72,7 +72,7 @@ class ProblemDetails(ResponseSchema):
         required=True,
         validate=validate.Length(1, 128),
         metadata={
-            "description": "The request id, which the server's log has, too.",
+            "description": "The request id, which is also in the server's log.",
             "pattern": "^[A-Za-z0-9._-]+$",
             "example": REQUEST_ID,
         },
