@@ -60,7 +60,7 @@ TITLES = {
     "mix": "mix, 70 % reads",
 }
 
-# The target for this API's rate, as a share of the rate of another system.
+# The target for the ratio: this API's rate / the other system's rate.
 TARGETS = {
     SQLMODEL.name: {
         "get": 2.0,
@@ -227,7 +227,7 @@ def rate_table(results: Results, names: Sequence[str]) -> str:
             share = f" ({ratio:.2f})" if ratio and name not in OWN else ""
             row.append(f"{results.rate(operation, name):,.0f}{share}")
         rows.append(row)
-    return table(["requests/s (rate of this API / rate of this contender)", *names], rows)
+    return table(["requests/s (ratio: this API / the system of the column)", *names], rows)
 
 
 def cpu_table(results: Results, names: Sequence[str]) -> str:

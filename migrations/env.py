@@ -38,7 +38,7 @@ metadata = RESOURCES[0].table.metadata
 
 SCHEMA_VERSION_FILE = "todo_api/db/schema_version.py"
 
-# An arbitrary number, the same in every process: the advisory lock that one migration holds.
+# The number of the advisory lock that lets one migration run at a time. The number is arbitrary.
 MIGRATION_LOCK = 8_101_977
 MIGRATION_LOCK_TIMEOUT = "120s"
 
@@ -52,8 +52,9 @@ def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
     """Number a generated migration, and add the parts that Alembic does not compare.
 
     These are CHECK constraints; the trigger, grants and row-level security of a new resource; and
-    the renewal of the rows of a resource that has a new member. Numbers ascend, because /health
-    compares the number in the database with SCHEMA_VERSION, which becomes the new number.
+    the statement that starts the renewal (new revisions for all rows, commands/renewal.py) if a
+    resource has a new member. SCHEMA_VERSION becomes the new number. Numbers ascend, because
+    /health compares SCHEMA_VERSION with the number in the database.
     """
     script = ScriptDirectory.from_config(context.config)
     head = script.get_current_head() or "0000"
@@ -144,7 +145,7 @@ RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-0
 
 
 def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
-    """Yield what renews all rows, if one of the operations adds a member to a resource."""
+    """Yield the statement that starts the renewal if an operation adds a member to a resource."""
     tables = {resource.table.name for resource in RESOURCES}
     added = [
         each

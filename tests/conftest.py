@@ -47,7 +47,7 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# Divisors of the full count of a test: FEW leaves a fiftieth, MANY a tenth.
+# A test runs with 1/50 of its full count (FEW), or with 1/10 (MANY).
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")

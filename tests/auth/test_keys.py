@@ -247,7 +247,7 @@ def new_verifier(new_keys):
 
 @pytest.fixture
 def new_app():
-    """Create an application that trusts an issuer and fetches its keys at this fetch_times."""
+    """Create an application that trusts an issuer and fetches its keys at these times."""
     with ExitStack() as stack:
 
         def make(issuer: Issuer, fetch_times: FetchTimes = FAST_PACE) -> Flask:
@@ -627,7 +627,7 @@ def test_certificate_of_another_host_is_refused(new_issuer, new_certificate, mon
 
 MINUTES = 10
 MINUTE = 60 / 200  # seconds: the test runs 200 times faster than real time
-SCALED_PACE = FetchTimes(
+SCALED_TIMES = FetchTimes(
     *(
         seconds * MINUTE / 60
         for seconds in (FetchTimes.refresh, FetchTimes.min_interval, FetchTimes.stale)
@@ -676,7 +676,7 @@ class Flood:
 def test_outage_of_ten_minutes_does_not_delay_requests(new_issuer, new_verifier, outage):
     """Send the same tokens to two verifiers in turn. Only one of their issuers has an outage."""
     healthy, failing, signer = new_issuer(), new_issuer(), Signer("one")
-    verifiers = [new_verifier(issuer, SCALED_PACE) for issuer in (healthy, failing)]
+    verifiers = [new_verifier(issuer, SCALED_TIMES) for issuer in (healthy, failing)]
     for issuer, verifier in zip((healthy, failing), verifiers, strict=True):
         issuer.publish(signer)
         wait_until(lambda verifier=verifier: has_key(verifier.keys, signer))
@@ -699,9 +699,11 @@ def test_outage_of_ten_minutes_does_not_delay_requests(new_issuer, new_verifier,
                 time.sleep(0.0005)
         fetches = len(failing.requests) - fetches_before
 
-    # A busy machine delays both verifiers: compare how often each delay exceeds the patience.
+    # A busy machine delays both verifiers: compare how often each delay exceeds `request_wait`.
     delayed_healthy, delayed_failing = (
-        statistics.mean(duration > SCALED_PACE.patience for duration in itertools.chain(*by_minute))
+        statistics.mean(
+            duration > SCALED_TIMES.request_wait for duration in itertools.chain(*by_minute)
+        )
         for by_minute in zip(*durations, strict=True)
     )
     assert delayed_failing < 2 * delayed_healthy + 0.02
@@ -786,7 +788,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
     assert first_results == [True]
 
 
-def test_request_waits_no_longer_than_the_patience(issuer, new_verifier):
+def test_request_waits_no_longer_than_request_wait(issuer, new_verifier):
     issuer.respond = never_respond
     verifier = new_verifier(issuer, FetchTimes(request_wait=0.2, timeout=TIMEOUT))
     wait_until(lambda: issuer.requests)

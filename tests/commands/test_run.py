@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 def test_tasks_remain_after_a_restart(checkout):
     folder = checkout()
     with running(folder) as server:
-        status, written = server.get(TASKS, {"title": "Buy oat milk"})
+        status, written = server.request(TASKS, {"title": "Buy oat milk"})
         assert status == 201
 
     with running(folder) as server:
-        assert server.get(TASKS) == (200, [written])
+        assert server.request(TASKS) == (200, [written])
 
 
 def test_tasks_remain_after_a_crash_of_both_servers(checkout):
@@ -42,22 +42,22 @@ def test_tasks_remain_after_a_crash_of_both_servers(checkout):
     folder = checkout()
     server = Server(folder)
     server.await_health()
-    _, written = server.get(TASKS, {"title": "Buy oat milk"})
+    _, written = server.request(TASKS, {"title": "Buy oat milk"})
     server.crash(database=True)
 
     with running(folder) as server:
-        assert server.get(TASKS) == (200, [written])
+        assert server.request(TASKS) == (200, [written])
 
 
 def test_running_database_is_used_by_the_next_start(checkout):
     folder = checkout()
     server = Server(folder)
     server.await_health()
-    _, written = server.get(TASKS, {"title": "Buy oat milk"})
+    _, written = server.request(TASKS, {"title": "Buy oat milk"})
     server.crash(database=False)
 
     with running(folder) as server:
-        assert server.get(TASKS) == (200, [written])
+        assert server.request(TASKS) == (200, [written])
 
     assert not (database_folder_of(folder) / "postmaster.pid").exists()
 
@@ -104,7 +104,7 @@ def test_second_start_reports_the_running_server(checkout):
 
         assert second.process.returncode == 1
         assert f"`make run` runs already (process {server.process.pid})" in output
-        assert server.get(TASKS) == (200, [])
+        assert server.request(TASKS) == (200, [])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
@@ -123,7 +123,7 @@ def test_taken_port_is_an_error_before_anything_starts(checkout, host):
     assert not database_folder_of(folder).exists()
 
 
-def test_a_host_that_is_not_this_machine_is_told_before_anything_is_started(checkout):
+def test_a_host_that_is_not_this_machine_is_reported_before_anything_is_started(checkout):
     folder = checkout()
     server = Server(folder, HOST="192.0.2.1")
     output = server.process.communicate(timeout=60)[0]
@@ -217,7 +217,7 @@ def test_a_second_signal_does_not_interrupt_the_stop(checkout):
 def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_database):
     folder = checkout()
     with running(folder, DATABASE_URL=new_database("run")) as server:
-        assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
+        assert server.request(TASKS, {"title": "Buy oat milk"})[0] == 201
 
     assert not database_folder_of(folder).exists()
 
@@ -237,7 +237,7 @@ def test_token_of_another_checkout_is_refused(checkout, tmp_path):
     with running(checkout(tmp_path / "one")) as one, running(checkout(tmp_path / "two")) as two:
         two.authorization = one.authorization
         with pytest.raises(urllib.error.HTTPError) as refused:
-            two.get(TASKS)
+            two.request(TASKS)
 
     with refused.value as response:
         assert response.code == 401
@@ -258,7 +258,7 @@ def test_printed_commands_contain_no_token_without_authentication(checkout):
 @pytest.mark.parametrize("name", ["with spaces in it", "long/" + "/".join(["x" * 40] * 4), "$a'b"])
 def test_checkout_may_have_any_path(checkout, tmp_path, name):
     with running(checkout(tmp_path / name)) as server:
-        assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
+        assert server.request(TASKS, {"title": "Buy oat milk"})[0] == 201
 
 
 def test_programs_refuse_data_of_another_version():
@@ -292,7 +292,7 @@ def test_ordinary_user_can_run_the_server():
             copy(ROOT / name, Path(home) / name)
         shutil.chown(home, account.uid, account.gid)
         with running(Path(home), user=account.uid) as server:
-            assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
+            assert server.request(TASKS, {"title": "Buy oat milk"})[0] == 201
         assert (Path(home) / ".dev" / "data").stat().st_uid == account.uid
 
 

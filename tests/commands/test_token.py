@@ -47,7 +47,7 @@ def test_derived_user_id_is_printed_on_standard_error(make_token, variables):
 
 
 @pytest.mark.parametrize("user", [EXAMPLE_USER, EXAMPLE_USER.upper()])
-def test_uuid_that_is_the_user_id_is_not_explained(make_token, user):
+def test_uuid_that_is_the_user_id_prints_no_hint(make_token, user):
     settings, printed = make_token(user)
 
     assert str(identify(settings, printed.out.strip()).user_id) == EXAMPLE_USER

@@ -65,7 +65,8 @@ class Server:
                 time.sleep(0.02)
         pytest.fail(self.end())
 
-    def get(self, path: str, body: object = None) -> tuple[int, Any]:
+    def request(self, path: str, body: object = None) -> tuple[int, Any]:
+        """Send a GET, or a POST if there is a body; return the status and the JSON."""
         request = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),

@@ -147,8 +147,9 @@ def error_component(status: int, current_schema: type[Schema] | None = None) -> 
 
     `current_schema` is the schema of the member `current` in a 412.
     """
-    is_conditional = status == HTTPStatus.PRECONDITION_FAILED and current_schema is not None
-    return f"Problem{status}{current_schema.__name__ if is_conditional else ''}"
+    if current_schema is None or status != HTTPStatus.PRECONDITION_FAILED:
+        return f"Problem{status}"
+    return f"Problem{status}{current_schema.__name__}"
 
 
 def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
