@@ -74,8 +74,9 @@ def main() -> None:
         print("| | clients | connections | on one worker | CPU | requests/s | errors |")
         print("|---|---|---|---|---|---|---|")
         for clients in arguments.clients:
-            direct, behind = [], [] for _ in range(arguments.rounds):  # alternately, because noise
-            lasts longer than a round
+            direct, behind = [], []
+            # Alternately, because noise of the machine lasts longer than one round.
+            for _ in range(arguments.rounds):
                 direct.append(run_wrk(api, api.address, path, clients))
                 with nginx_proxy(api.address, UNLIMITED) as nginx:
                     behind.append(run_wrk(api, nginx.address, path, clients))

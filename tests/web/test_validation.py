@@ -165,7 +165,7 @@ def test_error_of_an_unescaped_plus_says_how_to_write_it(client, tasks_url, name
 
     (fault,) = unescaped["errors"]
     assert fault["parameter"] == name
-    assert "write the + of its offset as %2B, like 2026-11-21T09:30:00%2B02:00" in fault["detail"]
+    assert "write the + of the offset as %2B, like 2026-11-21T09:30:00%2B02:00" in fault["detail"]
     assert "%2B" not in other["errors"][0]["detail"]
     assert escaped.status_code == 200
 
