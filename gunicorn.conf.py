@@ -69,7 +69,8 @@ forwarded_allow_ips = "*"
 # The control socket is not used.
 control_socket_disable = True
 
-# Before any metric is created: a worker creates its metrics when it loads the application.
+# A folder for the metrics, in which each worker has a number for its files. It must exist before a
+# worker creates its metrics, which is when the worker loads the application.
 worker_numbers = make_metrics_folder()
 pre_fork = worker_numbers.pre_fork
 post_fork = worker_numbers.post_fork

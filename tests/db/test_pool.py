@@ -215,7 +215,7 @@ def test_request_waits_two_seconds_for_the_database_with_few_connection_attempts
 
 @pytest.fixture
 def proxied_app(make_proxied_app, proxy, make_settings):
-    """An application that connects through the proxy. After 0.2 s of outage, it refuses requests."""
+    """An application behind a proxy. It refuses requests 0.2 s after an outage of the proxy."""
     app = make_proxied_app(REQUEST_TIMEOUT="2")
     settings = make_settings(DATABASE_URL=proxied_url(proxy), REQUEST_TIMEOUT="2")
     with closing(Pool(settings, Metrics(), cold_start=0.2)) as pool:

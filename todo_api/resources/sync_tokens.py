@@ -26,7 +26,7 @@ class SyncToken:
 
     The client has all changes up to `(revision, id)`, in this order; after a last page, that is the
     owner's revision and the highest id. `full_sync_start` is the owner's revision when the full
-    sync began, `epoch` that of the database. Both are None before the first page.
+    sync began; `epoch` identifies the history of the database. Both are None before the first page.
     """
 
     epoch: UUID | None = None
@@ -37,8 +37,8 @@ class SyncToken:
     def needs_full_sync(self, page: Changes) -> bool:
         """Return whether the client's copy cannot be updated from this page.
 
-        This is so if the database was restored from a backup, or if a deletion was purged that is
-        newer than both the client's position and the start of its full sync.
+        This is so if the database was restored from a backup, if the user was erased, or if a
+        deletion was purged that is newer than the client's position and than its full sync's start.
         """
         if self.full_sync_start is None:
             return False

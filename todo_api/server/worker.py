@@ -42,9 +42,9 @@ STOP_LINGER = 2
 SWEEP_INTERVAL = 0.5  # seconds
 
 # Seconds between two accepts of a worker. In this pause, another worker can accept the next
-# connection. With 2 workers and 16 clients that connect at the same time, the busier worker gets 56
-# % of the connections (median) instead of 81 %. The pause delays no request, because other threads
-# serve requests.
+# connection. If 16 clients connect to 2 workers at the same time, the busier worker gets 56 % of
+# the connections (median), without the pause 81 %. Requests are not delayed: other threads serve
+# them.
 ACCEPT_INTERVAL = 0.0005
 
 # Seconds without accepting if the system has no file descriptor left, and the minimum of seconds

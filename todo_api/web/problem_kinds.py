@@ -19,10 +19,9 @@ class ProblemKind:
 
     `name` is the last part of the type. `detail`, `errors` and `has_current` describe the example
     response; an actual response has the same members, with its own detail and errors. `request` is
-    an example of a request that succeeds. If several kinds have the same status,
-    `is_default_for_status` is True for at most one: a problem with this status has this kind unless
-    it names another. In the texts of the page, names of members, headers and routes are in
-    backticks.
+    an example of a request that succeeds. With `is_default_for_status`, a problem with this status
+    has this kind unless it names another kind. In the texts of the page, names of members, headers
+    and routes are in backticks.
     """
 
     name: str

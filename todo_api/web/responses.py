@@ -22,7 +22,7 @@ OK, CREATED, NO_CONTENT, FOUND, NOT_MODIFIED = 200, 201, 204, 302, 304
 # Cache-Control of a response that is the same for all clients and changes only with a new release.
 PUBLIC = "public, max-age=300"
 
-# Only the client may store user data, and must revalidate them.
+# The client may store user data, but must revalidate them. Shared caches must not store them.
 USER_DATA_HEADERS = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
