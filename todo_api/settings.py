@@ -258,10 +258,10 @@ class ServerRules(DatabaseRules):
     """The rules on several settings together. They read the variables before any conversion."""
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def require_one_key_source(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
-        if given.get("AUTH_MODE", "jwt").lower() != "jwt":
+    def require_one_key_source(self, _: Any, variables: Mapping[str, str], **__: Any) -> None:
+        if variables.get("AUTH_MODE", "jwt").lower() != "jwt":
             return
-        sources = [name for name in KEY_SOURCES if name in given]
+        sources = [name for name in KEY_SOURCES if name in variables]
         if len(sources) != 1:
             fault = (
                 f"Set only one of {' and '.join(sources)}."
@@ -271,14 +271,14 @@ class ServerRules(DatabaseRules):
             raise ValidationError(fault, "AUTH_MODE")
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def require_issuer_of_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+    def require_issuer_of_key_set(self, _: Any, variables: Mapping[str, str], **__: Any) -> None:
         # Many services share an issuer's keys: without JWT_ISSUER and JWT_AUDIENCE, tokens for
         # other services would be accepted.
-        if given.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in given:
+        if variables.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in variables:
             missing = {
                 name: ["Must be set with JWT_JWKS_URL."]
                 for name in ("JWT_ISSUER", "JWT_AUDIENCE")
-                if name not in given
+                if name not in variables
             }
             if missing:
                 raise ValidationError(missing)
@@ -322,9 +322,9 @@ def load(
         }
     )
     # An empty variable counts as not set: `NAME=` is usual in .env and compose files.
-    given = {name: value for name, value in environ.items() if value}
+    variables = {name: value for name, value in environ.items() if value}
     try:
-        loaded = schema().load(given)
+        loaded = schema().load(variables)
     except ValidationError as error:
         faults = (
             f"  {name}: {' '.join(messages)}" for name, messages in error.messages_dict.items()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SECRET_BYTES = 32
 RSA_BITS = 2048
 
-# The key decides which algorithms it is used with, not the token (RFC 8725, section 3.1).
+# The key, not the token, decides which algorithms are allowed (RFC 8725, section 3.1).
 CURVE_ALGORITHMS = {
     "P-256": {"ES256"},
     "P-384": {"ES384"},
@@ -39,7 +39,7 @@ class KeysUnavailableError(Exception):
 
 @dataclass(frozen=True)
 class VerificationKey:
-    """A key, its algorithms, and the id by which tokens name it."""
+    """A key, its algorithms, and its id (`kid`) in tokens."""
 
     thumbprint: str
     kid: str | None

@@ -44,7 +44,7 @@ SQLSTATES = {
     "57P02": Meaning(CONNECTION_LOST, is_unavailable=True),  # crash_shutdown
     "57P03": Meaning(CONNECTION_LOST, is_unavailable=True),  # cannot_connect_now
 }
-# The class connection_exception, of which poolers use all SQLSTATEs.
+# The class connection_exception. Poolers use all SQLSTATEs of this class.
 CONNECTION_EXCEPTION = "08"
 LOST = Meaning(CONNECTION_LOST, is_unavailable=True)
 BUG = Meaning(None, is_unavailable=False)

@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import JSON
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import database_state, users
-from todo_api.resources.feeds import merged
+from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import count_fitting
 from todo_api.resources.statements import json_object
 
@@ -109,7 +109,7 @@ def changes_statement(resources: tuple[Resource, ...]) -> Statement:
             ),
         )
 
-    page = merged(resources, changed, ("revision", "id")).subquery("page")
+    page = merge_branches(resources, changed, ("revision", "id")).subquery("page")
     first = select(
         null().cast(JSON).label("json"),
         owner_revision.label("revision"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
 
-def merged(
+def merge_branches(
     resources: Sequence[Resource],
     branch: Callable[[Resource], Select[Any]],
     order: Sequence[str],

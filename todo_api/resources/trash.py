@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Uuid, bindparam, literal_column, select, tuple_
 
 from todo_api.db.statement import OWNER, Statement, compiled
-from todo_api.resources.feeds import merged
+from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import Position, count_fitting
 from todo_api.resources.statements import json_object
 from todo_api.resources.types import TimestampType, microseconds
@@ -57,7 +57,7 @@ def trash_statement(resources: tuple[Resource, ...], *, after: bool = False) -> 
             page = page.where(tuple_(columns.deleted_at, columns.id) < end)
         return page
 
-    return compiled(merged(resources, trashed, ("deleted_at", "id"), descending=True))
+    return compiled(merge_branches(resources, trashed, ("deleted_at", "id"), descending=True))
 
 
 def list_trash(

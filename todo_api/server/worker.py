@@ -338,8 +338,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def _close(self, connection: Connection) -> None:
         was_full = len(self._connections) >= self._max_connections
-        # First the entry, then the socket: afterwards, a new connection may get the same
-        # descriptor.
+        # Before the socket is closed: later, a new connection may get the same descriptor.
         del self._connections[connection.descriptor]
         connection.sock.close()
         if was_full:

@@ -113,8 +113,8 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
     if request.routing_exception or request.method == "OPTIONS":
         return
     operation = operation_of(views[request.endpoint or ""])
-    wanted = request.header("Accept")
-    if operation.is_documented and wanted and not is_acceptable(wanted, operation.offers):
+    accept = request.header("Accept")
+    if operation.is_documented and accept and not is_acceptable(accept, operation.offers):
         raise not_acceptable(JSON)
     request.body = read_json_body(request, operation)
     arguments = request.view_args or {}
@@ -137,8 +137,8 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
 @lru_cache(maxsize=128)
 def is_acceptable(accept: str, media_types: tuple[str, ...]) -> bool:
     """Return whether this Accept field allows one of these media types."""
-    wanted = parse_accept_header(accept, MIMEAccept)
-    return not wanted or any(wanted[media_type] > 0 for media_type in media_types)
+    accepted = parse_accept_header(accept, MIMEAccept)
+    return not accepted or any(accepted[media_type] > 0 for media_type in media_types)
 
 
 def find_wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:

