@@ -40,7 +40,7 @@ MANY_CLIENTS, MAX_P95 = 100, 200
 FAR_MILLISECONDS, FAR_THREADS, MIN_FAR_RATE = 20, 8, 300
 MAX_RATIO_OF_ONE_USER, MAX_RATIO_OF_ALL_USERS = 1.5, 1.3
 MAX_MEMORY, MAX_GROWTH = 80, 4  # growth after the first 20 % of the requests
-TASKS_OF_EACH = 100  # of each of many users
+TASKS_OF_EACH_USER = 100
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,13 @@ def tasks_of_one(bench: Bench) -> Section:
 def tasks_in_all(bench: Bench) -> Section:
     """Increase the number of users. Each has 100 tasks, so that all pages have the same length."""
     counts = (1_000, 10_000, 100_000, 1_000_000)
-    sizes = {float(count): Size(count // TASKS_OF_EACH, TASKS_OF_EACH) for count in counts}
+    sizes = {
+        float(count): Size(count // TASKS_OF_EACH_USER, TASKS_OF_EACH_USER) for count in counts
+    }
     measurements = measure_sizes(bench, sizes, OPERATIONS)
     x_title = "tasks of all users"
     return Section(
-        f"Up to {USERS:,} users with {TASKS_OF_EACH} tasks each",
+        f"Up to {USERS:,} users with {TASKS_OF_EACH_USER} tasks each",
         format_table(measurements, x_title),
         panels(measurements, x_title),
         compare_costs(measurements, x_title, 1_000, MAX_RATIO_OF_ALL_USERS),

@@ -20,7 +20,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 KEY_SOURCES = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_SECRET")
 
-# In the form that browsers send: lower case, no path, no user, and no port that is the default.
+# An origin as browsers send it: in lower case, without path and user, and without a default port.
 ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)https?://[a-z0-9.\-_\[\]:]+")
 
 # The characters that delimit the parts of a URL (RFC 3986, section 2.2), except the colon, which
@@ -36,17 +36,17 @@ SettingsType = TypeVar("SettingsType", bound="DatabaseSettings")
 
 
 class SettingsError(Exception):
-    """The settings are invalid; the message names every fault."""
+    """The settings are invalid. The message lists all faults."""
 
 
 def check_postgresql_url(value: str) -> None:
-    """Raise ValidationError for a URL that libpq would read in another way than it is meant.
+    """Raise ValidationError for a URL that libpq would misread.
 
-    An unescaped `@` in the password ends it: libpq reads the rest as the host name, and repeats it
-    in errors and in the log. An unescaped `/` makes libpq read a part of the password as the port
-    or the name of the database.
+    libpq ends the password at an unescaped `@`: it would use the rest of the password as the host
+    name, and repeat it in errors and in the log. At an unescaped `/`, it would use a part of the
+    password as the port or the name of the database.
     """
-    # No message repeats the value or a part of it, because it may contain a password.
+    # No message repeats any part of the value, because the value may contain a password.
     if re.match(r"postgres(ql)?\+[^:/]*://", value):
         raise ValidationError("Drop the + and the driver's name after it: postgresql://.")
     scheme = re.match(r"postgres(ql)?://", value)
@@ -59,7 +59,7 @@ def check_postgresql_url(value: str) -> None:
         parameters = conninfo_to_dict(value)
     except (ProgrammingError, UnicodeError):
         raise ValidationError(f"Must be a URL that libpq can read. {PERCENT_ENCODE}.") from None
-    # One port for each host; an empty one means the default.
+    # A port for each host; an empty port means the default.
     ports = filter(None, str(parameters.get("port", "")).split(","))
     if not all(re.fullmatch("[0-9]{1,5}", port) and int(port) in PORTS for port in ports):
         raise ValidationError(f"The port must be a number from 1 to 65535. {PERCENT_ENCODE}.")
@@ -84,12 +84,12 @@ def check_jwks_url(value: str) -> None:
         )
     if "@" in parts.netloc:
         raise ValidationError(
-            "Must not contain a user or password: the URL is logged, and they are not sent."
+            "Must not contain a user or password: the server logs the URL and does not send them."
         )
 
 
 def parse_origins(value: str) -> tuple[str, ...]:
-    """Return the origins of a comma-separated list. Raises ValidationError."""
+    """Return the origins in a comma-separated list. Raises ValidationError."""
     origins = tuple(origin.strip() for origin in value.split(","))
     if not all(ORIGIN.fullmatch(origin) for origin in origins):
         raise ValidationError("Each part must be an origin without a path: https://app.example.")
@@ -106,10 +106,10 @@ def describe(
 ) -> dict[str, Any]:
     """Return the metadata of a setting's dataclass field.
 
-    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value;
-    `words` has the allowed values, in lower case, which are accepted in any case. `parse` converts
-    the variable's text, and `default_from` names the setting whose value is taken if this one is
-    not set.
+    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value.
+    `words` are the allowed values, in lower case; the variable may have them in any case. `parse`
+    converts the variable's text. If the variable is not set, the setting gets the value of the
+    setting `default_from`.
     """
     if words:
         check = validate.OneOf(words)
@@ -126,8 +126,8 @@ def describe(
 class DatabaseSettings:
     """The settings of migrations and of the purge.
 
-    A setting is read from the variable of the same name in capitals. To add one, declare it here or
-    in Settings, and document it in README.md and .env.example.
+    The value of a setting comes from the environment variable of the same name in capitals. To add
+    a setting, declare it here or in Settings, and document it in README.md and .env.example.
     """
 
     database_url: str = field(
@@ -266,13 +266,13 @@ class DatabaseRules(Schema):
 
 
 class ServerRules(DatabaseRules):
-    """The rules that concern several settings. They read the raw variables, valid or not."""
+    """The rules on several settings together. They read the variables before any conversion."""
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def require_one_key_source(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
-        if given.get("AUTH_MODE", "jwt").lower() != "jwt":
+    def require_one_key_source(self, _: Any, variables: Mapping[str, str], **__: Any) -> None:
+        if variables.get("AUTH_MODE", "jwt").lower() != "jwt":
             return
-        sources = [name for name in KEY_SOURCES if name in given]
+        sources = [name for name in KEY_SOURCES if name in variables]
         if len(sources) != 1:
             fault = (
                 f"Set only one of {' and '.join(sources)}."
@@ -282,21 +282,21 @@ class ServerRules(DatabaseRules):
             raise ValidationError(fault, "AUTH_MODE")
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def require_issuer_of_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+    def require_issuer_of_key_set(self, _: Any, variables: Mapping[str, str], **__: Any) -> None:
         # Many services share an issuer's keys: without JWT_ISSUER and JWT_AUDIENCE, tokens for
         # other services would be accepted.
-        if given.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in given:
+        if variables.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in variables:
             missing = {
                 name: ["Must be set with JWT_JWKS_URL."]
                 for name in ("JWT_ISSUER", "JWT_AUDIENCE")
-                if name not in given
+                if name not in variables
             }
             if missing:
                 raise ValidationError(missing)
 
 
 def read_environment() -> dict[str, str]:
-    """Return the variables of `.env` in the working directory, overridden by the process's own."""
+    """Return the variables of the process, and those of `.env` that the process does not set."""
     values = dotenv_values(Path(".env"))
     return {name: value for name, value in values.items() if value is not None} | os.environ
 
@@ -311,8 +311,7 @@ def load_server_settings(
 ) -> Settings:
     """Return the settings of the server. Raises SettingsError with every fault.
 
-    The parsers of keys are arguments, because this module does not depend on the formats of keys;
-    startup.py passes them.
+    startup.py passes the parsers of keys, because this module may not import auth/keys.py.
     """
     parsers = {"jwt_public_key": parse_public_key, "jwt_secret": parse_secret}
     return load(Settings, ServerRules, environ, parsers)
@@ -333,10 +332,10 @@ def load(
             for each in declared
         }
     )
-    # An empty variable counts as not set: `NAME=` means that in a .env file and a compose file.
-    given = {name: value for name, value in environ.items() if value}
+    # An empty variable counts as not set: `NAME=` is usual in .env and compose files.
+    variables = {name: value for name, value in environ.items() if value}
     try:
-        loaded = schema().load(given)
+        loaded = schema().load(variables)
     except ValidationError as error:
         faults = (
             f"  {name}: {' '.join(messages)}" for name, messages in error.messages_dict.items()
@@ -352,7 +351,7 @@ def load(
 def schema_field(
     declared: Field[Any], hint: Any, parser: Parser | None
 ) -> schema_fields.Field[Any]:
-    """Return the marshmallow field of a setting. It has no default: the dataclass has it."""
+    """Return the marshmallow field of a setting. Its default is in the dataclass."""
     # For `str | None` and `tuple[str, ...]`, the variable is parsed as the first type argument.
     kind = (get_args(hint) or (hint,))[0]
     is_word = kind is bool or bool(declared.metadata["words"])

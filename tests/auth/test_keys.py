@@ -37,7 +37,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 from tests.support import ROOT
 from todo_api.app import create_app
-from todo_api.auth.jwks import SET_BYTES, FetchTimes, IssuerKeys, fetch, parse_set
+from todo_api.auth.jwks import MAX_KEY_SET_BYTES, FetchTimes, IssuerKeys, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
 from todo_api.auth.tokens import Verifier
 from todo_api.startup import load_settings
@@ -247,7 +247,7 @@ def new_verifier(new_keys):
 
 @pytest.fixture
 def new_app():
-    """Create an application that trusts an issuer and fetches its keys at this fetch_times."""
+    """Create an application that trusts an issuer and fetches its keys at these times."""
     with ExitStack() as stack:
 
         def make(issuer: Issuer, fetch_times: FetchTimes = FAST_PACE) -> Flask:
@@ -510,7 +510,9 @@ def test_body_of_100_megabytes_is_not_read(issuer, respond):
     assert issuer.bytes_sent < HUNDRED_MEGABYTES / 4  # the socket buffers hold less
 
 
-@pytest.mark.parametrize(("size", "is_accepted"), [(SET_BYTES, True), (SET_BYTES + 1, False)])
+@pytest.mark.parametrize(
+    ("size", "is_accepted"), [(MAX_KEY_SET_BYTES, True), (MAX_KEY_SET_BYTES + 1, False)]
+)
 def test_key_set_may_have_64_kilobytes(issuer, new_keys, size, is_accepted):
     signer = Signer("one")
     body = key_set(signer.public_jwk()).ljust(size)
@@ -774,7 +776,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
     first_results = []
     first = threading.Thread(target=lambda: first_results.append(accepts(verifier, new.token())))
     first.start()
-    wait_until(verifier.keys._turn_to_wait.locked)
+    wait_until(verifier.keys._wait_lock.locked)
 
     others = [accepts(verifier, new.token(f"user {n}")) for n in range(100)]
     was_waiting = first.is_alive()

@@ -210,7 +210,10 @@ def test_trash_is_emptied_once(client, make_task, tasks_url, user_id, lose, mome
 def test_retry_never_overwrites_a_later_change(
     client, task, lose, connection, database_url, method, path, body, conditional
 ):
-    """A title that was overwritten may not have been written. The other states are still there."""
+    """If another change has replaced the title, the retry cannot detect the first run: 503.
+
+    `completed` and the deletion are still visible: success.
+    """
     wait_after_change(connection, task)
     set_counter(connection, task)
     lose("response", lambda: update_title(database_url, task, "Written later"))
@@ -275,7 +278,7 @@ WAIT = compiled(select(func.pg_advisory_xact_lock(literal_column("1"))))
 
 
 class PausedPool(Pool):
-    """A pool whose transactions wait for a lock of the test behind their first statement."""
+    """A pool whose transactions wait after their first statement for a lock that the test holds."""
 
     @contextmanager
     def connection(self, deadline):
@@ -408,7 +411,7 @@ def terminate(url: str) -> None:
 
 
 def wait_after_change(connection, task):
-    """Wait, so that a retry can tell the task's earlier change from a change after its request."""
+    """Wait, so that the changes of the test's setup are clearly older than the request."""
     time.sleep(0.15)
     assert read_revision(connection, task)
 

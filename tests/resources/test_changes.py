@@ -178,7 +178,7 @@ def test_device_without_a_purged_tombstone_restarts_its_sync(
     assert (up_to_date.restarts, outdated.restarts) == (0, 1)
 
 
-def test_interrupted_full_sync_restarts_after_a_purge_of_what_it_has_shown(
+def test_interrupted_full_sync_restarts_after_a_purge_of_a_received_task(
     client, make_task, changes_url, tasks_url, connection, database_url
 ):
     tasks = [make_task() for _ in range(5)]

@@ -19,7 +19,7 @@ from tests.support.api import etag
 # test can compare whole numbers.
 AHEAD = 2**52
 
-pytestmark = [pytest.mark.pooled, pytest.mark.divided]
+pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
 
 # The revisions of an owner's tasks and the owner's counter, in one snapshot of the database.
 SNAPSHOT_QUERY = """

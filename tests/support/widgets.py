@@ -80,7 +80,7 @@ WIDGET = Resource(
 
 
 # The statements of a migration for this resource, except CREATE TABLE and CREATE INDEX.
-GUARDS = """
+PROTECTION = """
     CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON widgets
     FOR EACH ROW EXECUTE FUNCTION take_revision();
     CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON widgets
@@ -99,7 +99,7 @@ def create_widgets_table(url: str) -> None:
     execute(url, str(CreateTable(WIDGET.table).compile(dialect=dialect)))
     for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
-    execute(url, GUARDS)
+    execute(url, PROTECTION)
 
 
 def add_widget_routes(app: Flask) -> None:

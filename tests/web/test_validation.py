@@ -134,7 +134,7 @@ def test_patch_refuses_invalid_values(client, task, body, pointers):
 
 
 @pytest.mark.parametrize(
-    ("body", "came"),
+    ("body", "sent_type"),
     [
         ("null", "null"),
         ("true", "a boolean"),
@@ -145,18 +145,18 @@ def test_patch_refuses_invalid_values(client, task, body, pointers):
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_a_body_that_is_no_object_is_told_what_is_wanted(
-    client, task, tasks_url, method, body, came
+def test_error_of_a_body_that_is_no_object_names_the_required_type(
+    client, task, tasks_url, method, body, sent_type
 ):
     url = tasks_url if method == "POST" else task.url
 
     problem = check_problem(send(client, method, url, body), 422, "invalid")
 
-    assert problem["errors"] == [{"pointer": "", "detail": f"Must be an object, not {came}."}]
+    assert problem["errors"] == [{"pointer": "", "detail": f"Must be an object, not {sent_type}."}]
 
 
 @pytest.mark.parametrize("name", ["created_after", "updated_before"])
-def test_a_plus_that_is_not_escaped_is_told_how_to_write_it(client, tasks_url, name):
+def test_error_of_an_unescaped_plus_says_how_to_write_it(client, tasks_url, name):
     unescaped = check_problem(
         client.get(f"{tasks_url}?{name}=2026-01-01T00:00:00+02:00"), 422, "invalid"
     )
@@ -165,7 +165,7 @@ def test_a_plus_that_is_not_escaped_is_told_how_to_write_it(client, tasks_url, n
 
     (fault,) = unescaped["errors"]
     assert fault["parameter"] == name
-    assert "write the + of its offset as %2B, like 2026-11-21T09:30:00%2B02:00" in fault["detail"]
+    assert "write the + of the offset as %2B, like 2026-11-21T09:30:00%2B02:00" in fault["detail"]
     assert "%2B" not in other["errors"][0]["detail"]
     assert escaped.status_code == 200
 

@@ -1,4 +1,4 @@
-"""`make purge`: remove deleted rows and idempotency keys for good, once they are old."""
+"""`make purge`: remove old rows of the trash and old idempotency keys for good."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# The advisory lock that lets one purge run at a time: any number but that of migrations.
+# The number of the advisory lock that lets one purge run at a time. It is arbitrary, but must
+# differ from the number in migrations/env.py.
 PURGE_LOCK = 8_101_978
 
-BATCH = 1_000  # the most rows that one transaction removes
+BATCH = 1_000  # the maximum of rows that one transaction removes
 
-# Row-level security limits the role todo_maintenance to old rows, whichever user has logged in.
-# Clients that have not seen the purged deletions have to start a full sync because of
-# `purged_revision`. `revision` does not change: see remove_for_good in resources/statements.py.
-# Rows are locked before their owners, as by the trigger. A locked row is left to the next purge:
-# requests lock the rows of an owner in another order, so waiting for one could end in a deadlock.
+# The role todo_maintenance sees only old rows, because of row-level security. `purged_revision`
+# makes clients that have missed a purged deletion start a full sync; `revision` keeps its value
+# (see delete_for_good in resources/statements.py). The statement locks rows before their owners, in
+# the same order as the trigger `take_revision` (migrations/). It skips rows that another
+# transaction has locked, because waiting for them could end in a deadlock; the next purge removes
+# them.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -48,7 +50,7 @@ PURGE = sql.SQL("""
     SELECT count(*) FROM purged
 """)
 
-# Keys that are older than KEY_HOURS: after that time, no client repeats the request.
+# The role sees only keys that are older than KEY_HOURS. Later, no client repeats a request.
 PURGE_KEYS = sql.SQL("""
     WITH old AS (
         SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s FOR UPDATE SKIP LOCKED
@@ -62,7 +64,7 @@ PURGE_KEYS = sql.SQL("""
 
 
 def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
-    """Remove old rows; return the numbers of removed rows of resources and of idempotency keys.
+    """Remove old rows; return how many rows of resources and how many idempotency keys.
 
     One transaction removes at most `batch` rows. Raises UnreachableError.
     """
@@ -70,14 +72,14 @@ def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
         rows = 0
         for resource in RESOURCES:
             statement = PURGE.format(table=sql.Identifier(resource.table.name))
-            rows += remove(connection, statement, batch)
-        return rows, remove(connection, PURGE_KEYS, batch)
+            rows += purge_rows(connection, statement, batch)
+        return rows, purge_rows(connection, PURGE_KEYS, batch)
 
 
-def remove(
+def purge_rows(
     connection: psycopg.Connection[Any], statement: sql.SQL | sql.Composed, batch: int
 ) -> int:
-    """Remove rows in transactions of at most `batch` rows each; return their number."""
+    """Run the statement until no old row is left; return the number of removed rows."""
     total = 0
     while True:
         with connection.transaction():

@@ -1,7 +1,8 @@
-"""`make restored`: the one step after a restore of the database from a backup.
+"""`make restored`: give the database a new epoch after a restore from a backup.
 
-Sync tokens that clients received after the backup name changes that no longer exist. The database
-gets a new epoch, so every token of before gets a 410 and its client starts a full sync.
+The epoch is a UUID in every sync token. Sync tokens that clients received after the backup stand
+for changes that no longer exist. With a new epoch, the server responds to every older token with a
+410, and the client starts a full sync.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def set_new_epoch(url: str) -> str:
         row = connection.execute(
             "UPDATE database_state SET epoch = gen_random_uuid() RETURNING epoch::text"
         ).fetchone()
-    assert row is not None  # noqa: S101  the migration that made the table has inserted its row
+    assert row is not None  # noqa: S101  a migration has made the table with its only row
     epoch: str = row[0]
     return epoch
 
