@@ -117,8 +117,8 @@ def test_taken_port_is_an_error_before_anything_starts(checkout, host):
 
     assert server.process.returncode == 1
     assert output == (
-        f"Port {port} of {host} is in use by another process: stop that one, or choose another port"
-        " with PORT.\n"
+        f"Port {port} of {host} is in use by another process: stop that process, or choose"
+        " another port with PORT.\n"
     )
     assert not database_folder_of(folder).exists()
 
@@ -264,7 +264,7 @@ def test_checkout_may_have_any_path(checkout, tmp_path, name):
 def test_programs_refuse_data_of_another_version():
     with (
         embedded.temporary_cluster(version=16) as cluster,
-        pytest.raises(embedded.EmbeddedError, match="made by PostgreSQL 16"),
+        pytest.raises(embedded.EmbeddedError, match="PostgreSQL 16 made"),
     ):
         embedded.Cluster(cluster.data.parent).start()
 
