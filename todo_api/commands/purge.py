@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from psycopg import sql
 
 from todo_api.app import RESOURCES
-from todo_api.db.connect import UnreachableError, connect
+from todo_api.commands.database_command import run_on_database
+from todo_api.db.connect import connect
 from todo_api.db.database import MAINTENANCE_ROLE
-from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
     import psycopg
@@ -92,22 +90,10 @@ def purge_rows(
             return total
 
 
-def main() -> None:
-    """Purge, and log the numbers of removed rows.
-
-    Exit with a message if the settings are invalid or the database cannot be reached.
-    """
-    try:
-        settings = load_database_settings(read_environment())
-    except SettingsError as error:
-        sys.exit(str(error))
-    configure_logging(settings.log_level)
-    try:
-        rows, keys = purge(settings.database_url)
-    except UnreachableError as error:
-        sys.exit(str(error))
+def purge_and_log(url: str) -> None:
+    rows, keys = purge(url)
     log.info("purge finished", removed_rows=rows, removed_idempotency_keys=keys)
 
 
 if __name__ == "__main__":
-    main()
+    run_on_database(purge_and_log)

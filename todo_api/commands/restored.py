@@ -7,14 +7,11 @@ for changes that no longer exist. With a new epoch, the server responds to every
 
 from __future__ import annotations
 
-import sys
-
 import structlog
 
-from todo_api.db.connect import UnreachableError, connect
+from todo_api.commands.database_command import run_on_database
+from todo_api.db.connect import connect
 from todo_api.db.database import MAINTENANCE_ROLE
-from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 log = structlog.get_logger(__name__)
 
@@ -31,22 +28,9 @@ def set_new_epoch(url: str) -> str:
     return epoch
 
 
-def main() -> None:
-    """Set a new epoch, and log it.
-
-    Exit with a message if the settings are invalid or the database cannot be reached.
-    """
-    try:
-        settings = load_database_settings(read_environment())
-    except SettingsError as error:
-        sys.exit(str(error))
-    configure_logging(settings.log_level)
-    try:
-        epoch = set_new_epoch(settings.database_url)
-    except UnreachableError as error:
-        sys.exit(str(error))
-    log.info("new epoch", epoch=epoch)
+def set_and_log_epoch(url: str) -> None:
+    log.info("new epoch", epoch=set_new_epoch(url))
 
 
 if __name__ == "__main__":
-    main()
+    run_on_database(set_and_log_epoch)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
 SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
-# A cursor may contain a title of 255 characters, in base64 of JSON: a control character has 6 bytes.
+# A cursor may contain a title of 255 characters as JSON (up to 6 bytes for each), in base64.
 CURSOR_LENGTH = 3000
 
 # The members that only the server writes. `id` is not one of them: a POST may have it.
