@@ -121,7 +121,7 @@ def send_requests(request, user):
     request("GET", tasks, Accept="text/html")
     request("POST", tasks, b"{")
     request("POST", tasks, {"title": ""})
-    request("POST", tasks, b" " * (128 * 1024 + 1))
+    request("POST", tasks, b" " * (256 * 1024 + 1))
     request("POST", tasks, b"title=x", Content_Type="application/x-www-form-urlencoded")
     request("GET", f"/api/{user}")
     request("DELETE", f"/api/{user}")

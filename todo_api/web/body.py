@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-MAX_BODY = 128 * 1024  # bytes
+MAX_BODY = 256 * 1024  # bytes
 
 
 CONTENT_LENGTH = re.compile("[0-9]{1,18}")

@@ -277,9 +277,9 @@ KINDS = (
         status=413,
         title="Content too large",
         happened="The body of the request is longer than the server reads.",
-        reason="A body has at most 128 KiB.",
+        reason="A body has at most 256 KiB.",
         remedy="Send a shorter body. A description has at most 10,000 characters.",
-        detail="Send a body of at most 128 KiB.",
+        detail="Send a body of at most 256 KiB.",
     ),
     ProblemKind(
         name="uri-too-long",
