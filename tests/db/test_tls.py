@@ -111,7 +111,7 @@ class Server(Cluster):
             options=NOT_DURABLE | tls_options,
             programs=POSTGRES.parent,
         )
-        self._own(folder / "server.key")
+        self._give_to_account(folder / "server.key")
 
     def connect(self) -> psycopg.Connection:
         """Open a superuser's connection through the Unix socket."""

@@ -47,7 +47,7 @@ def test_page_shows_operations_in_light_and_dark_mode(checkout, tmp_path, scheme
             check=True,
         ).stdout
 
-    for summary in ("Create a task.", "Erase the user", "Tell which user the token is for"):
+    for summary in ("Create a task.", "Erase the user", "Return the user and expiry of the token"):
         assert summary in page
     assert "Authorize" in page
     assert ("dark-mode" in page.partition("<head>")[0]) is dark
