@@ -121,7 +121,7 @@ def format_table(measurements: Measurements, x_title: str) -> str:
     rows = [
         [f"{x:,.10g}", *(format_measurement(by_x[x]) for by_x in measurements.values())] for x in xs
     ]
-    return table([f"{x_title} (requests/s / p99)", *(TITLES[name] for name in measurements)], rows)
+    return table([x_title, *(TITLES[name] for name in measurements)], rows)
 
 
 def format_measurement(measurement: Measurement | None) -> str:
@@ -256,7 +256,7 @@ def distance(bench: Bench) -> Section:
                     measurements[name][round_trip_milliseconds] = measurement
             delay = "no proxy, Unix socket" if milliseconds is None else f"{milliseconds} ms"
             rows.append([delay, f"{round_trip_milliseconds:.2f} ms", *columns])
-    head = ["delay (requests/s / p99)", "round trip", *(TITLES[name] for name in measurements)]
+    head = ["delay", "round trip", *(TITLES[name] for name in measurements)]
     targets = []
     for name, by_x in measurements.items():
         far = by_x[max(by_x)]

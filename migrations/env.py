@@ -186,7 +186,8 @@ def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[
         except psycopg.errors.UniqueViolation:
             pass  # a migration of another database has just granted it: databases share roles
         except psycopg.errors.InsufficientPrivilege:
-            sys.exit(f"As a role that may: {sql.SQL(' ').join(grants).as_string(connection)}")
+            statements = sql.SQL(" ").join(grants).as_string(connection)
+            sys.exit(f"Run this SQL as a role that may grant these roles: {statements}")
 
 
 def migrate(connection: Connection, login: Any) -> None:

@@ -208,9 +208,9 @@ class Settings(DatabaseSettings):
     jwt_user_ids: str = field(
         default="subject",
         metadata=describe(
-            "how the server makes the user's id from the subject. `subject`: if the subject is a"
-            " UUID, it is the id; if it is not a UUID, the id is a UUIDv5 of issuer and subject."
-            " `derived`: the id is always this UUIDv5",
+            "how the server makes the user's id from the subject. `subject`: a subject that is a"
+            " UUID is used as the id; for any other subject, the id is a UUIDv5 of issuer and"
+            " subject. `derived`: for every subject, the id is a UUIDv5 of issuer and subject",
             words=("subject", "derived"),
         ),
     )

@@ -26,7 +26,8 @@ def upgrade() -> None:
                 RAISE EXCEPTION 'There is no role todo_app, and % may not create it.', current_user
                 -- The hint names todo_maintenance, too, which a later migration needs.
                 USING HINT = format(
-                    'As a role that may: CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO %1$I; '
+                    'Run this SQL as a role that may create roles: '
+                    'CREATE ROLE todo_app NOLOGIN; GRANT todo_app TO %1$I; '
                     'CREATE ROLE todo_maintenance NOLOGIN; GRANT todo_maintenance TO %1$I;',
                     current_user);
         END

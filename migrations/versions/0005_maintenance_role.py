@@ -24,8 +24,8 @@ def upgrade() -> None:
                 RAISE EXCEPTION
                     'There is no role todo_maintenance, and % may not create it.', current_user
                 USING HINT = format(
-                    'As a role that may: CREATE ROLE todo_maintenance NOLOGIN; '
-                    'GRANT todo_maintenance TO %I;',
+                    'Run this SQL as a role that may create roles: '
+                    'CREATE ROLE todo_maintenance NOLOGIN; GRANT todo_maintenance TO %I;',
                     current_user);
         END
         $$

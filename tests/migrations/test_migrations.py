@@ -385,7 +385,7 @@ def test_error_of_a_login_that_may_not_use_the_role_contains_the_sql(
 
 def read_sql_of_hint(message):
     hint, _, statements = message.partition(": ")
-    assert "role that may" in hint
+    assert "Run this SQL as a role that may " in hint
     return statements
 
 
