@@ -34,7 +34,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
         structlog.processors.add_log_level,
         structlog.stdlib.add_logger_name,
     ]
-    rendered: list[Processor] = (
+    renderers: list[Processor] = (
         # Not structlog's default traceback, which shows the values of variables, such as users'
         # text.
         [
@@ -51,7 +51,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     # Log lines of this package go to the stream directly, which takes 8 us per line. The standard
     # library's logging, which the lines of libraries use, takes 24 us.
     structlog.configure(
-        processors=[*context, *rendered],
+        processors=[*context, *renderers],
         logger_factory=partial(StreamLogger, stream),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
@@ -59,7 +59,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
             foreign_pre_chain=[*context, structlog.stdlib.ExtraAdder()],
         )
     )

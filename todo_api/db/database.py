@@ -30,7 +30,8 @@ MAINTENANCE_ROLE = "todo_maintenance"
 
 
 # These settings end with the transaction, so the next request on the connection does not see them.
-# The trigger `take_revision` (migrations/) writes the attempt's id into each changed row. Generic
+# `todo.attempt` is the attempt id: the first run of a write and its retries are one attempt, and have
+# the same id. The trigger `take_revision` (migrations/) writes this id into each changed row. Generic
 # plans read rows in the order of an index; for an owner with few rows, a custom plan would sort.
 SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
@@ -61,8 +62,9 @@ TRANSACTION_TIMEOUT_SINCE = 170000
 SHARE = 0.95
 
 
-# A retry that is rolled back has changed nothing, so it runs again, up to this number. It is rolled
-# back, for example, if PostgreSQL finishes the first run at the same time.
+# The maximum number of retries of one request. If PostgreSQL rolls back a retry, the retry has
+# changed nothing, so it is retried, too. PostgreSQL rolls it back, for example, if the first run is
+# committed at the same time.
 MAX_RETRIES = 3
 
 
@@ -106,7 +108,7 @@ class Database:
         If a statement waits for a lock, the statements after it see what others have committed
         meanwhile. If the connection is lost, the outcome is unknown: then the statements in `retry`
         run on a new connection; they must detect whether the first run was committed. A retry that
-        is rolled back runs again. Raises the errors of `read`, and OutcomeUnknownError if the
+        is rolled back is retried. Raises the errors of `read`, and OutcomeUnknownError if the
         connection is lost again.
         """
         return self._run(owner, statements, parameters, retry)
@@ -129,7 +131,7 @@ class Database:
                     raise
                 self.pool.metrics.retries.labels(reason).inc()
         is_lost = reason == CONNECTION_LOST
-        repeated = retry if is_lost and retry else statements
+        retry_statements = retry if is_lost and retry else statements
         retries = 0
         while True:
             retries += 1
@@ -137,7 +139,7 @@ class Database:
                 values["elapsed"] = time.monotonic() - began
             try:
                 with self.pool.connection(self.deadline) as connection:
-                    return self._transact(connection, repeated, values)
+                    return self._transact(connection, retry_statements, values)
             except psycopg.Error as error:
                 reason = meaning(error).retry_reason
                 if reason == ROLLED_BACK and retries < MAX_RETRIES:

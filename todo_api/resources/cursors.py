@@ -36,10 +36,10 @@ def decode(text: str) -> list[Any]:
     """
     fields = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     try:
-        made = encode(fields)
+        canonical_text = encode(fields)
     except TypeError as error:  # nested too deeply to be encoded
         raise ValueError(text) from error
-    if not isinstance(fields, list) or made != text:
+    if not isinstance(fields, list) or canonical_text != text:
         raise ValueError(text)
     return fields
 

@@ -1,4 +1,4 @@
-"""Declare a member of a resource once; its column, checks, schemas, filters and sort key follow.
+"""Declare a member of a resource; its column, schemas, filters and sort key are made from this.
 
 A `Field` is a plain value. The statements and schemas of a `Resource` are built from its fields.
 """

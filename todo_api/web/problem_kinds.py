@@ -1,6 +1,7 @@
 """The kinds of problems (RFC 9457, section 3.1.1), each declared once, with the texts of its page.
 
-To add a kind, add an entry to KINDS. Its page and the example in the OpenAPI document follow.
+To add a kind, add an entry to KINDS. The page of the kind, and its example in the OpenAPI document,
+are made from the entry.
 """
 
 from __future__ import annotations
@@ -436,7 +437,7 @@ KINDS = (
         status=500,
         title="Internal server error",
         happened="The server has a bug, which this request has triggered.",
-        reason="The response has no details. The server's log has the error under `instance`.",
+        reason="The response has no details. The server's log has the error under the id in `instance`.",
         remedy=(
             "Report `instance` and the time to the operator. A request that only reads can be sent "
             "again. Before a change is sent again, read the resource: the change may have been "
@@ -499,7 +500,7 @@ OTHER = ProblemKind(
     name="other",
     status=501,
     title="Not Implemented",
-    happened="The request failed with a status that has no page of its own. This is an example.",
+    happened="The request failed with a status that has no page of its own. The example has the status 501.",
     reason="`status` and `title` name the condition, as HTTP defines it (RFC 9110, section 15).",
     remedy=(
         "Statuses from 400 to 499 ask for another request; statuses from 500 mean that the server "
@@ -509,5 +510,5 @@ OTHER = ProblemKind(
     is_default_for_status=False,
 )
 
-KIND_OF_NAME = {kind.name: kind for kind in (*KINDS, OTHER)}
-KIND_OF_STATUS = {kind.status: kind for kind in KINDS if kind.is_default_for_status}
+KINDS_BY_NAME = {kind.name: kind for kind in (*KINDS, OTHER)}
+KINDS_BY_STATUS = {kind.status: kind for kind in KINDS if kind.is_default_for_status}
