@@ -9,11 +9,11 @@ from marshmallow import Schema, ValidationError, fields, validate
 
 from todo_api.resources.sync_tokens import EXAMPLE as SYNC_TOKEN
 from todo_api.web.fields import (
-    OPAQUE,
-    PAGE_LIMIT,
     EXAMPLE_REVISION,
     EXAMPLE_TIMESTAMP,
     EXAMPLE_USER_ID,
+    OPAQUE,
+    PAGE_LIMIT,
     Anything,
     OneOfSchemas,
     ResponseSchema,

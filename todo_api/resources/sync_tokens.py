@@ -92,4 +92,6 @@ def decode_sync_token(text: str, owner: UUID) -> SyncToken | None:
 
 
 # For the OpenAPI document.
-EXAMPLE = SyncToken(UUID(int=1), EXAMPLE_REVISION, LAST_ID, EXAMPLE_REVISION).text(UUID(EXAMPLE_USER_ID))
+EXAMPLE = SyncToken(UUID(int=1), EXAMPLE_REVISION, LAST_ID, EXAMPLE_REVISION).text(
+    UUID(EXAMPLE_USER_ID)
+)

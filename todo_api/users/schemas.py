@@ -21,5 +21,6 @@ class Session(ResponseSchema):
         },
     )
     expires_at = fields.DateTime(
-        required=True, metadata={"description": "When the token expires.", "example": EXAMPLE_TIMESTAMP}
+        required=True,
+        metadata={"description": "When the token expires.", "example": EXAMPLE_TIMESTAMP},
     )

@@ -133,7 +133,9 @@ class Blueprint(flask_smorest.Blueprint):
             )
         )
         options["parameters"] = path_parameters(full_rule)
-        super().add_url_rule(rule, name, add_documentation(view_func), provide_automatic_options, **options)
+        super().add_url_rule(
+            rule, name, add_documentation(view_func), provide_automatic_options, **options
+        )
         # Flask calls the view itself: the wrapper from `doc` would cost 2 us per request.
         self.record(lambda state: state.app.endpoint(f"{self.name}.{name}")(view_func))
 

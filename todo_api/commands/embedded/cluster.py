@@ -18,7 +18,11 @@ from psycopg import sql
 
 from todo_api.commands.embedded.account import ROOT_HOME, find_account
 from todo_api.commands.embedded.errors import EmbeddedError
-from todo_api.commands.embedded.postmaster import SOCKET_PREFIX, read_postmaster, remove_files_of_killed_server
+from todo_api.commands.embedded.postmaster import (
+    SOCKET_PREFIX,
+    read_postmaster,
+    remove_files_of_killed_server,
+)
 from todo_api.commands.embedded.programs import find_programs
 
 if TYPE_CHECKING:

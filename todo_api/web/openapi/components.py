@@ -11,15 +11,20 @@ from marshmallow import fields
 
 from todo_api.db.tables import IDEMPOTENCY_KEY_LENGTH
 from todo_api.web.conditional import ENTITY_TAGS, SERVER_TAG, TAGS_LENGTH, etag
-from todo_api.web.fields import EXAMPLE_ITEM_ID, EXAMPLE_REQUEST_ID, EXAMPLE_REVISION, EXAMPLE_USER_ID
+from todo_api.web.fields import (
+    EXAMPLE_ITEM_ID,
+    EXAMPLE_REQUEST_ID,
+    EXAMPLE_REVISION,
+    EXAMPLE_USER_ID,
+)
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
 from todo_api.web.problem_kinds import KINDS_BY_NAME, KINDS_BY_STATUS
 from todo_api.web.problems import (
     Problem,
-    internal_error,
     conflict,
     gone,
+    internal_error,
     invalid,
     malformed,
     not_acceptable,
@@ -175,7 +180,9 @@ def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
     return {
         "description": problem.title,
         "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
-        "content": {PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(EXAMPLE_REQUEST_ID))}},
+        "content": {
+            PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(EXAMPLE_REQUEST_ID))}
+        },
     }
 
 
