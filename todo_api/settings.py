@@ -107,9 +107,9 @@ def describe(
     """Return the metadata of a setting's dataclass field.
 
     `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value.
-    `words` are the allowed values, in lower case; the variable may also have capital letters. `parse`
-    converts the variable's text. If the variable is not set, the setting gets the value of the
-    setting `default_from`.
+    `words` are the allowed values, in lower case; the variable may also have capital letters.
+    `parse` converts the variable's text. If the variable is not set, the setting gets the value of
+    the setting `default_from`.
     """
     if words:
         check = validate.OneOf(words)

@@ -182,17 +182,17 @@ def fetch(url: str, timeout: float) -> bytes:
     with closing(connection):
         connection.connect()
         # HTTPConnection sets `sock` to None after a header `Connection: close`.
-        opened: socket = connection.sock
+        connected_socket: socket = connection.sock
         is_late = threading.Event()
 
         def give_up() -> None:
             is_late.set()
             with suppress(OSError):
                 # Not SSLSocket.shutdown: it disables TLS, and plain text would then be accepted.
-                socket.shutdown(opened, SHUT_RDWR)
+                socket.shutdown(connected_socket, SHUT_RDWR)
 
         # A socket's timeout applies to each read, so an issuer could send single bytes for ever.
-        opened.settimeout(timeout)
+        connected_socket.settimeout(timeout)
         deadline = threading.Timer(max(0, ends_at - time.monotonic()), give_up)
         deadline.daemon = True
         deadline.start()

@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Connection)
 
 
-# Seconds that a serverless database needs to start after a suspension. While this time has not
-# passed since the first failed connection attempt, requests wait for a connection; later, they fail at once.
+# Seconds that a serverless database needs to start after a suspension. For this time, beginning with
+# the first failed connection attempt, requests wait for a connection; after that, they fail at once.
 COLD_START = 2.5
 
 
@@ -39,8 +39,8 @@ ERROR_LENGTH = 200
 class CircuitBreaker:
     """Knows whether the database accepts connections, and connects again after an outage.
 
-    psycopg_pool doubles the pause after each failed connection attempt: after an outage of one minute, it
-    would connect up to one minute late.
+    psycopg_pool doubles the pause after each failed connection attempt: after an outage of one
+    minute, it would connect up to one minute late.
     """
 
     def __init__(

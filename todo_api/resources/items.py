@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 CREATED = 201
 
-# The maximum number of attempts of a write. An attempt is one call of `Database.write`: the first run
+# The maximum number of attempts of a write. An attempt is one call of `Database.write`: a first run
 # and its retries, which have the same attempt id. If an attempt changed nothing because another
-# request was faster, the write begins a new attempt, with a new id. After the last one, the response
-# is a 503.
+# request was faster, a new attempt with a new id begins. After the last one, the response is a 503.
 MAX_ATTEMPTS = 5
 
 # The index of `written_by_this_attempt` in a row of `find_outcome`.

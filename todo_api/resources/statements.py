@@ -64,7 +64,7 @@ def new_value(column: Column[Any]) -> ColumnElement[Any]:
 
 # To see whether a row changed since the first run began, a retry compares two durations: the age of
 # the row's latest change, by PostgreSQL's clock, and the time since the first run began, by the
-# application's clock. It compares no times, because the two clocks may differ. The margin is for the
+# application's clock. It compares no times, because the clocks may differ. The margin is for the
 # network: the messages of the two runs may have different delays.
 ELAPSED = cast(bindparam("elapsed"), Double) * literal_column("interval '1 second'")
 MARGIN: ColumnElement[timedelta] = literal_column("interval '100 milliseconds'")

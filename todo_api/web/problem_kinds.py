@@ -437,7 +437,10 @@ KINDS = (
         status=500,
         title="Internal server error",
         happened="The server has a bug, which this request has triggered.",
-        reason="The response has no details. The server's log has the error under the id in `instance`.",
+        reason=(
+            "The response has no details. The server's log has the error under the id in "
+            "`instance`."
+        ),
         remedy=(
             "Report `instance` and the time to the operator. A request that only reads can be sent "
             "again. Before a change is sent again, read the resource: the change may have been "
@@ -500,7 +503,10 @@ OTHER = ProblemKind(
     name="other",
     status=501,
     title="Not Implemented",
-    happened="The request failed with a status that has no page of its own. The example has the status 501.",
+    happened=(
+        "The request failed with a status that has no page of its own. The example below has the "
+        "status 501."
+    ),
     reason="`status` and `title` name the condition, as HTTP defines it (RFC 9110, section 15).",
     remedy=(
         "Statuses from 400 to 499 ask for another request; statuses from 500 mean that the server "
