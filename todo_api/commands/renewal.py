@@ -36,10 +36,10 @@ ACT_AS_OWNER = """
 # Rows are locked before their owner, like in the trigger `take_revision` (migrations/), and in
 # order of id, like in all statements that lock several rows. So there are no deadlocks.
 LOCK_ROWS = sql.SQL("SELECT id FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
-# The trigger writes a new revision instead of 0, and keeps updated_at. This statement omits rows that
-# were inserted after LOCK_ROWS. They already have a new revision, and waiting for them could end in a
-# deadlock: the transaction that inserted such a row may hold the row's lock while it waits for the
-# lock on the owner's row.
+# The trigger writes a new revision instead of 0, and keeps updated_at. This statement omits rows
+# that were inserted after LOCK_ROWS. They already have a new revision, and waiting for them could
+# end in a deadlock: the transaction that inserted such a row may hold the row's lock while it waits
+# for the lock on the owner's row.
 RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s AND id = ANY(%s)")
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
 

@@ -1,4 +1,4 @@
-"""A circuit breaker: after a failed connection attempt, try one at a time and fail fast."""
+"""A circuit breaker: after a failed connection attempt, make one at a time, and fail fast."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Connection)
 
 
-# Seconds that a serverless database needs to start after a suspension. For this time, beginning with
-# the first failed connection attempt, requests wait for a connection; after that, they fail at once.
+# Seconds that a serverless database needs to start after a suspension. Until this time has passed
+# since the first failed connection attempt, requests wait for a connection. After that, they fail
+# at once.
 COLD_START = 2.5
 
 

@@ -124,7 +124,7 @@ class Pool:
             self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
-        # Close a connection that is broken or has a pending result. Replace all older connections,
+        # Close a connection that is broken or has a pending result. Replace all other connections,
         # too: they are probably broken, because a suspended database closes all its connections.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()

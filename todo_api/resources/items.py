@@ -89,8 +89,8 @@ def insert_item(
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
         if outcome and outcome[0]:
             *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
-            is_own = is_new_id or has_values or written_by_this_attempt
-            return ChangeResult(Item(*columns), is_as_requested=is_own)
+            is_as_requested = is_new_id or has_values or written_by_this_attempt
+            return ChangeResult(Item(*columns), is_as_requested)
         # After the INSERT found an existing row, another request removed the row. Try again.
     raise OutcomeUnknownError
 

@@ -48,8 +48,8 @@ DEADLINE_CHECK_INTERVAL = 0.5
 # them.
 ACCEPT_INTERVAL = 0.0005
 
-# Seconds without accepting if the system has no file descriptor left, and the minimum of seconds
-# between two log lines about this.
+# If the system has no file descriptor left, the worker accepts no connection for ACCEPT_PAUSE
+# seconds. It logs this at most once in LOG_PAUSE seconds.
 ACCEPT_PAUSE = 1
 LOG_PAUSE = 60
 

@@ -27,8 +27,8 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
     """Return the problem of an error that Flask or werkzeug raises."""
     status = error.code or 500
     detail = DETAIL_OF_STATUS.get(status) or error.description or ""
-    kept = ("Allow", "Retry-After")
-    headers = {name: value for name, value in error.get_headers() if name in kept}
+    kept_names = ("Allow", "Retry-After")
+    headers = {name: value for name, value in error.get_headers() if name in kept_names}
     return Problem(status, detail, headers=headers)
 
 

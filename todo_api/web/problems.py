@@ -160,7 +160,7 @@ def internal_error() -> Problem:
     return problem_of_status(500)
 
 
-# The details that replace the texts of Flask and werkzeug for these statuses, which are for
+# Details for these statuses. They replace the texts of Flask and werkzeug, which people read in
 # browsers.
 DETAIL_OF_STATUS = {status: KINDS_BY_STATUS[status].detail for status in (404, 405, 413)}
 DETAIL_OF_STATUS[404] = "No route has this path: /openapi.json lists all routes."

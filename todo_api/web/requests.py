@@ -48,5 +48,5 @@ class Request(flask.Request):
 
 
 def current_request() -> Request:
-    """Return the request itself, because each read of an attribute of Flask's proxy takes 1 us."""
+    """Return the request. It replaces `flask.request`, a proxy whose attributes take 1 us each."""
     return cast("Request", flask.request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001  documented
