@@ -220,11 +220,11 @@ def delete_for_good(table: Table, rows: Any) -> Any:
 
     Clients that have not yet seen these deletions then start a full sync.
 
-    The UPDATE writes `revision`, too, but never changes its value. This is necessary if the DELETE
-    waits for another request that changes a row and takes a new revision. PostgreSQL then computes
-    the UPDATE twice: first from the owner's row as it was before the wait, then from the current
-    row. Without the write, the first result would violate the constraint
-    `purged_revision <= revision`, because it would have the old `revision`.
+    The UPDATE writes `revision`, too, but never changes its value. This is necessary if the
+    statement waits for another request that changes a row and takes a new revision. PostgreSQL then
+    computes the UPDATE twice: first from the owner's row as it was before the wait, then from the
+    current row. Without the write, the first result would have the old `revision`, and would
+    violate the constraint `purged_revision BETWEEN 0 AND revision`.
     """
     removal = (
         delete(table)
