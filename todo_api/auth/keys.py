@@ -51,6 +51,7 @@ class VerificationKey:
         """Return the key with its algorithms. Raises KeyFormatError if there are none."""
         algorithms = list_algorithms(key)
         if key.alg is not None:
+            # EdDSA is the older name, which also includes Ed448 (RFC 9864).
             algorithms &= {key.alg, "EdDSA"} if key.alg == "Ed25519" else {key.alg}
         if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):  # type: ignore[operator]
             algorithms = set()

@@ -91,10 +91,10 @@ class Connection(psycopg.Connection[Row]):
         manual, "Message Flow", "Pipelining"). The calls of libpq follow PostgreSQL's manual
         ("Pipeline Mode"): for two statements, psycopg's own pipeline takes four times as long.
 
-        Raises psycopg.Error. If a statement fails, this is its error, and all statements are rolled
-        back. If the connection is lost, or no result comes before `deadline` (time.monotonic), it
-        is an OperationalError without SQLSTATE, and the connection is unusable. If a value cannot
-        be adapted, nothing is sent, and the connection stays usable.
+        Raises psycopg.Error. If a statement fails, its error is raised, and all statements are
+        rolled back. If the connection is lost, or no result comes before `deadline`
+        (time.monotonic), the error is an OperationalError without SQLSTATE, and the connection is
+        unusable. If a value cannot be adapted, nothing is sent, and the connection stays usable.
         """
         queries = [self._adapt(statement, values) for statement in statements]
         self.pgconn.enter_pipeline_mode()

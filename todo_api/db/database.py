@@ -60,7 +60,7 @@ TRANSACTION_TIMEOUT_SINCE = 170000
 
 # A statement may take this share of the time before the deadline. PostgreSQL then cancels a slow
 # statement before the deadline, and the connection stays usable.
-SHARE = 0.95
+STATEMENT_TIMEOUT_SHARE = 0.95
 
 
 # The maximum number of retries of one request. If PostgreSQL rolls back a retry, the retry has
@@ -91,8 +91,8 @@ class Database:
     ) -> list[list[Row]]:
         """Return the rows of each statement, read as `owner` in one transaction and round trip.
 
-        Raises psycopg.Error. If no connection is available, this is TooManyRequests or PoolTimeout
-        of psycopg_pool.
+        Raises psycopg.Error. If no connection is available, the error is TooManyRequests or
+        PoolTimeout of psycopg_pool.
         """
         return self._run(owner, statements, parameters)
 
@@ -156,7 +156,7 @@ class Database:
         self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
     ) -> list[list[Row]]:
         left = self.deadline - time.monotonic()
-        values["timeout"] = str(max(1, round(left * SHARE * 1000)))
+        values["timeout"] = str(max(1, round(left * STATEMENT_TIMEOUT_SHARE * 1000)))
         has_transaction_timeout = connection.pgconn.server_version >= TRANSACTION_TIMEOUT_SINCE
         settings = ACT_AS_OWNER_WITH_TIMEOUT if has_transaction_timeout else ACT_AS_OWNER
         _, *rows = connection.transact([settings, *statements], values, self.deadline)

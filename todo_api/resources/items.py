@@ -82,9 +82,9 @@ def insert_item(
     # No row can have a new id before the first run, so the first run need not look for one. A retry
     # that finds a row with the new id finds the row of the first run, even if it has changed since.
     is_new_id = item_id is None
-    first = [insertion.change] if is_new_id else [*insertion]
+    first_run = [insertion.change] if is_new_id else [*insertion]
     for _ in range(MAX_ATTEMPTS):
-        inserted, *outcome = database.write(owner, first, parameters, retry=[*insertion])
+        inserted, *outcome = database.write(owner, first_run, parameters, retry=[*insertion])
         if inserted:
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
         if outcome and outcome[0]:

@@ -290,7 +290,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             body = self.wsgi(environ, response.start_response)
             try:
-                # The worker may have begun to stop while the application ran.
+                # Close the connection if the worker has begun to stop while the application ran, or
+                # if nearly all connections are in use: idle connections would keep new clients out.
                 keepalive_limit = self._max_connections - self.cfg.threads
                 if not self.alive or len(self._connections) > keepalive_limit:
                     response.force_close()

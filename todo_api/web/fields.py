@@ -96,7 +96,7 @@ class StrictUUID(fields.UUID):
 
 
 class Anything(fields.Raw):
-    """Any JSON value, because it is ignored."""
+    """Any JSON value, because the server ignores the member."""
 
 
 class ResponseSchema(Schema):

@@ -424,7 +424,7 @@ KINDS = (
         name="headers-too-large",
         status=431,
         title="Request header fields too large",
-        happened="The request has more header fields than the server reads, or a longer one.",
+        happened="The request has too many header fields, or a header field is too long.",
         reason=(
             "The server reads at most 100 header fields of about 8,000 characters each. Cookies of "
             "other services under the same host name, or a large token, are the usual cause."
@@ -509,8 +509,8 @@ OTHER = ProblemKind(
     ),
     reason="`status` and `title` name the condition, as HTTP defines it (RFC 9110, section 15).",
     remedy=(
-        "Statuses from 400 to 499 ask for another request; statuses from 500 mean that the server "
-        "failed. Report `instance` to the operator if the cause stays unclear."
+        "With a status from 400 to 499, correct the request. With a status of 500 or above, the "
+        "server has failed. Report `instance` to the operator if the cause stays unclear."
     ),
     detail="The server does not support the action requested by the browser.",
     is_default_for_status=False,

@@ -136,7 +136,7 @@ EVERY_HEADER = ("Cache-Control", "X-Request-Id")
 
 
 def add_components(components: Components, items: Sequence[type[Schema]]) -> None:
-    """Register all components. The document has the components that an operation refers to.
+    """Register all components. The document contains only those that an operation refers to.
 
     `items` are the schemas of the resources.
     """
