@@ -58,8 +58,8 @@ keepalive = 75
 # After a stop signal, running requests may still take REQUEST_TIMEOUT.
 graceful_timeout = round(settings.request_timeout) + 5
 
-# gunicorn kills a worker whose heartbeat file is too old. The file is in memory, because a slow disk
-# would delay the heartbeat of a healthy worker.
+# gunicorn kills a worker whose heartbeat file is too old. The file is in memory, because a slow
+# disk would delay the heartbeat of a healthy worker.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
 # The headers X-Forwarded-* have no effect here, so it is safe to accept them from every address.
