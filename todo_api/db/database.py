@@ -30,10 +30,10 @@ MAINTENANCE_ROLE = "todo_maintenance"
 
 
 # These settings end with the transaction, so the next request on the connection does not see them.
-# `todo.attempt` is the attempt id: the first run of a write and its retries are one attempt, and so
-# have the same id. The trigger `take_revision` (migrations/) writes this id into each changed row.
-# Generic plans read rows in the order of an index; for an owner with few rows, a custom plan would
-# sort.
+# `todo.attempt` is the write attempt id, which the first run and the retries of a write have in
+# common. The trigger `take_revision` (migrations/) writes this id into each changed row.
+# plan_cache_mode: generic plans read rows in the order of an index; for an owner with few rows, a
+# custom plan would sort.
 SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 CREATED = 201
 
-# The maximum number of attempts of a write. An attempt is one call of `Database.write`: a first run
-# and its retries, which have the same attempt id. If an attempt changed nothing because another
-# request was faster, a new attempt with a new id begins. After the last one, the response is a 503.
+# The maximum number of write attempts of a request. A write attempt is one call of
+# `Database.write`: a first run and its retries, which have the same write attempt id. If an attempt
+# changed nothing because another request was faster, a new attempt with a new id begins. After the
+# last attempt, the response is a 503.
 MAX_ATTEMPTS = 5
 
 # The index of `written_by_this_attempt` in a row of `find_outcome`.
@@ -75,7 +76,7 @@ def insert_item(
 
     If an item with the given id exists, also in the trash, it stays unchanged; it is as requested
     if it is not in the trash and has these values. Raises OutcomeUnknownError if other requests
-    remove an item with this id during every attempt.
+    remove an item with this id during every write attempt.
     """
     insertion = resource.statements.insert
     parameters = {"id": item_id or uuid7(), **new_values(values)}
@@ -131,8 +132,8 @@ def insert_item_once(
             if fingerprint != request.fingerprint:
                 return None
             response_headers = orjson.loads(headers) | {"ETag": etag(revision)}
-            # A retry may read the response that the first run of the same attempt has stored. The
-            # client has not received it yet, so it is not a replay.
+            # A retry may read the response that the first run of the same write attempt has
+            # stored. The client has not received it yet, so it is not a replay.
             is_first = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
             return StoredResponse(status, response_headers, body, is_replayed=not is_first)
         if existing:

@@ -83,7 +83,7 @@ def resource_table(
         Column("updated_at", timestamp, nullable=False, server_default=now),
         Column("revision", BigInteger, nullable=False, server_default=text("0")),
         Column("deleted_at", timestamp),
-        # The id of the attempt that made the latest change, set by the trigger. It shows a retry
+        # The write attempt id of the latest change, which the trigger writes. It shows a retry
         # whether the first run was committed.
         Column("attempt", Uuid),
         PrimaryKeyConstraint("user_id", "id"),

@@ -208,8 +208,8 @@ class Statements:
     def _find_outcome(self, wanted: ColumnElement[bool]) -> Statement:
         """Return a statement for the row and three flags, which `items.py` evaluates.
 
-        The flags: the row is in the wanted state; this attempt made its latest change; something
-        has changed it since the first run began.
+        The flags: the row is in the wanted state; this write attempt made its latest change;
+        something has changed it since the first run began.
         """
         flags = (wanted, self._written_by_this_attempt, self._changed_since)
         return compiled(select(*self._item, *flags).where(*self._is_this_row))
