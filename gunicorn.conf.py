@@ -58,10 +58,11 @@ keepalive = 75
 # After a stop signal, running requests may still take REQUEST_TIMEOUT.
 graceful_timeout = round(settings.request_timeout) + 5
 
-# The heartbeat file is in memory: on a slow disk, gunicorn would kill healthy workers.
+# gunicorn kills a worker whose heartbeat file is too old. The file is in memory, because a slow
+# disk would delay the heartbeat of a healthy worker.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
-# gunicorn ignores the proxy's headers X-Forwarded-*, so any client may send them.
+# The headers X-Forwarded-* have no effect here, so it is safe to accept them from every address.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
@@ -101,8 +102,8 @@ def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     services: Services = worker.wsgi.services
     services.pool.open()
-    # Otherwise the first requests would hold all slots (db/admission.py) until a connection is
-    # open.
+    # Otherwise the first requests would wait for a connection, and use up the limit on simultaneous
+    # database requests (db/admission.py).
     services.pool.await_connection(FIRST_CONNECTION_TIMEOUT)
     if isinstance(services.keys, IssuerKeys):
         services.keys.open()

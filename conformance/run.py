@@ -48,7 +48,7 @@ RUNS = {
     "stateful, without restore": [
         *STATEFUL,
         *("--max-time", "45"),
-        *("--exclude-operation-id", "restoreFromTrash", "--exclude-operation-id", "removeUser"),
+        *("--exclude-operation-id", "restoreTask", "--exclude-operation-id", "eraseUser"),
     ],
 }
 TIMEOUT = 600  # seconds for each tool

@@ -151,7 +151,7 @@ def test_resource_has_every_route(items, resource):
         f"get_{resource.name}",
         f"put_{resource.name}",
         f"patch_{resource.name}",
-        f"remove_{resource.name}",
+        f"delete_{resource.name}",
         f"restore_{resource.name}",
         "list_changes_of_user",
         "list_trash_of_user",

@@ -1,4 +1,7 @@
-"""Make the application, a WSGI callable, from the settings. This module imports all parts of it."""
+"""Make the application, a WSGI callable, from the settings. This module imports all parts of it.
+
+The package `operations` has the routes for the operators of the service, such as /health.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,7 @@ from todo_api.operations.problem_pages import problem_pages_blueprint
 from todo_api.services import Services
 from todo_api.tasks import blueprint as tasks
 from todo_api.tasks.fields import TASK
-from todo_api.users.blueprint import session as session_blueprint
-from todo_api.users.blueprint import users_blueprint
+from todo_api.users.blueprint import token_blueprint, users_blueprint
 from todo_api.web.access_log import log_requests
 from todo_api.web.blueprints import Api
 from todo_api.web.errors import log_bug, register_error_handlers
@@ -42,7 +44,7 @@ RESOURCES = (TASK,)
 
 
 class NoSessions(SessionInterface):
-    """No cookies: the token identifies the user.
+    """Disables Flask's sessions and their cookies: the token identifies the user.
 
     Opening a Flask session would take 4 % of the time of a GET of one task.
     """
@@ -118,13 +120,14 @@ def create_app(settings: Settings, fetch_times: FetchTimes | None = None) -> App
     for blueprint in (
         tasks.blueprint,
         users_blueprint(RESOURCES),
-        session_blueprint,
+        token_blueprint,
         health.blueprint,
         index.blueprint,
     ):
         api.register_blueprint(blueprint)
     app.register_blueprint(docs_blueprint(api))
-    app.register_blueprint(problem_pages_blueprint(RESOURCES[0].schemas.item))
+    # The page of the 412 has an example of a resource; any resource will do.
+    app.register_blueprint(problem_pages_blueprint(example_schema=RESOURCES[0].schemas.item))
     if settings.metrics:
         app_metrics.workers.set(1)
         app.register_blueprint(metrics.blueprint)

@@ -29,12 +29,12 @@ class StreamLogger(structlog.WriteLogger):
 def configure_logging(level: str, stream: TextIO | None = None) -> None:
     """Send the log lines of this package and of libraries to `stream`, or to standard error."""
     stream = stream or sys.stderr
-    context: list[Processor] = [
+    context_processors: list[Processor] = [
         add_request_id,
         structlog.processors.add_log_level,
         structlog.stdlib.add_logger_name,
     ]
-    rendered: list[Processor] = (
+    renderers: list[Processor] = (
         # Not structlog's default traceback, which shows the values of variables, such as users'
         # text.
         [
@@ -51,7 +51,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     # Log lines of this package go to the stream directly, which takes 8 us per line. The standard
     # library's logging, which the lines of libraries use, takes 24 us.
     structlog.configure(
-        processors=[*context, *rendered],
+        processors=[*context_processors, *renderers],
         logger_factory=partial(StreamLogger, stream),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
@@ -59,8 +59,8 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
-            foreign_pre_chain=[*context, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+            foreign_pre_chain=[*context_processors, structlog.stdlib.ExtraAdder()],
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -64,7 +64,7 @@ class Metrics:
         # Each reason begins at 0, so that Prometheus sees the first event as an increase.
         for counter, reasons in (
             (self.retries, ("connection_lost", "rolled_back")),
-            (self.refused_requests, ("admission", "outage")),
+            (self.refused_requests, ("all_slots_busy", "outage")),
         ):
             for reason in reasons:
                 counter.labels(reason)
@@ -96,7 +96,7 @@ class Metrics:
         )
         self.connect_failures = self._counter(
             "todo_database_connect_failures_total",
-            "Attempts to connect to the database that failed.",
+            "Failed connection attempts to the database.",
         )
 
     def _counter(self, name: str, documentation: str, labels: Iterable[str] = ()) -> Counter:
@@ -139,7 +139,7 @@ class Metrics:
         self.pool_waiting.set(stats["requests_waiting"])
 
     def exposition(self) -> bytes:
-        """Return the metrics in Prometheus' text format: of all workers if there are several."""
+        """Return the metrics of all workers, or of the only process, in Prometheus' text format."""
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         return generate_latest(OneProcess(self.registry) if folder is None else AllWorkers(folder))
 
@@ -163,7 +163,7 @@ class KeySetMetrics:
         )
         self.failures = Counter(
             "todo_jwks_fetch_failures_total",
-            "Attempts to fetch the key set that failed.",
+            "Failed fetches of the key set.",
             registry=metrics.registry,
         )
 

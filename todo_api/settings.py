@@ -107,9 +107,9 @@ def describe(
     """Return the metadata of a setting's dataclass field.
 
     `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value.
-    `words` are the allowed values, in lower case; the variable may have them in any case. `parse`
-    converts the variable's text. If the variable is not set, the setting gets the value of the
-    setting `default_from`.
+    `words` are the allowed values, in lower case; the variable may also have capital letters.
+    `parse` converts the variable's text. If the variable is not set, the setting gets the value of
+    the setting `default_from`.
     """
     if words:
         check = validate.OneOf(words)
@@ -124,7 +124,7 @@ def describe(
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseSettings:
-    """The settings of migrations and of the purge.
+    """The settings of migrations and of `make purge`, which removes old deleted rows.
 
     The value of a setting comes from the environment variable of the same name in capitals. To add
     a setting, declare it here or in Settings, and document it in README.md and .env.example.
@@ -302,7 +302,7 @@ def read_environment() -> dict[str, str]:
 
 
 def load_database_settings(environ: Mapping[str, str]) -> DatabaseSettings:
-    """Return the settings of migrations and of the purge. Raises SettingsError with every fault."""
+    """Return the settings of migrations and `make purge`. Raises SettingsError with every fault."""
     return load(DatabaseSettings, DatabaseRules, environ, {})
 
 
@@ -325,11 +325,11 @@ def load(
 ) -> SettingsType:
     """Return the settings of this class. Raises SettingsError with every fault."""
     types = get_type_hints(settings)
-    declared = fields(settings)
+    declarations = fields(settings)
     schema = rules.from_dict(
         {
             each.name.upper(): schema_field(each, types[each.name], parsers.get(each.name))
-            for each in declared
+            for each in declarations
         }
     )
     # An empty variable counts as not set: `NAME=` is usual in .env and compose files.
@@ -342,23 +342,23 @@ def load(
         )
         raise SettingsError("\n".join(["These settings are invalid:", *faults])) from None
     values = {name.lower(): value for name, value in loaded.items()}
-    for each in declared:
+    for each in declarations:
         if each.metadata["default_from"]:
             values.setdefault(each.name, values[each.metadata["default_from"]])
     return settings(**values)
 
 
 def schema_field(
-    declared: Field[Any], hint: Any, parser: Parser | None
+    declaration: Field[Any], hint: Any, parser: Parser | None
 ) -> schema_fields.Field[Any]:
     """Return the marshmallow field of a setting. Its default is in the dataclass."""
     # For `str | None` and `tuple[str, ...]`, the variable is parsed as the first type argument.
     kind = (get_args(hint) or (hint,))[0]
-    is_word = kind is bool or bool(declared.metadata["words"])
+    ignores_case = kind is bool or bool(declaration.metadata["words"])
     return Schema.TYPE_MAPPING[kind](
-        required=declared.default is MISSING and declared.metadata["default_from"] is None,
+        required=declaration.default is MISSING and declaration.metadata["default_from"] is None,
         error_messages={"required": "Must be set."},
-        pre_load=str.lower if is_word else None,
-        validate=declared.metadata["check"],
-        post_load=parser or declared.metadata["parse"],
+        pre_load=str.lower if ignores_case else None,
+        validate=declaration.metadata["check"],
+        post_load=parser or declaration.metadata["parse"],
     )

@@ -733,7 +733,7 @@ def test_first_token_of_a_new_key_triggers_a_fetch(issuer, new_verifier):
     )
     wait_until(lambda: has_key(verifier.keys, old))
     issuer.publish(old, new)
-    wait_until(lambda: time.monotonic() > verifier.keys._next_at)
+    wait_until(lambda: time.monotonic() > verifier.keys._fetch_allowed_at)
 
     identity = verifier.identify(new.token())
 
@@ -765,7 +765,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
         issuer, FetchTimes(refresh=3600, min_interval=0.05, request_wait=TIMEOUT, timeout=TIMEOUT)
     )
     wait_until(lambda: has_key(verifier.keys, old))
-    wait_until(lambda: time.monotonic() > verifier.keys._next_at)
+    wait_until(lambda: time.monotonic() > verifier.keys._fetch_allowed_at)
     rotated = threading.Event()
 
     def respond_after_rotation(request: IssuerRequest) -> None:

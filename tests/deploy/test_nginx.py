@@ -28,9 +28,9 @@ from fault_injection.servers import HOST, free_port, serving, wait_until
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
-from todo_api.web.problem_kinds import KIND_OF_NAME
+from todo_api.web.problem_kinds import KINDS_BY_NAME
 from todo_api.web.problems import DETAIL_OF_STATUS, Problem
-from todo_api.web.requests import WELL_FORMED
+from todo_api.web.requests import REQUEST_ID_PATTERN
 
 pytestmark = [
     pytest.mark.slow,
@@ -548,7 +548,7 @@ def test_nginx_and_the_application_send_the_same_problems():
 
     assert {400, 404, 413, 414, 429, 431, 502, 503, 504} <= set(problems)
     for status, problem in problems.items():
-        kind = KIND_OF_NAME[problem["type"].removeprefix("/problems/")]
+        kind = KINDS_BY_NAME[problem["type"].removeprefix("/problems/")]
         assert (status, problem["title"]) == (kind.status, kind.title)
         if status not in (400, 405, 503):
             assert problem["detail"] == DETAIL_OF_STATUS.get(status, kind.detail), status
@@ -563,4 +563,4 @@ def test_nginx_and_gunicorn_have_matching_limits():
 
     assert seconds("keepalive_timeout", HTTP) < int(re.search(r"keepalive = (\d+)", gunicorn)[1])
     assert int(re.search(r"client_max_body_size (\d+)k", SERVER)[1]) * 1024 == MAX_BODY
-    assert f'"~^{WELL_FORMED.pattern}$"' in HTTP
+    assert f'"~^{REQUEST_ID_PATTERN.pattern}$"' in HTTP

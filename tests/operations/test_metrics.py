@@ -344,7 +344,7 @@ def test_request_without_a_free_slot_is_counted(make_app, task, database_url):
         refused = app.test_client().get(task.url)
 
     assert refused.status_code == 503
-    assert counter_value(app, "database_refused_requests", reason="admission") == 1
+    assert counter_value(app, "database_refused_requests", reason="all_slots_busy") == 1
 
 
 def test_key_set_has_metrics_of_age_and_failures(metrics):

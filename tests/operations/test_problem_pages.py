@@ -13,7 +13,7 @@ from gunicorn.http.errors import ExpectationFailed, LimitRequestHeaders, LimitRe
 
 import todo_api
 from todo_api.server.rejections import reject
-from todo_api.web.problem_kinds import KIND_OF_NAME, KIND_OF_STATUS
+from todo_api.web.problem_kinds import KINDS_BY_NAME, KINDS_BY_STATUS
 
 PACKAGE = Path(todo_api.__file__).parent
 NGINX = PACKAGE.parent / "deploy" / "nginx" / "todo-api" / "http.conf"
@@ -116,7 +116,7 @@ def shape(value):
 
 
 def test_each_example_has_the_shape_of_a_real_response(client, responses):
-    assert responses.keys() == KIND_OF_NAME.keys() - OF_THE_PROXY
+    assert responses.keys() == KINDS_BY_NAME.keys() - OF_THE_PROXY
 
     for name, response in responses.items():
         example = example_of(client.get(f"/problems/{name}").text)
@@ -127,7 +127,7 @@ def test_each_example_has_the_shape_of_a_real_response(client, responses):
 
 
 def test_every_kind_that_the_code_names_is_declared():
-    """Kinds are named as text: `kind=...`, `conflict(...)`, KIND_OF_NAME[...]."""
+    """Kinds are named as text: `kind=...`, `conflict(...)`, KINDS_BY_NAME[...]."""
     named = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -136,12 +136,12 @@ def test_every_kind_that_the_code_names_is_declared():
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "conflict":
                 named |= text_of(node.args[0])
             elif (
-                isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "KIND_OF_NAME"
+                isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "KINDS_BY_NAME"
             ):
                 named |= text_of(node.slice)
 
     assert named >= {"in-trash", "already-exists", "key-reused"}
-    assert named <= KIND_OF_NAME.keys(), "declare the kind in todo_api/web/problem_kinds.py"
+    assert named <= KINDS_BY_NAME.keys(), "declare the kind in todo_api/web/problem_kinds.py"
 
 
 def text_of(node):
@@ -156,8 +156,8 @@ def test_every_status_in_the_openapi_document_has_a_kind(client):
 
     statuses = {int(re.search("[0-9]{3}", name)[0]) for name in responses}
 
-    assert statuses <= {kind.status for kind in KIND_OF_NAME.values()}
-    assert statuses - KIND_OF_STATUS.keys() == {409}
+    assert statuses <= {kind.status for kind in KINDS_BY_NAME.values()}
+    assert statuses - KINDS_BY_STATUS.keys() == {409}
 
 
 def test_every_type_of_the_proxy_has_a_page(client):
@@ -168,9 +168,9 @@ def test_every_type_of_the_proxy_has_a_page(client):
         assert client.get(path).status_code == 200, path
 
 
-@pytest.mark.parametrize("name", KIND_OF_NAME)
+@pytest.mark.parametrize("name", KINDS_BY_NAME)
 def test_browsers_get_html_and_other_clients_get_plain_text(client, name):
-    kind = KIND_OF_NAME[name]
+    kind = KINDS_BY_NAME[name]
 
     page = client.get(kind.type, headers=BROWSER)
     text = client.get(kind.type, headers={"Accept": "*/*"})

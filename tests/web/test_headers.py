@@ -62,7 +62,11 @@ REQUESTS = {
     404: ("GET", "/api/{user}/tasks/{unknown_id}", {}),
     405: ("PATCH", "/api/{user}/tasks", {}),
     406: ("GET", "/api/{user}/tasks", {"headers": {"Accept": "text/html"}}),
-    413: ("POST", "/api/{user}/tasks", {"data": b" " * 2**18, "content_type": "application/json"}),
+    413: (
+        "POST",
+        "/api/{user}/tasks",
+        {"data": b" " * (2**18 + 1), "content_type": "application/json"},
+    ),
     415: ("POST", "/api/{user}/tasks", {"data": b"x", "content_type": "text/plain"}),
     422: ("POST", "/api/{user}/tasks", {"json": {}}),
 }

@@ -19,7 +19,7 @@ from todo_api.auth.tokens import TOKEN_BYTES, Verifier, invalid_token
 from todo_api.metrics import KeySetMetrics, Metrics
 from todo_api.web.problems import not_found, unauthorized, unavailable
 from todo_api.web.requests import Request, current_request
-from todo_api.web.validation import SESSION
+from todo_api.web.validation import SESSION_PATH
 
 if TYPE_CHECKING:
     from todo_api.settings import Settings
@@ -81,4 +81,4 @@ def read_bearer_token(request: Request) -> str:
 def read_owner(path: str) -> str | None:
     """Return the user id in a path below /api as text, also if the path has no route."""
     _, api, *rest = path.split("/", 3)
-    return rest[0] if api == "api" and rest and path != SESSION else None
+    return rest[0] if api == "api" and rest and path != SESSION_PATH else None

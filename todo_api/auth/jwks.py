@@ -80,7 +80,7 @@ class IssuerKeys:
         self._times = fetch_times or FetchTimes()
         self._report = report
         self._keys: tuple[VerificationKey, ...] = ()
-        self._fetched_at = self._next_at = float("-inf")
+        self._fetched_at = self._fetch_allowed_at = float("-inf")
         self._is_fetching = False
         self._fetches_ended = 0
         self._state = threading.Condition()
@@ -109,7 +109,8 @@ class IssuerKeys:
         is_kid_known = any(kid == other.kid for other in keys)
         if key is None and not is_kid_known:
             self._await_fetch()
-            # Also if this request did not wait: another request's fetch may have ended.
+            # Look again even if this request did not wait, because another request's fetch may have
+            # ended.
             key = choose_key(self._keys, kid, algorithm)
         if not self._is_fresh():
             raise KeysUnavailableError
@@ -129,7 +130,7 @@ class IssuerKeys:
             with self._state:
                 if not self._is_fetching:
                     self._fetch_requested.set()
-                    if time.monotonic() < self._next_at:
+                    if time.monotonic() < self._fetch_allowed_at:
                         return
                 before = self._fetches_ended
                 self._state.wait_for(lambda: self._fetches_ended > before, self._times.request_wait)
@@ -146,7 +147,7 @@ class IssuerKeys:
             with self._state:
                 if keys is not None:
                     self._keys, self._fetched_at = tuple(keys), time.monotonic()
-                self._is_fetching, self._next_at = (
+                self._is_fetching, self._fetch_allowed_at = (
                     False,
                     time.monotonic() + self._times.min_interval,
                 )
@@ -169,29 +170,29 @@ class IssuerKeys:
 def fetch(url: str, timeout: float) -> bytes:
     """Return the body of a 200 response, at most MAX_KEY_SET_BYTES, within `timeout` seconds.
 
-    If a host has several addresses, each address that does not respond adds up to half of
-    `timeout`. Redirects are not followed. Raises OSError, HTTPException or ValueError.
+    If a host has several addresses, each address that does not respond can add half of `timeout`
+    at most. Redirects are not followed. Raises OSError, HTTPException or ValueError.
     """
     ends_at = time.monotonic() + timeout
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    # The timeout of TCP's connect and of TLS's handshake, each. Later, `give_up` enforces
-    # `ends_at`.
+    # This is the timeout of TCP's connect, and also of TLS's handshake. After both, `give_up`
+    # enforces `ends_at`.
     connection = connect(parts.hostname or "", parts.port, timeout=timeout / 2)
     with closing(connection):
         connection.connect()
         # HTTPConnection sets `sock` to None after a header `Connection: close`.
-        opened: socket = connection.sock
+        connected_socket: socket = connection.sock
         is_late = threading.Event()
 
         def give_up() -> None:
             is_late.set()
             with suppress(OSError):
                 # Not SSLSocket.shutdown: it disables TLS, and plain text would then be accepted.
-                socket.shutdown(opened, SHUT_RDWR)
+                socket.shutdown(connected_socket, SHUT_RDWR)
 
         # A socket's timeout applies to each read, so an issuer could send single bytes for ever.
-        opened.settimeout(timeout)
+        connected_socket.settimeout(timeout)
         deadline = threading.Timer(max(0, ends_at - time.monotonic()), give_up)
         deadline.daemon = True
         deadline.start()

@@ -51,6 +51,7 @@ class VerificationKey:
         """Return the key with its algorithms. Raises KeyFormatError if there are none."""
         algorithms = list_algorithms(key)
         if key.alg is not None:
+            # EdDSA is the older name, which also includes Ed448 (RFC 9864).
             algorithms &= {key.alg, "EdDSA"} if key.alg == "Ed25519" else {key.alg}
         if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):  # type: ignore[operator]
             algorithms = set()
@@ -80,7 +81,8 @@ def parse_secret(text: str) -> VerificationKey:
         )
     try:
         return VerificationKey.from_key(OctKey.import_key(text))
-    except ValueError as error:  # joserfc's, for a public key, or for bytes that are not UTF-8
+    # joserfc raises ValueError if the text is a public key, or is not UTF-8.
+    except ValueError as error:
         raise KeyFormatError(
             "This is not a shared secret. Set a public key in JWT_PUBLIC_KEY."
         ) from error
@@ -118,7 +120,7 @@ def parse_public_key(text: str) -> VerificationKey:
 
 
 def import_jwk(text: str) -> Key:
-    """Return joserfc's key for a JSON Web Key. Raises joserfc's and Python's errors."""
+    """Return joserfc's key for a JSON Web Key. Raises the errors of joserfc and `json.loads`."""
     members = json.loads(text)
     if members.get("kty") == OctKey.key_type:
         raise KeyFormatError("This is a shared secret. Set it in JWT_SECRET.")
@@ -134,7 +136,7 @@ def import_pem(text: str) -> Key:
 
 
 class Keys(Protocol):
-    """The keys among which a token's key is looked up."""
+    """The keys that the server trusts."""
 
     def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
         """Return the key for a token with this header, or None. Raises KeysUnavailableError."""
@@ -148,8 +150,9 @@ def choose_key(
 ) -> VerificationKey | None:
     """Return the key with this id for this algorithm.
 
-    If no key has the id, return the only key for the algorithm that has no id. If `kid` is None,
-    return the only key for the algorithm. Return None if there is no such key or more than one.
+    If no key has the id, return the only key without an id that allows the algorithm. If `kid` is
+    None, return the only key that allows the algorithm. Return None if there is no such key or more
+    than one.
     """
     candidates = [
         key

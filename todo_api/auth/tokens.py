@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from todo_api.settings import Settings
 
 TOKEN_BYTES = 8 * 1024
-LEEWAY = 30  # seconds: `nbf` and `iat` may be so much later than this server's clock
+LEEWAY = 30  # `nbf` and `iat` may be later than this server's clock by this number of seconds
 SUBJECT_LENGTH = 255
 VERIFIED_TOKENS = 10_000  # the maximum that a worker caches
 

@@ -21,7 +21,7 @@ EXAMPLE_USER = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 
 
 def load_development_settings(environ: dict[str, str]) -> Settings:
-    """Return the settings. `environ` may have no DATABASE_URL and no key.
+    """Return the settings. DATABASE_URL and the key may be missing from `environ`.
 
     Raises SettingsError with every fault.
     """

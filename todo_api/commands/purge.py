@@ -24,11 +24,11 @@ PURGE_LOCK = 8_101_978
 BATCH = 1_000  # the maximum of rows that one transaction removes
 
 # The role todo_maintenance sees only old rows, because of row-level security. `purged_revision`
-# makes clients that have missed a purged deletion start a full sync; `revision` keeps its value
-# (see delete_for_good in resources/statements.py). The statement locks rows before their owners, in
-# the same order as the trigger `take_revision` (migrations/). It skips rows that another
-# transaction has locked, because waiting for them could end in a deadlock; the next purge removes
-# them.
+# makes a client start a full sync if it has not yet seen a deletion whose row is now removed.
+# `revision` is written, but its value does not change: delete_for_good (resources/statements.py)
+# says why. The statement locks rows before their owners, in the same order as the trigger
+# `take_revision` (migrations/). It skips rows that another transaction has locked, because waiting
+# for them could end in a deadlock; the next purge removes them.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
@@ -48,7 +48,8 @@ PURGE = sql.SQL("""
     SELECT count(*) FROM purged
 """)
 
-# The role sees only keys that are older than KEY_HOURS. Later, no client repeats a request.
+# The role sees only keys that are older than KEY_HOURS (db/tables.py). After this time, clients do
+# not repeat a request.
 PURGE_KEYS = sql.SQL("""
     WITH old AS (
         SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s FOR UPDATE SKIP LOCKED

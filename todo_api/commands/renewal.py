@@ -3,8 +3,8 @@
 An ETag is the revision and nothing else, so all rows need a new revision if a migration adds or
 changes a member of a resource. Such a migration sets `database_state.renewal_position` to the nil
 UUID (`make migration` writes this statement). After the migration, this module renews the rows
-while servers run, in one transaction per owner. After an interruption, it continues at that
-position.
+while servers run, in one transaction per owner. After an interruption, it continues with the owner
+at `renewal_position`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# The lock lets one process at a time renew an owner.
+# FOR UPDATE: only one process at a time renews the rows of an owner.
 FIND_POSITION = """
     SELECT renewal_position FROM database_state WHERE renewal_position IS NOT NULL FOR UPDATE
 """
@@ -36,8 +36,10 @@ ACT_AS_OWNER = """
 # Rows are locked before their owner, like in the trigger `take_revision` (migrations/), and in
 # order of id, like in all statements that lock several rows. So there are no deadlocks.
 LOCK_ROWS = sql.SQL("SELECT id FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
-# The trigger writes a new revision instead of 0, and keeps updated_at. A row that was inserted
-# after LOCK_ROWS has a new revision already; its writer may hold its lock and wait for the owner.
+# The trigger writes a new revision instead of 0, and keeps updated_at. This statement omits rows
+# that were inserted after LOCK_ROWS. They already have a new revision, and waiting for them could
+# end in a deadlock: the transaction that inserted such a row may hold the row's lock while it waits
+# for the lock on the owner's row.
 RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s AND id = ANY(%s)")
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
 

@@ -67,11 +67,12 @@ class AdmissionLimiter:
             while not self._free_slots:
                 seconds = min(self._stalls_at, deadline) - time.monotonic()
                 if seconds <= 0:
-                    self._metrics.refused_requests.labels("admission").inc()
+                    self._metrics.refused_requests.labels("all_slots_busy").inc()
                     raise TooManyRequests("all slots are busy")
                 self._slot_released.wait(seconds)
             self._free_slots -= 1
-            # After a failure, the start of a request does not prove that the database works again.
+            # After a failure, a request that starts gets only the short timeout, until one has
+            # succeeded.
             timeout = self._stall_timeout_after_failure if self._has_failed else self._stall_timeout
             self._stalls_at = max(self._stalls_at, time.monotonic() + timeout)
 

@@ -1,4 +1,4 @@
-"""A circuit breaker: after a failed connection attempt, try one at a time and fail fast."""
+"""A circuit breaker: after a failed connection attempt, make one at a time, and fail fast."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Connection)
 
 
-# Seconds that a serverless database needs to start after a suspension. While this time has not
-# passed since the first failed attempt, requests wait for a connection; later, they fail at once.
+# Seconds that a serverless database needs to start after a suspension. Until this time has passed
+# since the first failed connection attempt, requests wait for a connection. After that, they fail
+# at once.
 COLD_START = 2.5
 
 
@@ -39,8 +40,8 @@ ERROR_LENGTH = 200
 class CircuitBreaker:
     """Knows whether the database accepts connections, and connects again after an outage.
 
-    psycopg_pool doubles the pause after each failed attempt: after an outage of one minute, it
-    would connect up to one minute late.
+    psycopg_pool doubles the pause after each failed connection attempt: after an outage of one
+    minute, it would connect up to one minute late.
     """
 
     def __init__(
@@ -60,34 +61,35 @@ class CircuitBreaker:
     def time_to_wait(self) -> float:
         """Return how many seconds a request may wait for a connection.
 
-        The result is infinite while the database is reachable. After a failed attempt, it is the
-        rest of COLD_START, and 0 or negative when that time has passed.
+        The result is infinite while the database is reachable. After a failed connection
+        attempt, it is the rest of COLD_START, and 0 or negative when that time has passed.
         """
         since = self._unreachable_since
         return math.inf if since is None else since + self._cold_start - time.monotonic()
 
-    def connect(self, attempt: Callable[[], C]) -> C:
-        """Return the connection of the first attempt that succeeds.
+    def connect(self, open_connection: Callable[[], C]) -> C:
+        """Return the connection of the first connection attempt that succeeds.
 
-        After a failed attempt, one thread at a time makes the next attempts. After a call of
-        `give_up`, raises the psycopg.OperationalError of the last attempt.
+        `open_connection` makes one attempt. After a failed attempt, one thread at a time makes the
+        next attempts. After a call of `give_up`, raises the psycopg.OperationalError of the last
+        attempt.
         """
         try:
-            return self._try(attempt)
+            return self._try(open_connection)
         except psycopg.OperationalError as error:
             failure = error
         with self._retry_lock:
             while self._unreachable_since is None or not self._given_up.wait(self._connect_pause):
                 try:
-                    return self._try(attempt)
+                    return self._try(open_connection)
                 except psycopg.OperationalError as error:
                     failure = error
         raise failure
 
-    def _try(self, attempt: Callable[[], C]) -> C:
+    def _try(self, open_connection: Callable[[], C]) -> C:
         began = time.monotonic()
         try:
-            connection = attempt()
+            connection = open_connection()
         except psycopg.OperationalError as error:
             self._metrics.connect_failures.inc()
             if self._unreachable_since is None:
@@ -101,5 +103,5 @@ class CircuitBreaker:
         return connection
 
     def give_up(self) -> None:
-        """After the next failed attempt, stop connecting."""
+        """Make no more connection attempts after the next one that fails."""
         self._given_up.set()

@@ -51,7 +51,7 @@ def read_parameters(url: str) -> dict[str, Any]:
 
 
 def read_reason(error: psycopg.OperationalError) -> str:
-    """Return the reason why the last attempt failed, without libpq's hints and the host."""
+    """Return why the last connection attempt failed, without libpq's hints and the host's name."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
     reason = lines[-1].rpartition(" failed: ")[2] if lines else type(error).__name__
     return reason.removeprefix("FATAL:").strip().rstrip(".")

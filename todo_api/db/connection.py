@@ -67,7 +67,7 @@ class Connection(psycopg.Connection[Row]):
     def set_up(self, *, prepares: bool, max_prepared: int = MAX_PREPARED) -> None:
         """Set up the connection for `transact`, with at most `max_prepared` prepared statements.
 
-        If there are as many, the least recently used one is closed before the next is prepared.
+        At this maximum, the least recently used one is closed before the next one is prepared.
         With `prepares=False`, statements are not prepared, for poolers without prepared statements.
         """
         self.opened_at = time.monotonic()
@@ -78,9 +78,9 @@ class Connection(psycopg.Connection[Row]):
         self._transformer = Transformer(self)
         self._max_prepared = max_prepared if prepares else 0
         self._names: dict[Shape, bytes] = {}
-        self._readable, self._either = select.poll(), select.poll()
+        self._readable, self._readable_or_writable = select.poll(), select.poll()
         self._readable.register(self.fileno(), select.POLLIN)
-        self._either.register(self.fileno(), select.POLLIN | select.POLLOUT)
+        self._readable_or_writable.register(self.fileno(), select.POLLIN | select.POLLOUT)
 
     def transact(
         self, statements: Sequence[Statement], values: Mapping[str, Any], deadline: float
@@ -91,10 +91,10 @@ class Connection(psycopg.Connection[Row]):
         manual, "Message Flow", "Pipelining"). The calls of libpq follow PostgreSQL's manual
         ("Pipeline Mode"): for two statements, psycopg's own pipeline takes four times as long.
 
-        Raises psycopg.Error. If a statement fails, this is its error, and all statements are rolled
-        back. If the connection is lost, or no result comes before `deadline` (time.monotonic), it
-        is an OperationalError without SQLSTATE, and the connection is unusable. If a value cannot
-        be adapted, nothing is sent, and the connection stays usable.
+        Raises psycopg.Error. If a statement fails, its error is raised, and all statements are
+        rolled back. If the connection is lost, or no result comes before `deadline`
+        (time.monotonic), the error is an OperationalError without SQLSTATE, and the connection is
+        unusable. If a value cannot be adapted, nothing is sent, and the connection stays usable.
         """
         queries = [self._adapt(statement, values) for statement in statements]
         self.pgconn.enter_pipeline_mode()
@@ -103,7 +103,7 @@ class Connection(psycopg.Connection[Row]):
         # and would reserve a server connection for this client while it is idle.
         self.pgconn.pipeline_sync()
         while self.pgconn.flush():
-            self._await(self._either, deadline)
+            self._await(self._readable_or_writable, deadline)
         results = self._receive(deadline)
         self.pgconn.exit_pipeline_mode()
         rows, failed = [], None
@@ -175,9 +175,9 @@ class Connection(psycopg.Connection[Row]):
             else:
                 results.append(result)
 
-    def _await(self, ready: select.poll, deadline: float) -> None:
+    def _await(self, poller: select.poll, deadline: float) -> None:
         left = deadline - time.monotonic()
-        if left <= 0 or not ready.poll(left * 1000):
+        if left <= 0 or not poller.poll(left * 1000):
             raise psycopg.OperationalError("no result before the deadline")
         self.pgconn.consume_input()
 

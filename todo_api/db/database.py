@@ -30,8 +30,10 @@ MAINTENANCE_ROLE = "todo_maintenance"
 
 
 # These settings end with the transaction, so the next request on the connection does not see them.
-# The trigger `take_revision` (migrations/) writes the attempt's id into each changed row. Generic
-# plans read rows in the order of an index; for an owner with few rows, a custom plan would sort.
+# `todo.attempt` is the write attempt id, which the first run and the retries of a write have in
+# common. The trigger `take_revision` (migrations/) writes this id into each changed row.
+# plan_cache_mode: generic plans read rows in the order of an index; for an owner with few rows, a
+# custom plan would sort.
 SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
@@ -58,11 +60,12 @@ TRANSACTION_TIMEOUT_SINCE = 170000
 
 # A statement may take this share of the time before the deadline. PostgreSQL then cancels a slow
 # statement before the deadline, and the connection stays usable.
-SHARE = 0.95
+STATEMENT_TIMEOUT_SHARE = 0.95
 
 
-# A retry that is rolled back has changed nothing, so it runs again, up to this number. It is rolled
-# back, for example, if PostgreSQL finishes the first run at the same time.
+# The maximum number of retries of one request. If PostgreSQL rolls back a retry, the retry has
+# changed nothing, so it is retried, too. PostgreSQL rolls it back, for example, if the first run is
+# committed at the same time.
 MAX_RETRIES = 3
 
 
@@ -88,8 +91,8 @@ class Database:
     ) -> list[list[Row]]:
         """Return the rows of each statement, read as `owner` in one transaction and round trip.
 
-        Raises psycopg.Error. If no connection is available, this is TooManyRequests or PoolTimeout
-        of psycopg_pool.
+        Raises psycopg.Error. If no connection is available, the error is TooManyRequests or
+        PoolTimeout of psycopg_pool.
         """
         return self._run(owner, statements, parameters)
 
@@ -106,7 +109,7 @@ class Database:
         If a statement waits for a lock, the statements after it see what others have committed
         meanwhile. If the connection is lost, the outcome is unknown: then the statements in `retry`
         run on a new connection; they must detect whether the first run was committed. A retry that
-        is rolled back runs again. Raises the errors of `read`, and OutcomeUnknownError if the
+        is rolled back is retried. Raises the errors of `read`, and OutcomeUnknownError if the
         connection is lost again.
         """
         return self._run(owner, statements, parameters, retry)
@@ -129,7 +132,7 @@ class Database:
                     raise
                 self.pool.metrics.retries.labels(reason).inc()
         is_lost = reason == CONNECTION_LOST
-        repeated = retry if is_lost and retry else statements
+        retry_statements = retry if is_lost and retry else statements
         retries = 0
         while True:
             retries += 1
@@ -137,7 +140,7 @@ class Database:
                 values["elapsed"] = time.monotonic() - began
             try:
                 with self.pool.connection(self.deadline) as connection:
-                    return self._transact(connection, repeated, values)
+                    return self._transact(connection, retry_statements, values)
             except psycopg.Error as error:
                 reason = meaning(error).retry_reason
                 if reason == ROLLED_BACK and retries < MAX_RETRIES:
@@ -153,7 +156,7 @@ class Database:
         self, connection: Connection, statements: Sequence[Statement], values: dict[str, Any]
     ) -> list[list[Row]]:
         left = self.deadline - time.monotonic()
-        values["timeout"] = str(max(1, round(left * SHARE * 1000)))
+        values["timeout"] = str(max(1, round(left * STATEMENT_TIMEOUT_SHARE * 1000)))
         has_transaction_timeout = connection.pgconn.server_version >= TRANSACTION_TIMEOUT_SINCE
         settings = ACT_AS_OWNER_WITH_TIMEOUT if has_transaction_timeout else ACT_AS_OWNER
         _, *rows = connection.transact([settings, *statements], values, self.deadline)

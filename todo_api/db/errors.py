@@ -31,7 +31,8 @@ class Meaning(NamedTuple):
 # By SQLSTATE (PostgreSQL's manual, appendix A). Any other SQLSTATE is a bug, or the violation of a
 # constraint that web/errors.py maps to a problem.
 SQLSTATES = {
-    # A write that loses a race against other creations and removals, and its retry another one.
+    # These two: a write lost a race against another request. Unavailable only if its retries lose a
+    # race, too.
     "23503": Meaning(ROLLED_BACK, is_unavailable=True),  # foreign_key_violation: owner was erased
     "23505": Meaning(ROLLED_BACK, is_unavailable=True),  # unique_violation: a lost race
     "25P03": Meaning(CONNECTION_LOST, is_unavailable=True),  # idle_in_transaction_session_timeout

@@ -64,9 +64,10 @@ class Pool:
                 "circuit_breaker": self._circuit_breaker,
                 "autocommit": True,
                 "application_name": "todo-api",
-                # At least 2, libpq's minimum: a suspended serverless database needs time to start.
+                # Seconds; libpq's minimum is 2. The value is not smaller than the request timeout,
+                # because a suspended serverless database needs time to start.
                 "connect_timeout": max(2, round(settings.request_timeout)),
-                # Milliseconds. Data that are not acknowledged for this time end the connection.
+                # Milliseconds. The connection ends if sent data are not acknowledged for this time.
                 "tcp_user_timeout": round(settings.request_timeout * 1000),
             },
             configure=partial(Connection.set_up, prepares=settings.database_prepare),
@@ -123,7 +124,7 @@ class Pool:
             self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
-        # Close a connection that is broken or has a pending result. Replace all older connections,
+        # Close a connection that is broken or has a pending result. Replace all other connections,
         # too: they are probably broken, because a suspended database closes all its connections.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()

@@ -52,7 +52,8 @@ def compiled(statement: ClauseElement) -> Statement:
     `Database` sets these parameters of all statements:
 
     owner      the user who owns the rows
-    attempt    the id that the trigger writes into changed rows; a retry has the same id
+    attempt    the write attempt id, which the first run and the retries of a write have in common;
+               the trigger `take_revision` writes it into changed rows
     elapsed    the seconds since the first run began; NULL in the first run
 
     Raises ValueError if the statement contains a value, which should be a parameter.

@@ -57,6 +57,7 @@ users = Table(
     Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id"),
     CheckConstraint("revision >= 0", name="revision_not_negative"),
+    # "known": the owner has reached this revision.
     CheckConstraint("purged_revision BETWEEN 0 AND revision", name="purged_revision_known"),
 )
 
@@ -68,8 +69,8 @@ idempotency_keys = Table(
     Column("key", Text, nullable=False),
     # The SHA-256 of the first request.
     Column("fingerprint", LargeBinary, nullable=False),
-    # The response. JSON, unlike JSONB, keeps a text as it is. Only the previous release writes
-    # task_id.
+    # The response. JSON, unlike JSONB, keeps a text as it is. `task_id` is unused: the column stays
+    # until no server of the previous release runs, because that release writes it.
     Column("status", SmallInteger),
     Column("headers", JSON),
     Column("body", JSON, nullable=False),
@@ -87,7 +88,8 @@ idempotency_keys = Table(
     CheckConstraint("octet_length(fingerprint) = 32", name="fingerprint_length"),
 )
 
-# The state of the database as a whole, in one row.
+# The state of the database as a whole. `is_current` is the primary key and always true, so that the
+# table can have only one row.
 database_state = Table(
     "database_state",
     metadata,

@@ -37,7 +37,7 @@ ASSETS = {
 
 
 def docs_blueprint(api: Api) -> Blueprint:
-    """Return the routes of document and page. Call this after `api` has all documented routes."""
+    """Return the routes of the document and the page. Call this when `api` has all routes."""
     blueprint = Blueprint("docs", __name__, requires_token=False)
     document = orjson.dumps(api.spec.to_dict())
 

@@ -11,9 +11,9 @@ from flask import Response, render_template
 
 from todo_api.operations.docs import PAGE_FOLDER
 from todo_api.web.blueprints import Blueprint
-from todo_api.web.fields import REQUEST_ID
+from todo_api.web.fields import EXAMPLE_REQUEST_ID
 from todo_api.web.openapi.schemas import example_of
-from todo_api.web.problem_kinds import KIND_OF_NAME, ProblemKind
+from todo_api.web.problem_kinds import KINDS_BY_NAME, ProblemKind
 from todo_api.web.problems import example_problem
 from todo_api.web.requests import current_request
 
@@ -36,14 +36,14 @@ HEADERS = {
 }
 
 
-def problem_pages_blueprint(item: type[Schema]) -> Blueprint:
-    """Return the routes of the pages. `item` is the schema of the resource in the examples."""
+def problem_pages_blueprint(example_schema: type[Schema]) -> Blueprint:
+    """Return the routes of the pages; `example_schema` is of the resource in the examples."""
     blueprint = Blueprint(
         "problem_pages", __name__, requires_token=False, template_folder=PAGE_FOLDER
     )
-    example_resource = orjson.dumps(example_of(item))
+    example_resource = orjson.dumps(example_of(example_schema))
     # One route for each page, so that any other name is a 404.
-    for kind in KIND_OF_NAME.values():
+    for kind in KINDS_BY_NAME.values():
         blueprint.add_url_rule(
             kind.type,
             endpoint=kind.name,
@@ -54,7 +54,7 @@ def problem_pages_blueprint(item: type[Schema]) -> Blueprint:
 
 def example_text(kind: ProblemKind, example_resource: bytes) -> str:
     """Return the body of the kind's example response, indented."""
-    body = orjson.loads(example_problem(kind, example_resource).body(REQUEST_ID))
+    body = orjson.loads(example_problem(kind, example_resource).body(EXAMPLE_REQUEST_ID))
     return orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()
 
 

@@ -36,10 +36,10 @@ def decode(text: str) -> list[Any]:
     """
     fields = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     try:
-        made = encode(fields)
+        canonical_text = encode(fields)
     except TypeError as error:  # nested too deeply to be encoded
         raise ValueError(text) from error
-    if not isinstance(fields, list) or made != text:
+    if not isinstance(fields, list) or canonical_text != text:
         raise ValueError(text)
     return fields
 
@@ -61,7 +61,7 @@ def read_cursor(
     try:
         value, item_id, cursor_query = decode(text)
         to_parameter(value)
-        position = Position(value, checked_id(item_id))
+        position = Position(value, parse_id(item_id))
     except (ValueError, TypeError):
         cursor_query = None
     if cursor_query != query:
@@ -70,7 +70,7 @@ def read_cursor(
     return position
 
 
-def checked_id(value: Any) -> UUID:
+def parse_id(value: Any) -> UUID:
     """Return the UUID. Raises ValueError unless the value is its canonical text."""
     if not isinstance(value, str) or str(item_id := UUID(value)) != value:
         raise ValueError(value)

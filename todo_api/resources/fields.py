@@ -1,4 +1,4 @@
-"""Declare a member of a resource once; its column, checks, schemas, filters and sort key follow.
+"""Declare a member once: its column, schemas, filters and sort key are made from its `Field`.
 
 A `Field` is a plain value. The statements and schemas of a `Resource` are built from its fields.
 """

@@ -1,4 +1,4 @@
-"""Read and change one row of a resource. Each attempt takes one round trip."""
+"""Read and change one row of a resource. Each run of the statements takes one round trip."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 CREATED = 201
 
-# A write makes a new attempt if it changed nothing, and another request changed or removed the row
-# before the outcome was read. After this number of attempts, the response is a 503.
+# The maximum number of write attempts of a request. A write attempt is one call of
+# `Database.write`: a first run and its retries, which have the same write attempt id. If an attempt
+# changed nothing because another request was faster, a new attempt with a new id begins. After the
+# last attempt, the response is a 503.
 MAX_ATTEMPTS = 5
 
-# The index of the column of `find_outcome` for: this attempt made the latest change of the row.
+# The index of `written_by_this_attempt` in a row of `find_outcome`.
 WRITTEN_BY_THIS_ATTEMPT = 5
 
 
@@ -74,22 +76,22 @@ def insert_item(
 
     If an item with the given id exists, also in the trash, it stays unchanged; it is as requested
     if it is not in the trash and has these values. Raises OutcomeUnknownError if other requests
-    remove an item with this id during every attempt.
+    remove an item with this id during every write attempt.
     """
     insertion = resource.statements.insert
     parameters = {"id": item_id or uuid7(), **new_values(values)}
     # No row can have a new id before the first run, so the first run need not look for one. A retry
     # that finds a row with the new id finds the row of the first run, even if it has changed since.
     is_new_id = item_id is None
-    first = [insertion.change] if is_new_id else [*insertion]
+    first_run = [insertion.change] if is_new_id else [*insertion]
     for _ in range(MAX_ATTEMPTS):
-        inserted, *outcome = database.write(owner, first, parameters, retry=[*insertion])
+        inserted, *outcome = database.write(owner, first_run, parameters, retry=[*insertion])
         if inserted:
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
         if outcome and outcome[0]:
             *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
-            is_own = is_new_id or has_values or written_by_this_attempt
-            return ChangeResult(Item(*columns), is_as_requested=is_own)
+            is_as_requested = is_new_id or has_values or written_by_this_attempt
+            return ChangeResult(Item(*columns), is_as_requested)
         # After the INSERT found an existing row, another request removed the row. Try again.
     raise OutcomeUnknownError
 
@@ -129,11 +131,11 @@ def insert_item_once(
             fingerprint, status, headers, body, revision = responses[0]
             if fingerprint != request.fingerprint:
                 return None
-            fields = orjson.loads(headers) | {"ETag": etag(revision)}
-            # In a retry, the response may come from the first run of this attempt: that is no
-            # replay.
+            response_headers = orjson.loads(headers) | {"ETag": etag(revision)}
+            # A retry may read the response that the first run of the same write attempt has
+            # stored. The client has not received it yet, so it is not a replay.
             is_first = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
-            return StoredResponse(status, fields, body, is_replayed=not is_first)
+            return StoredResponse(status, response_headers, body, is_replayed=not is_first)
         if existing:
             return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
         # After the INSERT found an existing row, another request removed the row. Try again.
@@ -151,7 +153,7 @@ def update_item(
     """Set the fields that `changes` names, if the precondition holds."""
     if not changes:
         item = find_item(database, owner, resource, item_id)
-        return ChangeResult(item, item is None or not precondition.excludes(item.revision))
+        return ChangeResult(item, item is None or not precondition.none_match_fails(item.revision))
     statements = resource.statements.update(tuple(sorted(changes)))
     parameters = {"id": item_id, **new_values(changes)}
     return change(database, owner, statements, precondition, parameters)
@@ -197,8 +199,8 @@ def change(
             return ChangeResult(None, is_as_requested=False)
         *columns, is_wanted, written_by_this_attempt, changed_since = outcome[0]
         item = Item(*columns)
-        is_excluded = not item.is_deleted and precondition.excludes(item.revision)
-        if written_by_this_attempt or (is_wanted and not is_excluded):
+        none_match_fails = not item.is_deleted and precondition.none_match_fails(item.revision)
+        if written_by_this_attempt or (is_wanted and not none_match_fails):
             return ChangeResult(item, is_as_requested=True)
         if changed_since:
             raise OutcomeUnknownError

@@ -1,4 +1,7 @@
-"""A resource: a table in which each row has an owner, with its schemas, filters and sort keys."""
+"""A resource: a kind of row that users own, with its table, schemas, filters and sort keys.
+
+In the texts that clients read, a resource is one such row, as in HTTP (RFC 9110, section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from todo_api.resources.fields import Field
 from todo_api.resources.schemas import Schemas
 from todo_api.resources.statements import Statements
 from todo_api.resources.types import Filter, SortKey, TimestampType
-from todo_api.web.fields import TIMESTAMP, StrictText
+from todo_api.web.fields import EXAMPLE_TIMESTAMP, StrictText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +46,7 @@ TIMESTAMPS = (
         name="created_at",
         type=TimestampType(),
         description="When it was created, in UTC.",
-        example=TIMESTAMP,
+        example=EXAMPLE_TIMESTAMP,
         is_filterable=True,
         is_sortable=True,
     ),
@@ -51,7 +54,7 @@ TIMESTAMPS = (
         name="updated_at",
         type=TimestampType(),
         description="When it was last changed, in UTC.",
-        example=TIMESTAMP,
+        example=EXAMPLE_TIMESTAMP,
         is_filterable=True,
         is_sortable=True,
     ),
@@ -80,7 +83,7 @@ def resource_table(
         Column("updated_at", timestamp, nullable=False, server_default=now),
         Column("revision", BigInteger, nullable=False, server_default=text("0")),
         Column("deleted_at", timestamp),
-        # The id of the attempt that made the latest change, set by the trigger. It shows a retry
+        # The write attempt id of the latest change, which the trigger writes. It shows a retry
         # whether the first run was committed.
         Column("attempt", Uuid),
         PrimaryKeyConstraint("user_id", "id"),

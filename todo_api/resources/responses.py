@@ -8,10 +8,10 @@ from todo_api.resources.cursors import digest
 from todo_api.services import current_services
 from todo_api.web.conditional import etag, read_entity_tags
 from todo_api.web.idempotency import REPLAYED
-from todo_api.web.problem_kinds import KIND_OF_NAME
+from todo_api.web.problem_kinds import KINDS_BY_NAME
 from todo_api.web.problems import Problem, conflict, not_found, precondition_failed
 from todo_api.web.requests import READS, current_request
-from todo_api.web.responses import not_modified, user_data
+from todo_api.web.responses import not_modified, user_data_response
 
 if TYPE_CHECKING:
     from flask import Response
@@ -28,7 +28,7 @@ def item_response(item: Item | None, status: int = 200) -> Response:
         tags = read_entity_tags("If-None-Match")
         if tags and (tags.is_any or item.revision in tags.revisions(weak=True)):
             return not_modified(tag)
-    return user_data(item.json, tag, status)
+    return user_data_response(item.json, tag, status)
 
 
 def created_response(result: ChangeResult) -> Response:
@@ -44,13 +44,13 @@ def created_response(result: ChangeResult) -> Response:
 def already_exists(result: ChangeResult) -> Problem:
     """Return the 409 for a new item whose id is in use."""
     is_deleted = result.item is not None and result.item.is_deleted
-    kind = KIND_OF_NAME["in-trash" if is_deleted else "already-exists"]
+    kind = KINDS_BY_NAME["in-trash" if is_deleted else "already-exists"]
     return conflict(kind.name, kind.detail)
 
 
 def stored_response(stored: StoredResponse) -> Response:
     """Return the response to the first request with the same Idempotency-Key."""
-    response = user_data(stored.body, stored.headers.pop("ETag"), stored.status)
+    response = user_data_response(stored.body, stored.headers.pop("ETag"), stored.status)
     response.headers.update(stored.headers)
     if stored.is_replayed:
         response.headers[REPLAYED] = "true"
@@ -65,14 +65,14 @@ def change_response(result: ChangeResult) -> Response:
     return item_response(result.item)
 
 
-def collection_response(revision: int, body: bytes, *others: str) -> Response:
-    """Return a page, or a 304. The ETag depends on the owner's revision, query and `others`."""
-    query = digest(current_request().query_string, *others)
+def collection_response(revision: int, body: bytes, *more_etag_inputs: str) -> Response:
+    """Return a page, or a 304. The ETag is made from revision, query and `more_etag_inputs`."""
+    query = digest(current_request().query_string, *more_etag_inputs)
     tag = etag(revision, query)
     tags = read_entity_tags("If-None-Match")
     if tags and (tags.is_any or revision in tags.revisions(query, weak=True)):
         return not_modified(tag)
-    return user_data(body, tag)
+    return user_data_response(body, tag)
 
 
 def read_client_revisions() -> list[int]:

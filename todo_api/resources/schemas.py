@@ -9,11 +9,11 @@ from marshmallow import Schema, ValidationError, fields, validate
 
 from todo_api.resources.sync_tokens import EXAMPLE as SYNC_TOKEN
 from todo_api.web.fields import (
+    EXAMPLE_REVISION,
+    EXAMPLE_TIMESTAMP,
+    EXAMPLE_USER_ID,
     OPAQUE,
     PAGE_LIMIT,
-    REVISION,
-    TIMESTAMP,
-    USER_ID,
     Anything,
     OneOfSchemas,
     ResponseSchema,
@@ -94,19 +94,19 @@ class Schemas:
             validate=validate.Range(1, 2**63 - 1, error="Must be {min} to {max}."),
             metadata={
                 "description": "A precondition, like If-Match: the revision that you read.",
-                "example": REVISION,
+                "example": EXAMPLE_REVISION,
             },
         )
         ids = {
             "id": ("Must be the id in the path.", self._resource.example_id),
-            "user_id": ("Must be the user's id in the path.", USER_ID),
+            "user_id": ("Must be the user's id in the path.", EXAMPLE_USER_ID),
         }
         members: dict[str, Any] = {
             name: StrictUUID(metadata={"description": description, "example": example})
             for name, (description, example) in ids.items()
         }
         for name in ("created_at", "updated_at"):
-            metadata = {"description": "Ignored.", "example": TIMESTAMP}
+            metadata = {"description": "Ignored.", "example": EXAMPLE_TIMESTAMP}
             members[name] = Anything(metadata=metadata, allow_none=True)
         return members | {"revision": revision}
 
@@ -150,7 +150,7 @@ class Schemas:
                 "A UUIDv7 that the server made, or the id from the client's POST.",
                 resource.example_id,
             ),
-            "user_id": documented(fields.UUID(required=True), "The owner.", USER_ID),
+            "user_id": documented(fields.UUID(required=True), "The owner.", EXAMPLE_USER_ID),
             **{
                 name: field.type.response_field(required=True, **field.options())
                 for name, field in resource.by_name.items()
@@ -230,6 +230,7 @@ class Schemas:
     def _made(
         self, name: str, members: dict[str, Any], base: type[Schema] = Schema
     ) -> type[Schema]:
+        """Make a schema with this name and these members."""
         return base.from_dict(members, name=name)
 
 
@@ -319,10 +320,10 @@ def revision_member(description: str) -> fields.Integer:
     return fields.Integer(
         required=True,
         validate=validate.Range(1, 2**53 - 1),
-        metadata={"description": description, "example": REVISION},
+        metadata={"description": description, "example": EXAMPLE_REVISION},
     )
 
 
 def timestamp(description: str) -> fields.DateTime:
-    metadata = {"description": description, "example": TIMESTAMP}
+    metadata = {"description": description, "example": EXAMPLE_TIMESTAMP}
     return fields.DateTime(required=True, metadata=metadata)

@@ -62,8 +62,10 @@ def new_value(column: Column[Any]) -> ColumnElement[Any]:
     return bindparam(f"new_{column.name}", type_=column.type)
 
 
-# Durations are compared, because the clocks of the application and of the database may differ. The
-# margin covers different network delays of two messages.
+# To see whether a row changed since the first run began, a retry compares two durations: the age of
+# the row's latest change, by PostgreSQL's clock, and the time since the first run began, by the
+# application's clock. It compares no times, because the clocks may differ. The margin is for the
+# network: the messages of the two runs may have different delays.
 ELAPSED = cast(bindparam("elapsed"), Double) * literal_column("interval '1 second'")
 MARGIN: ColumnElement[timedelta] = literal_column("interval '100 milliseconds'")
 
@@ -140,16 +142,16 @@ class Statements:
         has_new_values = and_(self.is_live, ~self._differs(fields))
         # Not ON CONFLICT DO NOTHING: the trigger would use up a revision without an insert. Of two
         # simultaneous inserts, the second fails with unique_violation and is retried.
-        absent = values.where(~exists().where(*is_this_row))
+        values_if_absent = values.where(~exists().where(*is_this_row))
         self.insert = ConditionalChange(
-            compiled(insert(table).from_select(names, absent).returning(*self._item)),
+            compiled(insert(table).from_select(names, values_if_absent).returning(*self._item)),
             self._find_outcome(has_new_values),
         )
 
         # The response is stored in both cases: this statement inserts the row, or a row with these
         # values already exists.
         is_first = ~exists().where(*SAME_KEY)
-        new = insert(table).from_select(names, absent.where(is_first))
+        new = insert(table).from_select(names, values_if_absent.where(is_first))
         result = (self.json.label("body"), columns.id, columns.revision)
         inserted = new.returning(*result).cte("new")
         repeated = select(*result).where(*is_this_row, has_new_values, is_first)
@@ -206,8 +208,8 @@ class Statements:
     def _find_outcome(self, wanted: ColumnElement[bool]) -> Statement:
         """Return a statement for the row and three flags, which `items.py` evaluates.
 
-        The flags: the row is in the wanted state; this attempt made its latest change; something
-        has changed it since the first run began.
+        The flags: the row is in the wanted state; this write attempt made its latest change;
+        something has changed it since the first run began.
         """
         flags = (wanted, self._written_by_this_attempt, self._changed_since)
         return compiled(select(*self._item, *flags).where(*self._is_this_row))
@@ -216,10 +218,13 @@ class Statements:
 def delete_for_good(table: Table, rows: Any) -> Any:
     """Return a statement that deletes the owner's `rows` and raises `purged_revision`.
 
-    Clients that have missed these deletions then start a full sync. If the DELETE waits for a
-    change of a row, it deletes the row as it is after the change. But PostgreSQL first checks the
-    constraints of the owner's row with the values from before the wait, and then computes the
-    UPDATE again. So the UPDATE writes `revision`, too, which it never increases.
+    Clients that have not yet seen these deletions then start a full sync.
+
+    The UPDATE writes `revision`, too, but never changes its value. This is necessary if the
+    statement waits for another request that changes a row and takes a new revision. PostgreSQL then
+    computes the UPDATE twice: first from the owner's row as it was before the wait, then from the
+    current row. Without the write, the first result would have the old `revision`, and would
+    violate the constraint `purged_revision BETWEEN 0 AND revision`.
     """
     removal = (
         delete(table)
@@ -266,7 +271,7 @@ FIND_RESPONSE = compiled(
         idempotency_keys.c.status,
         cast(idempotency_keys.c.headers, JSON),
         cast(idempotency_keys.c.body, JSON),
-        # For the ETag: in headers of the previous release, it has a prefix.
+        # The ETag is made from the revision: the previous release stored ETags with a prefix.
         idempotency_keys.c.revision,
     ).where(*SAME_KEY)
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from todo_api.web.fields import REVISION, USER_ID
+from todo_api.web.fields import EXAMPLE_REVISION, EXAMPLE_USER_ID
 from todo_api.web.problems import invalid
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class SyncToken:
     def needs_full_sync(self, page: Changes) -> bool:
         """Return whether the client's copy cannot be updated from this page.
 
-        This is so if the database was restored from a backup, if the user was erased, or if a
-        deletion was purged that is newer than the client's position and than its full sync's start.
+        This is so if the database was restored from a backup, if the user was erased, or if a row
+        was purged that was deleted after the client's position and after the start of its full
+        sync.
         """
         if self.full_sync_start is None:
             return False
@@ -66,12 +67,12 @@ class SyncToken:
 
 
 def read_sync_token(text: str, owner: UUID) -> SyncToken:
-    """Return the token of a page's `next`, or a new token for 0. Raises a 422."""
+    """Return the token that the text encodes, or a new token if the text is 0. Raises a 422."""
     if text == "0":
         return SyncToken()
     token = decode_sync_token(text, owner)
     if token is None:
-        detail = "Must be 0, or next of a page of changes of this user."
+        detail = "Must be 0, or the `next` from a response of this user's /changes."
         raise invalid([{"parameter": "since", "detail": detail}])
     # At revision 0, the user had no rows: start again as in a full sync.
     return SyncToken() if token.revision == 0 else token
@@ -91,4 +92,6 @@ def decode_sync_token(text: str, owner: UUID) -> SyncToken | None:
 
 
 # For the OpenAPI document.
-EXAMPLE = SyncToken(UUID(int=1), REVISION, LAST_ID, REVISION).text(UUID(USER_ID))
+EXAMPLE = SyncToken(UUID(int=1), EXAMPLE_REVISION, LAST_ID, EXAMPLE_REVISION).text(
+    UUID(EXAMPLE_USER_ID)
+)

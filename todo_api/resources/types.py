@@ -1,4 +1,4 @@
-"""The types of fields. Columns, rules, schemas, filters and sort keys follow from them."""
+"""The types of fields. Columns, rules, schemas, filters and sort keys are made from them."""
 
 from __future__ import annotations
 

@@ -166,12 +166,12 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
         """
         return update(changes, user_id, ids[resource.id_parameter])
 
-    @blueprint.delete(path, endpoint=f"remove_{resource.name}")
+    @blueprint.delete(path, endpoint=f"delete_{resource.name}")
     @blueprint.response(204)
     @blueprint.conditional(schemas.item)
     @named(resource)
-    def move_to_trash(user_id: UUID, **ids: UUID) -> Response:
-        """Put a ITEM into the trash.
+    def delete(user_id: UUID, **ids: UUID) -> Response:
+        """Delete a ITEM: move it to the trash.
 
         The ITEM can be restored for 30 days. While the ITEM is in the trash, the response to the
         same request is 204 again.

@@ -28,7 +28,7 @@ class Connection:
         self.local = local
         self.parser = StrictParser(settings, sock, peer)
         self.deadline = time.monotonic() + settings.keepalive
-        self.unread_limit = LINGER_BYTES
+        self.bytes_left_to_discard = LINGER_BYTES  # during a lingering close
 
     def has_input(self) -> bool:
         """Whether the client has sent bytes that no thread has read."""

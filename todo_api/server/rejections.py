@@ -18,7 +18,7 @@ from uuid_utils import uuid7
 from werkzeug.http import http_date
 
 from todo_api.web.headers import POLICY
-from todo_api.web.problems import Problem, bug, malformed, problem_of_status
+from todo_api.web.problems import Problem, internal_error, malformed, problem_of_status
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def reject(error: Exception, method: str | None) -> bytes:
 def rejection(error: Exception) -> Problem:
     """Return the problem for an exception that was raised outside the application."""
     if not isinstance(error, ParseException) or isinstance(error, SERVER_ERRORS):
-        return bug()
+        return internal_error()
     if isinstance(error, LimitRequestLine):
         return problem_of_status(414)
     if isinstance(error, LimitRequestHeaders):

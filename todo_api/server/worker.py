@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 EXCHANGE_TIMEOUT = 30
 
 # Seconds for which a stopping worker still waits for requests on idle connections.
-STOP_LINGER = 2
+STOP_GRACE = 2
 
-SWEEP_INTERVAL = 0.5  # seconds
+# Seconds between two checks of the deadlines of all connections.
+DEADLINE_CHECK_INTERVAL = 0.5
 
 # Seconds between two accepts of a worker. In this pause, another worker can accept the next
 # connection. If 16 clients connect to 2 workers at the same time, the busier worker gets 56 % of
@@ -47,8 +48,8 @@ SWEEP_INTERVAL = 0.5  # seconds
 # them.
 ACCEPT_INTERVAL = 0.0005
 
-# Seconds without accepting if the system has no file descriptor left, and the minimum of seconds
-# between two log lines about this.
+# If the system has no file descriptor left, the worker accepts no connection for ACCEPT_PAUSE
+# seconds. It logs this at most once in LOG_PAUSE seconds.
 ACCEPT_PAUSE = 1
 LOG_PAUSE = 60
 
@@ -60,7 +61,8 @@ RESERVED_DESCRIPTORS = 64
 DISCONNECTED = (NoMoreData, ConnectionError, TimeoutError)
 
 READABLE = select.EPOLLIN | select.EPOLLONESHOT
-# Wakes a thread immediately, because a socket is nearly always writable.
+# Used if the next request is already in the parser's buffer, for which epoll reports no input. A
+# socket is nearly always writable, so this event wakes a thread immediately.
 WRITABLE = select.EPOLLOUT | select.EPOLLONESHOT
 
 
@@ -95,7 +97,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         # The thread that removes a connection from this set owns the connection: a serving thread,
         # to serve a request, or the main thread, to close a connection that was idle for too long.
         self._idle: set[Connection] = set()
-        self._accept_again_at = self._log_again_at = self._sweep_again_at = 0.0
+        self._accept_again_at = self._log_again_at = self._next_deadline_check_at = 0.0
         self._all_must_end_at = math.inf
         self._has_ended = False
         self._epoll = select.epoll()
@@ -130,7 +132,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                         poller.register(descriptor, select.POLLIN)
                     else:
                         poller.unregister(descriptor)
-            for descriptor, _ in poller.poll(SWEEP_INTERVAL * 1000):
+            for descriptor, _ in poller.poll(DEADLINE_CHECK_INTERVAL * 1000):
                 if descriptor in listeners:
                     self._accept(listeners[descriptor])
                     time.sleep(ACCEPT_INTERVAL)
@@ -165,9 +167,9 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     def _enforce_deadlines(self) -> None:
         """Shut down connections after their deadlines. A serving thread then closes them."""
         now = time.monotonic()
-        if now < self._sweep_again_at:
+        if now < self._next_deadline_check_at:
             return
-        self._sweep_again_at = now + SWEEP_INTERVAL
+        self._next_deadline_check_at = now + DEADLINE_CHECK_INTERVAL
         for connection in list(self._connections.values()):
             if now < min(connection.deadline, self._all_must_end_at):
                 continue
@@ -196,7 +198,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             listener.close()
         now = time.monotonic()
         for connection in list(self._idle):
-            connection.deadline = min(connection.deadline, now + STOP_LINGER)
+            connection.deadline = min(connection.deadline, now + STOP_GRACE)
         # gunicorn kills the worker after graceful_timeout: all connections must end before.
         self._all_must_end_at = now + max(self.cfg.graceful_timeout - 2, 0)
         while self._connections and time.monotonic() < self._all_must_end_at + 1:
@@ -237,7 +239,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         except BaseException:  # a view may even raise SystemExit
             self.log.exception("connection closed: serving a request failed")
         if is_kept:
-            seconds = self._settings.keepalive if self.alive else STOP_LINGER
+            seconds = self._settings.keepalive if self.alive else STOP_GRACE
             connection.deadline = time.monotonic() + seconds
             self._idle.add(connection)
             has_input = connection.parser.has_buffered_input()
@@ -288,7 +290,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             body = self.wsgi(environ, response.start_response)
             try:
-                # The worker may have begun to stop while the application ran.
+                # Close the connection if the worker has begun to stop while the application ran, or
+                # if nearly all connections are in use: idle connections would keep new clients out.
                 keepalive_limit = self._max_connections - self.cfg.threads
                 if not self.alive or len(self._connections) > keepalive_limit:
                     response.force_close()
@@ -330,15 +333,16 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             data = connection.sock.recv(65536, socket.MSG_DONTWAIT)
         except OSError:
             data = b""
-        connection.unread_limit -= len(data)
-        if data and connection.unread_limit > 0:
+        connection.bytes_left_to_discard -= len(data)
+        if data and connection.bytes_left_to_discard > 0:
             self._epoll.modify(connection.descriptor, READABLE)
         else:
             self._close(connection)
 
     def _close(self, connection: Connection) -> None:
         was_full = len(self._connections) >= self._max_connections
-        # Before the socket is closed: later, a new connection may get the same descriptor.
+        # Delete the entry before the socket is closed, because after that, a new connection may get
+        # the same descriptor.
         del self._connections[connection.descriptor]
         connection.sock.close()
         if was_full:

@@ -1,4 +1,4 @@
-"""Routes that tell the user and expiry of a token, and that erase a user."""
+"""Routes that return a token's user and expiry, and that erase a user."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from flask import Response
 from todo_api.resources.views import add_feed_routes
 from todo_api.services import database
 from todo_api.users.schemas import Session
-from todo_api.users.statements import delete_user
+from todo_api.users.statements import erase_user
 from todo_api.web.blueprints import Blueprint
 from todo_api.web.problems import not_found
 from todo_api.web.requests import current_request
 from todo_api.web.responses import json_response, no_content
-from todo_api.web.validation import SESSION
+from todo_api.web.validation import SESSION_PATH
 
 if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
-session = Blueprint("session", __name__, description="The user and expiry of a token.")
+# In the API, a session is the user and expiry of a token. The server stores nothing about it.
+token_blueprint = Blueprint("session", __name__, description="The user and expiry of a token.")
 
 
-@session.get(SESSION)
-@session.response(200, Session)
-@session.response(404)
+@token_blueprint.get(SESSION_PATH)
+@token_blueprint.response(200, Session)
+@token_blueprint.response(404)
 def get_session() -> Response:
     """Return the user and expiry of the token.
 
@@ -54,16 +55,16 @@ def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
     )
     add_feed_routes(users, resources)
 
-    @users.delete("")
+    @users.delete("", endpoint="erase_user")
     @users.response(204)
-    def remove_user(user_id: UUID) -> Response:
+    def erase(user_id: UUID) -> Response:
         """Erase the user and everything that the user owns.
 
-        The data are removed immediately and for good. If there are no data of the user, the
+        The data are erased immediately and for good. If there are no data of the user, the
         response is 204, too, so the request can be repeated. If a task is created later for the
         same user id, the user starts without any data.
         """
-        delete_user(database(), user_id, resources)
+        erase_user(database(), user_id, resources)
         return no_content()
 
     return users

@@ -2,7 +2,7 @@
 
 from marshmallow import fields, validate
 
-from todo_api.web.fields import TIMESTAMP, USER_ID, ResponseSchema
+from todo_api.web.fields import EXAMPLE_TIMESTAMP, EXAMPLE_USER_ID, ResponseSchema
 
 
 class Session(ResponseSchema):
@@ -10,16 +10,17 @@ class Session(ResponseSchema):
 
     user_id = fields.UUID(
         required=True,
-        metadata={"description": "The user's id in paths.", "example": USER_ID},
+        metadata={"description": "The user's id in paths.", "example": EXAMPLE_USER_ID},
     )
     subject = fields.String(
         required=True,
         validate=validate.Length(1, 255),
         metadata={
-            "description": "The user's name in the issuer's tokens, usually the claim `sub`.",
+            "description": "The user's identifier in the issuer's tokens, usually the claim `sub`.",
             "example": "auth0|5f7c8ec7",
         },
     )
     expires_at = fields.DateTime(
-        required=True, metadata={"description": "When the token expires.", "example": TIMESTAMP}
+        required=True,
+        metadata={"description": "When the token expires.", "example": EXAMPLE_TIMESTAMP},
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DELETE = compiled(delete(users).where(users.c.id == OWNER).returning(users.c.id))
 
 
-def delete_user(database: Database, owner: UUID, resources: Sequence[Resource]) -> bool:
+def erase_user(database: Database, owner: UUID, resources: Sequence[Resource]) -> bool:
     """Erase the user; return whether there was anything to erase.
 
     All rows are locked before the owner's row, as in the trigger `take_revision` (migrations/). In

@@ -97,7 +97,10 @@ class Blueprint(flask_smorest.Blueprint):
         return decorate
 
     def conditional(self, current_schema: type[Schema]) -> Callable[[View], View]:
-        """Declare that the view calls `read_precondition`, and the schema of `current` in a 412."""
+        """Declare that the view calls `read_precondition`.
+
+        `current_schema` is the schema of the member `current`, which a 412 response has.
+        """
         return partial(declare, current_schema=current_schema)
 
     def idempotent(self, view: View) -> View:
@@ -120,7 +123,7 @@ class Blueprint(flask_smorest.Blueprint):
         name = endpoint or view_func.__name__
         full_rule = (self.url_prefix or "") + rule
         (method,) = options["methods"]
-        document = self.doc(
+        add_documentation = self.doc(
             **operation_object(
                 operation,
                 name=name,
@@ -130,7 +133,9 @@ class Blueprint(flask_smorest.Blueprint):
             )
         )
         options["parameters"] = path_parameters(full_rule)
-        super().add_url_rule(rule, name, document(view_func), provide_automatic_options, **options)
+        super().add_url_rule(
+            rule, name, add_documentation(view_func), provide_automatic_options, **options
+        )
         # Flask calls the view itself: the wrapper from `doc` would cost 2 us per request.
         self.record(lambda state: state.app.endpoint(f"{self.name}.{name}")(view_func))
 

@@ -37,7 +37,7 @@ def read_body(request: Request) -> bytes:
     chunks).
     """
     environ = request.environ
-    # Servers that detect the end of a body set this, such as gunicorn and waitress.
+    # Servers that detect the end of a body, such as gunicorn and waitress, set this.
     is_terminated = environ.get("wsgi.input_terminated", False)
     content_length = environ.get("CONTENT_LENGTH") or None
     if not is_terminated and request.header("Transfer-Encoding") is not None:

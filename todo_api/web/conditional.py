@@ -32,7 +32,7 @@ def etag(revision: int, query: str | None = None) -> str:
 class EntityTags:
     """The entity tags of an If-Match or If-None-Match field; `is_any` stands for `*`."""
 
-    listed: tuple[str, ...]
+    tags: tuple[str, ...]
     is_any: bool = False
 
     def revisions(self, query: str | None = None, *, weak: bool) -> list[int]:
@@ -40,7 +40,7 @@ class EntityTags:
         return list(self._revisions(query, weak=weak))
 
     def _revisions(self, query: str | None, *, weak: bool) -> Iterator[int]:
-        for tag in self.listed:
+        for tag in self.tags:
             if tag.startswith("W/") and not weak:
                 continue
             match = SERVER_TAG.fullmatch(tag.removeprefix("W/").strip('"'))
@@ -76,11 +76,11 @@ class Precondition:
 
     def holds(self, revision: int) -> bool:
         """Return whether the change applies at this revision."""
-        if self.excludes(revision):
+        if self.none_match_fails(revision):
             return False
         return self.match is None or revision in self.match
 
-    def excludes(self, revision: int) -> bool:
+    def none_match_fails(self, revision: int) -> bool:
         """Return whether If-None-Match fails at this revision.
 
         If the resource already is as requested, a false If-Match is ignored (RFC 9110, section

@@ -14,7 +14,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from werkzeug.exceptions import HTTPException, InternalServerError, NotFound
 
 from todo_api.db.errors import OutcomeUnknownError, meaning
-from todo_api.web.problems import DETAIL_OF_STATUS, Problem, bug, invalid, unavailable
+from todo_api.web.problems import DETAIL_OF_STATUS, Problem, internal_error, invalid, unavailable
 from todo_api.web.requests import current_request
 
 log = structlog.get_logger(__name__)
@@ -27,8 +27,8 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
     """Return the problem of an error that Flask or werkzeug raises."""
     status = error.code or 500
     detail = DETAIL_OF_STATUS.get(status) or error.description or ""
-    kept = ("Allow", "Retry-After")
-    headers = {name: value for name, value in error.get_headers() if name in kept}
+    kept_names = ("Allow", "Retry-After")
+    headers = {name: value for name, value in error.get_headers() if name in kept_names}
     return Problem(status, detail, headers=headers)
 
 
@@ -133,4 +133,4 @@ def register_error_handlers(app: Flask, constraints: Constraints) -> None:
     # `got_request_exception`, which tools that report errors need.
     @app.errorhandler(InternalServerError)
     def respond_to_bug(_: InternalServerError) -> Response:
-        return bug().response()
+        return internal_error().response()

@@ -39,11 +39,11 @@ WHITE_SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205
 NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 
 # Examples for the OpenAPI document.
-USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
-TIMESTAMP = "2026-11-21T09:30:00.000000Z"
-REVISION = 1763717400000000
-ITEM_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
-REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
+EXAMPLE_USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
+EXAMPLE_TIMESTAMP = "2026-11-21T09:30:00.000000Z"
+EXAMPLE_REVISION = 1763717400000000
+EXAMPLE_ITEM_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
+EXAMPLE_REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
 
 
 class StrictText(fields.String):
@@ -96,7 +96,7 @@ class StrictUUID(fields.UUID):
 
 
 class Anything(fields.Raw):
-    """Any JSON value, because it is ignored."""
+    """Any JSON value, because the server ignores the member."""
 
 
 class ResponseSchema(Schema):

@@ -18,7 +18,7 @@ REQUEST_HEADERS = (
 
 EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-Id"
 
-PREFLIGHT_AGE = 7200  # seconds; browsers cache a preflight no longer
+PREFLIGHT_AGE = 7200  # seconds: browsers cache a preflight for at most this time
 
 
 def send_security_headers(app: Flask) -> None:
@@ -53,12 +53,12 @@ def enable_cors(app: Flask, origins: tuple[str, ...]) -> None:
         request = current_request()
         if request.method != "OPTIONS" or request.header("Access-Control-Request-Method") is None:
             return None
-        allowances = {
+        preflight_headers = {
             "Access-Control-Allow-Methods": METHODS,
             "Access-Control-Allow-Headers": REQUEST_HEADERS,
             "Access-Control-Max-Age": str(PREFLIGHT_AGE),
         }
-        return BytesResponse(None, 204, allowances if allowed_origin() else {})
+        return BytesResponse(None, 204, preflight_headers if allowed_origin() else {})
 
     @app.after_request
     def add_cors_headers(response: Response) -> Response:

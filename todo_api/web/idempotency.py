@@ -1,4 +1,4 @@
-"""Read the Idempotency-Key header of an IETF draft, which identifies repeated requests."""
+"""Read the header Idempotency-Key (an IETF draft), which identifies repeated requests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The kinds of problems (RFC 9457, section 3.1.1), each declared once, with the texts of its page.
 
-To add a kind, add an entry to KINDS. Its page and the example in the OpenAPI document follow.
+To add a kind, add an entry to KINDS. The page of the kind, and its example in the OpenAPI document,
+are made from the entry.
 """
 
 from __future__ import annotations
@@ -423,7 +424,7 @@ KINDS = (
         name="headers-too-large",
         status=431,
         title="Request header fields too large",
-        happened="The request has more header fields than the server reads, or a longer one.",
+        happened="The request has too many header fields, or a header field is too long.",
         reason=(
             "The server reads at most 100 header fields of about 8,000 characters each. Cookies of "
             "other services under the same host name, or a large token, are the usual cause."
@@ -436,7 +437,10 @@ KINDS = (
         status=500,
         title="Internal server error",
         happened="The server has a bug, which this request has triggered.",
-        reason="The response has no details. The server's log has the error under `instance`.",
+        reason=(
+            "The response has no details. The server's log has the error under the id in "
+            "`instance`."
+        ),
         remedy=(
             "Report `instance` and the time to the operator. A request that only reads can be sent "
             "again. Before a change is sent again, read the resource: the change may have been "
@@ -499,15 +503,18 @@ OTHER = ProblemKind(
     name="other",
     status=501,
     title="Not Implemented",
-    happened="The request failed with a status that has no page of its own. This is an example.",
+    happened=(
+        "The request failed with a status that has no page of its own. The example below has the "
+        "status 501."
+    ),
     reason="`status` and `title` name the condition, as HTTP defines it (RFC 9110, section 15).",
     remedy=(
-        "Statuses from 400 to 499 ask for another request; statuses from 500 mean that the server "
-        "failed. Report `instance` to the operator if the cause stays unclear."
+        "With a status from 400 to 499, correct the request. With a status of 500 or above, the "
+        "server has failed. Report `instance` to the operator if the cause stays unclear."
     ),
     detail="The server does not support the action requested by the browser.",
     is_default_for_status=False,
 )
 
-KIND_OF_NAME = {kind.name: kind for kind in (*KINDS, OTHER)}
-KIND_OF_STATUS = {kind.status: kind for kind in KINDS if kind.is_default_for_status}
+KINDS_BY_NAME = {kind.name: kind for kind in (*KINDS, OTHER)}
+KINDS_BY_STATUS = {kind.status: kind for kind in KINDS if kind.is_default_for_status}

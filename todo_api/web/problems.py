@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from todo_api.web.problem_kinds import KIND_OF_NAME, KIND_OF_STATUS, OTHER, Fault
+from todo_api.web.problem_kinds import KINDS_BY_NAME, KINDS_BY_STATUS, OTHER, Fault
 from todo_api.web.requests import current_request
 from todo_api.web.responses import PROBLEM, BytesResponse
 from todo_api.web.schemas import FAULTS_SHOWN
@@ -42,7 +42,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         current: bytes | None = None,
     ) -> None:
         super().__init__(detail)
-        self.kind = KIND_OF_NAME[kind] if kind else KIND_OF_STATUS.get(status, OTHER)
+        self.kind = KINDS_BY_NAME[kind] if kind else KINDS_BY_STATUS.get(status, OTHER)
         self.title = HTTPStatus(status).phrase if self.kind is OTHER else self.kind.title
         self.current = current
         self.status = status
@@ -85,7 +85,7 @@ def example_problem(kind: ProblemKind, current: bytes) -> Problem:
 
 def problem_of_status(status: int) -> Problem:
     """Return the problem of a status, with the detail that its kind declares."""
-    return Problem(status, KIND_OF_STATUS[status].detail)
+    return Problem(status, KINDS_BY_STATUS[status].detail)
 
 
 def malformed(detail: str) -> Problem:
@@ -128,7 +128,7 @@ def length_required() -> Problem:
 
 def precondition_failed(current: bytes, etag: str) -> Problem:
     """Return a 412 with the resource as it is now; the client can merge its change into it."""
-    return Problem(412, KIND_OF_STATUS[412].detail, headers={"ETag": etag}, current=current)
+    return Problem(412, KINDS_BY_STATUS[412].detail, headers={"ETag": etag}, current=current)
 
 
 def precondition_required() -> Problem:
@@ -144,11 +144,11 @@ def unsupported_media_type(accepted: Sequence[str], method: str) -> Problem:
 
 
 def invalid(errors: Iterable[Fault]) -> Problem:
-    return Problem(422, KIND_OF_STATUS[422].detail, errors=errors)
+    return Problem(422, KINDS_BY_STATUS[422].detail, errors=errors)
 
 
 def key_reused() -> Problem:
-    kind = KIND_OF_NAME["key-reused"]
+    kind = KINDS_BY_NAME["key-reused"]
     return Problem(422, kind.detail, kind=kind.name, errors=kind.errors)
 
 
@@ -156,11 +156,11 @@ def unavailable(detail: str) -> Problem:
     return Problem(503, detail, headers={"Retry-After": str(RETRY_AFTER)})
 
 
-def bug() -> Problem:
+def internal_error() -> Problem:
     return problem_of_status(500)
 
 
-# The details that replace the texts of Flask and werkzeug for these statuses, which are for
+# Details for these statuses. They replace the texts of Flask and werkzeug, which people read in
 # browsers.
-DETAIL_OF_STATUS = {status: KIND_OF_STATUS[status].detail for status in (404, 405, 413)}
+DETAIL_OF_STATUS = {status: KINDS_BY_STATUS[status].detail for status in (404, 405, 413)}
 DETAIL_OF_STATUS[404] = "No route has this path: /openapi.json lists all routes."

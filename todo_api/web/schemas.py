@@ -2,7 +2,7 @@
 
 from marshmallow import fields, validate
 
-from todo_api.web.fields import ANYTHING, REQUEST_ID, ResponseSchema
+from todo_api.web.fields import ANYTHING, EXAMPLE_REQUEST_ID, ResponseSchema
 
 FAULTS_SHOWN = 100  # the maximum in a response
 FAULT_LENGTH = 1000  # characters
@@ -74,7 +74,7 @@ class ProblemDetails(ResponseSchema):
         metadata={
             "description": "The request id, which is also in the server's log.",
             "pattern": "^[A-Za-z0-9._-]+$",
-            "example": REQUEST_ID,
+            "example": EXAMPLE_REQUEST_ID,
         },
     )
     errors = fields.List(

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class NotJsonError(ValueError):
-    """The bytes are not strict JSON. The message has the reason, without a quotation."""
+    """The bytes are not strict JSON. The message does not repeat any part of them."""
 
 
 def loads(data: bytes) -> Any:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # The only path below /api that does not begin with a user's id.
-SESSION = "/api/session"
+SESSION_PATH = "/api/session"
 
 
 # The names of JSON types in faults, for each type that `json.loads` returns, except dict.
@@ -50,7 +50,7 @@ class IdConverter(UnicodeConverter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.regex = rf"(?!{SESSION.rpartition('/')[2]}$){self.regex}"
+        self.regex = rf"(?!{SESSION_PATH.rpartition('/')[2]}$){self.regex}"
 
 
 def load_body(schema: Schema) -> Any:
@@ -88,7 +88,7 @@ def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[
 
 
 def list_faults(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each message in marshmallow's tree, after its JSON Pointer (RFC 6901)."""
+    """Yield (JSON Pointer, message) for each message in marshmallow's tree (RFC 6901)."""
     if isinstance(messages, dict):
         for key, subtree in messages.items():
             # A key comes from the client and may contain lone surrogates.

@@ -18,7 +18,11 @@ from psycopg import sql
 
 from todo_api.commands.embedded.account import ROOT_HOME, find_account
 from todo_api.commands.embedded.errors import EmbeddedError
-from todo_api.commands.embedded.postmaster import SOCKET_PREFIX, read_postmaster, remove_remains
+from todo_api.commands.embedded.postmaster import (
+    SOCKET_PREFIX,
+    read_postmaster,
+    remove_files_of_killed_server,
+)
 from todo_api.commands.embedded.programs import find_programs
 
 if TYPE_CHECKING:
@@ -74,7 +78,7 @@ class Cluster:
         if self._is_running():
             self._is_started = True
             return
-        remove_remains(self.data)
+        remove_files_of_killed_server(self.data)
         # In /tmp: a socket's path has at most 107 bytes, and a checkout's path may be longer.
         socket_folder = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir="/tmp"))
         self._give_to_account(socket_folder)

@@ -28,7 +28,7 @@ def read_postmaster(data: Path) -> Postmaster | None:
     return Postmaster(int(pid), Path(socket_folder), state.strip())
 
 
-def remove_remains(data: Path) -> None:
+def remove_files_of_killed_server(data: Path) -> None:
     """Remove the socket folder of a server that was killed, and postmaster.pid if necessary."""
     postmaster = read_postmaster(data)
     if postmaster is None:

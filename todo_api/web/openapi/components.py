@@ -11,15 +11,20 @@ from marshmallow import fields
 
 from todo_api.db.tables import IDEMPOTENCY_KEY_LENGTH
 from todo_api.web.conditional import ENTITY_TAGS, SERVER_TAG, TAGS_LENGTH, etag
-from todo_api.web.fields import ITEM_ID, REQUEST_ID, REVISION, USER_ID
+from todo_api.web.fields import (
+    EXAMPLE_ITEM_ID,
+    EXAMPLE_REQUEST_ID,
+    EXAMPLE_REVISION,
+    EXAMPLE_USER_ID,
+)
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
-from todo_api.web.problem_kinds import KIND_OF_NAME, KIND_OF_STATUS
+from todo_api.web.problem_kinds import KINDS_BY_NAME, KINDS_BY_STATUS
 from todo_api.web.problems import (
     Problem,
-    bug,
     conflict,
     gone,
+    internal_error,
     invalid,
     malformed,
     not_acceptable,
@@ -31,7 +36,7 @@ from todo_api.web.problems import (
     unavailable,
     unsupported_media_type,
 )
-from todo_api.web.requests import WELL_FORMED
+from todo_api.web.requests import REQUEST_ID_PATTERN
 from todo_api.web.responses import JSON, MERGE_PATCH, PROBLEM, PUBLIC
 from todo_api.web.schemas import ProblemDetails
 
@@ -50,12 +55,12 @@ REQUEST_HEADERS = {
         (
             "If-Match",
             "The task must have one of these ETags; with `*`, it must exist (RFC 9110, 13.1.1).",
-            etag(REVISION),
+            etag(EXAMPLE_REVISION),
         ),
         (
             "If-None-Match",
             "The task must have none of these ETags; `*` excludes every task (RFC 9110, 13.1.2).",
-            etag(REVISION),
+            etag(EXAMPLE_REVISION),
         ),
     )
 } | {
@@ -64,7 +69,7 @@ REQUEST_HEADERS = {
             "A unique key that the client makes for each new task, such as a UUID. A repeated "
             "request has the same key."
         ),
-        "schema": string_schema(KEY, 2 * IDEMPOTENCY_KEY_LENGTH + 2, REQUEST_ID),
+        "schema": string_schema(KEY, 2 * IDEMPOTENCY_KEY_LENGTH + 2, EXAMPLE_REQUEST_ID),
     },
 }
 
@@ -81,7 +86,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     },
     "ETag": {
         "description": "The entity tag of the response, for If-Match and If-None-Match.",
-        "schema": string_schema(re.compile(f'"{SERVER_TAG.pattern}"'), 64, etag(REVISION)),
+        "schema": string_schema(re.compile(f'"{SERVER_TAG.pattern}"'), 64, etag(EXAMPLE_REVISION)),
     },
     "Idempotent-Replayed": {
         "description": "This is the response to an earlier request with the same Idempotency-Key.",
@@ -92,7 +97,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         "schema": string_schema(
             re.compile(r'</api/[^<>\s]+>; rel="next"'),
             8000,
-            f'</api/{USER_ID}/tasks?limit=100&cursor=Wzcs>; rel="next"',
+            f'</api/{EXAMPLE_USER_ID}/tasks?limit=100&cursor=Wzcs>; rel="next"',
         ),
     },
     "Location": {
@@ -101,7 +106,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
             "type": "string",
             "format": "uri-reference",
             "maxLength": 200,
-            "examples": [f"/api/{USER_ID}/tasks/{ITEM_ID}"],
+            "examples": [f"/api/{EXAMPLE_USER_ID}/tasks/{EXAMPLE_ITEM_ID}"],
         },
     },
     "Retry-After": {
@@ -122,15 +127,16 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     },
     "X-Request-Id": {
         "description": "The id of the request, which is also in the server's log.",
-        "schema": string_schema(WELL_FORMED, 128, REQUEST_ID),
+        "schema": string_schema(REQUEST_ID_PATTERN, 128, EXAMPLE_REQUEST_ID),
     },
 }
 
+# The headers of every response.
 EVERY_HEADER = ("Cache-Control", "X-Request-Id")
 
 
 def add_components(components: Components, items: Sequence[type[Schema]]) -> None:
-    """Register all components. The document has the components that an operation refers to.
+    """Register all components. The document contains only those that an operation refers to.
 
     `items` are the schemas of the resources.
     """
@@ -164,7 +170,7 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
         schema = ProblemDetails.from_dict(
             {"current": current}, name=f"{item.__name__}PreconditionFailed"
         )
-        problem = precondition_failed(orjson.dumps(example_of(item)), etag(REVISION))
+        problem = precondition_failed(orjson.dumps(example_of(item)), etag(EXAMPLE_REVISION))
         responses[error_component(problem.status, item)] = error_response(problem, schema)
     return responses
 
@@ -174,24 +180,26 @@ def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
     return {
         "description": problem.title,
         "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
-        "content": {PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(REQUEST_ID))}},
+        "content": {
+            PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(EXAMPLE_REQUEST_ID))}
+        },
     }
 
 
 def example_problems() -> Iterator[Problem]:
     """Yield an example of each problem except the 412, with its headers."""
-    in_trash = KIND_OF_NAME["in-trash"]
+    in_trash = KINDS_BY_NAME["in-trash"]
     yield from (
-        malformed(KIND_OF_STATUS[400].detail),
-        unauthorized(KIND_OF_STATUS[401].detail, 'Bearer error="invalid_token"'),
+        malformed(KINDS_BY_STATUS[400].detail),
+        unauthorized(KINDS_BY_STATUS[401].detail, 'Bearer error="invalid_token"'),
         not_found(),
         not_acceptable(JSON),
         conflict(in_trash.name, in_trash.detail),
         gone(),
         problem_of_status(413),
         unsupported_media_type([JSON], "PATCH"),
-        invalid(KIND_OF_STATUS[422].errors),
+        invalid(KINDS_BY_STATUS[422].errors),
         precondition_required(),
-        bug(),
-        unavailable(KIND_OF_STATUS[503].detail),
+        internal_error(),
+        unavailable(KINDS_BY_STATUS[503].detail),
     )

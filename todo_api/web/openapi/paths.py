@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from todo_api.web.fields import ITEM_ID, USER_ID
+from todo_api.web.fields import EXAMPLE_ITEM_ID, EXAMPLE_USER_ID
 
 # A variable in Flask's rule: `<converter:name>` or `<name>`.
 VARIABLE = re.compile("<(?:[^:<>]+:)?([^<>]+)>")
@@ -37,6 +37,6 @@ def path_parameter(name: str) -> dict[str, Any]:
             "format": "uuid",
             "minLength": 36,
             "maxLength": 36,
-            "examples": [USER_ID if is_user else ITEM_ID],
+            "examples": [EXAMPLE_USER_ID if is_user else EXAMPLE_ITEM_ID],
         },
     }

@@ -15,9 +15,9 @@ user exists.
 `/docs`, select `Authorize` and paste the token.
 
 **Retries.** Every write can be sent again as it is: if the resource is as requested, the response
-is a success, even if `If-Match` has an older revision. To make a POST that creates repeatable, send
-an `id` that the client made, or an `Idempotency-Key`. After a 503, wait for the seconds in
-`Retry-After`, and send the request again.
+is a success, even if `If-Match` has an older revision. To make a POST safe to repeat, send an `id`
+that the client made, or an `Idempotency-Key`. After a 503, wait for the seconds in `Retry-After`,
+and send the request again.
 
 **Concurrent changes.** Send a task's `ETag` in `If-Match` with a change. If another request has
 changed the task, the response is 412, and its member `current` has the task as it is now. A read
