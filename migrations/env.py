@@ -26,12 +26,15 @@ from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
+from todo_api.resources.representation import function_of
 from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
+
+    from todo_api.resources.resource import Resource
 
 # The metadata of all tables, also of those without a resource.
 metadata = RESOURCES[0].table.metadata
@@ -103,6 +106,16 @@ PROTECTION = (
         "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
         " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
     ),
+    # After take_revision, in the order of the triggers' names.
+    (
+        "CREATE TRIGGER write_json_on_insert BEFORE INSERT ON {table}"
+        " FOR EACH ROW EXECUTE FUNCTION write_{table}_json()"
+    ),
+    (
+        "CREATE TRIGGER write_json_on_update BEFORE UPDATE ON {table}"
+        " FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)"
+        " EXECUTE FUNCTION write_{table}_json()"
+    ),
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {application}",
     "GRANT SELECT (user_id, id, revision, deleted_at), DELETE ON {table} TO {maintenance}",
     "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
@@ -128,6 +141,7 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
     existing = inspect(connection).get_table_names()
     for resource in RESOURCES:
         if resource.table.name not in existing:
+            yield write_json(resource)
             for statement in PROTECTION:
                 yield ExecuteSQLOp(
                     statement.format(
@@ -144,17 +158,23 @@ RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-0
 
 
 def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
-    """Yield what renews all rows, if one of the operations adds a member to a resource."""
-    tables = {resource.table.name for resource in RESOURCES}
-    added = [
-        each
+    """Yield what renders all rows of a resource anew, if an operation adds a member to it."""
+    changed = {
+        operation.table_name
         for operation in operations
-        if isinstance(operation, ModifyTableOps) and operation.table_name in tables
-        for each in operation.ops
-        if isinstance(each, AddColumnOp)
-    ]
-    if added:
+        if isinstance(operation, ModifyTableOps)
+        and any(isinstance(each, AddColumnOp) for each in operation.ops)
+    }
+    functions = [write_json(each) for each in RESOURCES if each.table.name in changed]
+    yield from functions
+    if functions:
         yield ExecuteSQLOp(RENEW)
+
+
+def write_json(resource: Resource) -> ExecuteSQLOp:
+    """Return what makes or replaces the function that renders the resource's rows."""
+    fields = [field.name for field in resource.fields]
+    return ExecuteSQLOp(function_of(resource.table, fields))
 
 
 def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:

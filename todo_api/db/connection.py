@@ -71,10 +71,11 @@ class Connection(psycopg.Connection[Row]):
         no statement is prepared, because some poolers do not support it.
         """
         self.opened_at = time.monotonic()
-        # Load JSON as bytes: responses send it as PostgreSQL wrote it, without parsing.
+        # Load JSON and text as bytes: responses send them as PostgreSQL wrote them.
         bytes_loader = self.adapters.get_loader(self.adapters.types["bytea"].oid, Format.BINARY)
         if bytes_loader is not None:
             self.adapters.register_loader("json", bytes_loader)
+            self.adapters.register_loader("text", bytes_loader)
         self._transformer = Transformer(self)
         self._most_prepared = most_prepared if prepares else 0
         self._names: dict[Shape, bytes] = {}

@@ -11,6 +11,7 @@ import orjson
 from sqlalchemy import (
     BigInteger,
     Integer,
+    Text,
     Uuid,
     any_,
     bindparam,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSON
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import users
@@ -102,7 +103,7 @@ def list_statement(
         row = tuple_(expression, table.c.id)
         end = tuple_(bindparam("after_value", type_=key.type), bindparam("after_id", type_=Uuid))
         page = page.where(row < end if is_descending else row > end)
-    first = select(null().cast(JSON).label("json"), owner_row.c.revision)
+    first = select(null().cast(Text).label("json"), owner_row.c.revision)
     return compiled(union_all(first, select(*page.subquery("page").c)))
 
 

@@ -83,6 +83,8 @@ def resource_table(
         # The id of the attempt that made the latest change, set by the trigger. A write whose
         # response was lost finds out by it, when it is repeated, whether it was made.
         Column("attempt", Uuid),
+        # The representation, written by a trigger; NULL in a row that is not yet renewed.
+        Column("json", Text),
         PrimaryKeyConstraint("user_id", "id"),
         ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         *(constraint for field in declared for constraint in field.constraints()),
