@@ -4,11 +4,8 @@ import json
 import uuid
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.dialects import postgresql
 
 from tests.support.api import Device
-from todo_api.commands.renewal import renew_revisions
 from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
@@ -66,7 +63,7 @@ def test_every_read_sends_the_stored_representation(client, make_task, tasks_url
     assert task["title"] == title.strip()
 
 
-def test_representation_cannot_be_set_by_hand(client, task, read_rows, connection):
+def test_representation_cannot_be_set_by_hand(task, read_rows, connection):
     connection.execute("UPDATE tasks SET json = '{}' WHERE id = %s", (task["id"],))
 
     ((stored, rendered, _),) = read_rows()
