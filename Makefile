@@ -58,7 +58,7 @@ DATA_LAYER := tests/resources tests/tasks tests/users tests/test_isolation.py $(
 test-full: $(INSTALLED) ## Run all tests with more repetitions, then through PgBouncer, then on partitioned tables
 	$(PYTEST) --full $(ARGS)
 	$(PYTEST) --pooler $(ARGS)
-	$(PYTEST) --divided $(DATA_LAYER)
+	$(PYTEST) --partitioned $(DATA_LAYER)
 
 .PHONY: bench
 bench: $(INSTALLED) ## Compare this API with other frameworks and with bare servers (needs wrk and Node)

@@ -1,4 +1,4 @@
-"""gunicorn's configuration; every value that differs from its default has a reason."""
+"""gunicorn's configuration. A comment gives the reason for each value that is not the default."""
 
 import gc
 import logging
@@ -13,7 +13,7 @@ from gunicorn.workers.base import Worker
 
 from todo_api.auth.jwks import IssuerKeys
 from todo_api.logs import configure_logging
-from todo_api.server.slots import share_metrics
+from todo_api.server.worker_numbers import make_metrics_folder
 from todo_api.settings import SettingsError
 from todo_api.startup import load_process_settings
 
@@ -27,7 +27,7 @@ except SettingsError as error:
 
 
 class OneStream(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """Sends gunicorn's log lines to our stream. The application logs requests itself."""
+    """Sends gunicorn's log lines to the application's log. The application logs requests itself."""
 
     def setup(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -45,22 +45,23 @@ workers = settings.web_concurrency
 worker_class = "todo_api.server.worker.Worker" if hasattr(select, "epoll") else "gthread"
 threads = settings.web_threads
 
-# A worker is replaced after this many requests, so that no memory leak grows without limit. The
-# jitter prevents that all workers are replaced at the same time.
+# gunicorn replaces a worker after this number of requests, so that no memory leak grows without
+# limit. With the jitter, the workers are replaced at different times.
 max_requests = 200_000
 max_requests_jitter = 20_000
 
-# Longer than the idle timeout of the proxy in front, so that the proxy closes connections first. If
-# gunicorn closed one while the proxy sends a request on it, the client would get a 502.
+# Longer than the idle timeout of the proxy in front, so that the proxy closes idle connections
+# first. If gunicorn closed a connection on which the proxy is sending a request, the client would
+# get a 502.
 keepalive = 75
 
-# A request that runs when the server stops may still take REQUEST_TIMEOUT.
+# After a stop signal, running requests may still take REQUEST_TIMEOUT.
 graceful_timeout = round(settings.request_timeout) + 5
 
 # The heartbeat file is in memory: on a slow disk, gunicorn would kill healthy workers.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 
-# gunicorn uses no header of the proxy (X-Forwarded-*), so it need not check who sends them.
+# gunicorn ignores the proxy's headers X-Forwarded-*, so any client may send them.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
@@ -68,11 +69,15 @@ forwarded_allow_ips = "*"
 # The control socket is not used.
 control_socket_disable = True
 
-# This runs before any metric is created: a worker creates metrics when it loads the application.
-slots = share_metrics()
-pre_fork, post_fork, child_exit = slots.pre_fork, slots.post_fork, slots.child_exit
+# A folder for the metrics, in which each worker has a number for its files. It must exist before a
+# worker creates its metrics, which is when the worker loads the application.
+worker_numbers = make_metrics_folder()
+pre_fork = worker_numbers.pre_fork
+post_fork = worker_numbers.post_fork
+child_exit = worker_numbers.child_exit
 
-# Seconds. After it, a worker serves even without a database: /livez is 200, other requests get 503.
+# Seconds. After this time, a worker serves requests even without a database: /livez responds with
+# 200, and requests that need the database get a 503.
 FIRST_CONNECTION_TIMEOUT = 1
 
 # Settings of gunicorn that the worker does not implement and would ignore without a message.
@@ -96,17 +101,17 @@ def post_worker_init(worker: Worker) -> None:
     """Connect before the first request, in the worker: threads do not survive a fork."""
     services: Services = worker.wsgi.services
     services.pool.open()
-    # Otherwise the first requests would hold the slots of the admission limiter (db/admission.py)
-    # while they wait for a connection.
+    # Otherwise the first requests would hold all slots (db/admission.py) until a connection is
+    # open.
     services.pool.await_connection(FIRST_CONNECTION_TIMEOUT)
     if isinstance(services.keys, IssuerKeys):
         services.keys.open()
-    # The objects that exist now stay, so the garbage collector need not visit them in each run.
+    # The garbage collector skips the objects that exist now: the process keeps them until it ends.
     gc.freeze()
 
 
 def pre_exec(server: Arbiter) -> None:
-    """Start the new master of an upgrade as `python -m gunicorn`, however this one was started.
+    """Start the new master of an upgrade as `python -m gunicorn`, however the old one was started.
 
     Otherwise gunicorn runs its `__main__.py` as a script. Python then puts gunicorn's folder first
     in sys.path, and `gunicorn/http` hides the standard library's `http`.

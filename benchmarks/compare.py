@@ -1,8 +1,9 @@
 """Compare this API with other frameworks and with upper bounds: `make bench`.
 
 All systems are measured alternately in one run, on the same database. The report has the median
-rate of each operation in requests/s, and this API's share of each other rate. The share is the
-median of the ratios in each round, because noise of the machine affects a ratio less than a rate.
+rate of each operation in requests/s, and the ratio of this API's rate to each other rate. The ratio
+is the median of the ratios in each round, because noise of the machine affects a ratio less than a
+rate.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ TITLES = {
     "mix": "mix, 70 % reads",
 }
 
-# The target for this API's rate, as a share of the rate of another system.
+# The target for the ratio of this API's rate to the rate of another system.
 TARGETS = {
     SQLMODEL.name: {
         "get": 2.0,
@@ -109,7 +110,7 @@ class Results:
         return statistics.median(round_.cpu for round_ in self._figures[operation, name].values())
 
     def ratio(self, operation: str, other: str, name: str = THIS_API.name) -> float | None:
-        """Return the rate as a share of the other's rate, or None without a common round."""
+        """Return the ratio of the rate to the other's rate, or None without a common round."""
         rounds = self._figures.get((operation, name), {})
         other_rounds = self._figures.get((operation, other), {})
         common = rounds.keys() & other_rounds.keys()
@@ -197,25 +198,25 @@ class Run:
 
 
 def target_rows(results: Results) -> list[list[str]]:
-    """Return a row for each target: the share with the default threads, and with one thread."""
+    """Return a row for each target: the ratio with the default threads, and with one thread."""
     rows = []
     for name, targets in TARGETS.items():
         for operation, target in targets.items():
             ratios = [
                 results.ratio(operation, name, system.name) for system in (THIS_API, ONE_THREAD)
             ]
-            shares = [format_share(ratio, target) for ratio in ratios if ratio is not None]
-            if shares:
-                rows.append([name, TITLES[operation], f"{target:.2f}", *shares])
+            cells = [format_ratio(ratio, target) for ratio in ratios if ratio is not None]
+            if cells:
+                rows.append([name, TITLES[operation], f"{target:.2f}", *cells])
     return rows
 
 
-def format_share(ratio: float, target: float) -> str:
+def format_ratio(ratio: float, target: float) -> str:
     return f"{ratio:.2f}" if ratio >= target else f"**{ratio:.2f}, missed**"
 
 
 def rate_table(results: Results, names: Sequence[str]) -> str:
-    """Return a table of requests/s, with this API's share of each rate in parentheses."""
+    """Return a table of requests/s, with the ratio of this API's rate to each in parentheses."""
     rows = []
     for operation in results.operations():
         row = [TITLES[operation]]
@@ -224,10 +225,10 @@ def rate_table(results: Results, names: Sequence[str]) -> str:
                 row.append("")
                 continue
             ratio = results.ratio(operation, name)
-            share = f" ({ratio:.2f})" if ratio and name not in OWN else ""
-            row.append(f"{results.rate(operation, name):,.0f}{share}")
+            compared = f" ({ratio:.2f})" if ratio and name not in OWN else ""
+            row.append(f"{results.rate(operation, name):,.0f}{compared}")
         rows.append(row)
-    return table(["requests/s (rate of this API / rate of this contender)", *names], rows)
+    return table(["requests/s (rate of this API / rate of the other system)", *names], rows)
 
 
 def cpu_table(results: Results, names: Sequence[str]) -> str:
@@ -261,8 +262,8 @@ def machine(data: Data) -> str:
     npm = (PEERS / "fastify/package-lock.json").read_text()
     fastify = re.search(r'"node_modules/fastify": {\s+"version": "([\d.]+)"', npm)
     return (
-        f"{os.cpu_count()} cores ({model}) shared by all of them, including wrk and PostgreSQL; "
-        f"PostgreSQL {data.version()}, Python {platform.python_version()}, "
+        f"All programs, including wrk and PostgreSQL, shared {os.cpu_count()} cores ({model}). "
+        f"Versions: PostgreSQL {data.version()}, Python {platform.python_version()}, "
         f"Node {node.strip()[1:]}, Fastify {fastify[1] if fastify else ''}, "
         + ", ".join(f"{name} {versions[name]}" for name in packages)
     )
@@ -278,11 +279,14 @@ def report(results: Results, without_tokens: Results | None, setup: str) -> str:
     parts = [setup, rate_table(results, [*names, pgbench.NAME])]
     rows = target_rows(results)
     if rows:
-        parts.append(table(["compared with", "operation", "target", *OWN], rows))
+        parts += [
+            "Targets for the rate of this API / the rate of the other system:",
+            table(["other system", "operation", "target: at least", *OWN], rows),
+        ]
     parts.append(cpu_table(results, names))
     if without_tokens:
         with_database = [system.name for system in SYSTEMS if not system.is_upper_bound]
-        parts += ["All systems without tokens:", rate_table(without_tokens, with_database)]
+        parts += ["The same requests without tokens:", rate_table(without_tokens, with_database)]
     invalid = results.invalid + (without_tokens.invalid if without_tokens else [])
     if invalid:
         reasons = "\n".join(f"- {reason}" for reason in invalid)
@@ -318,10 +322,11 @@ def main() -> None:
                 [system for system in SYSTEMS if not system.is_upper_bound]
             )
         setup = (
-            f"{options.rounds} rounds of {options.seconds} s for each measurement, medians; "
-            f"{CONNECTIONS} keep-alive connections, "
-            f"{SIZE.users:,} users with {SIZE.tasks_per_user} tasks each; "
-            f"{WORKERS} processes, gunicorn's with {THREADS} threads each. {machine(data)}."
+            f"The values are medians of {options.rounds} rounds of {options.seconds} s. "
+            f"wrk used {CONNECTIONS} keep-alive connections. "
+            f"There were {SIZE.users:,} users with {SIZE.tasks_per_user} tasks each. "
+            f"Each system had {WORKERS} processes; gunicorn's processes had {THREADS} threads, "
+            f"unless the name of the system says one thread. {machine(data)}."
         )
     text = report(results, without_tokens, setup)
     print(text)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 WORKERS, THREADS = 2, 4
 CLIENTS = (16, 100)
 ROUNDS, SECONDS = 30, 2
-SHARE_ON_ONE_WORKER = 0.9  # of the connections, from which a round counts as "on one worker"
+# A round counts as "on one worker" if that worker has this share of the connections or more.
+SHARE_ON_ONE_WORKER = 0.9
 
 # wrk has a single address. This change switches off nginx's limits for each address.
 UNLIMITED = (
@@ -74,13 +75,14 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for clients in arguments.clients:
             direct, behind = [], []
-            for _ in range(arguments.rounds):  # alternately: noise of the machine lasts longer
+            # Alternately, because noise of the machine lasts longer than one round.
+            for _ in range(arguments.rounds):
                 direct.append(run_wrk(api, api.address, path, clients))
                 with nginx_proxy(api.address, UNLIMITED) as nginx:
                     behind.append(run_wrk(api, nginx.address, path, clients))
             print_row("direct", clients, direct)
             print_row("nginx", clients, behind)
-    print("Connections and CPU: the share of the worker with the larger one, median (maximum).")
+    print("Connections and CPU: the larger of the two workers' shares, median (maximum).")
     print("On one worker: rounds in which one worker had 90 % of the connections or more.")
     print("Requests/s: median (minimum).")
 

@@ -36,8 +36,8 @@ OPTIONS = {
     "max_connections": "250",
 }
 
-# The checks in a row without a busy connection. One is not enough: between two statements of a
-# server, its connection is idle, too.
+# The database counts as idle after this number of checks in a row without a busy connection. One
+# check is not enough: a connection is also idle between two statements of a server.
 IDLE_CHECKS = 4
 
 # The operations of 100 requests of the mix: 70 of them read.

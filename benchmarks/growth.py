@@ -40,7 +40,7 @@ MANY_CLIENTS, MAX_P95 = 100, 200
 FAR_MILLISECONDS, FAR_THREADS, MIN_FAR_RATE = 20, 8, 300
 MAX_RATIO_OF_ONE_USER, MAX_RATIO_OF_ALL_USERS = 1.5, 1.3
 MAX_MEMORY, MAX_GROWTH = 80, 4  # growth after the first 20 % of the requests
-TASKS_OF_EACH = 100  # of each of many users
+TASKS_OF_EACH_USER = 100
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,10 @@ def compare_costs(
         last = max(by_x)
         small, large = by_x[first], by_x[last]
         ratio = small.rate / large.rate if small and large else None
-        result = f"{ratio:.2f} times the cost" if ratio else "invalid"
+        result = f"{ratio:.2f} times" if ratio else "invalid"
         text = (
-            f"{TITLES[name]} from {first:,.10g} {x_title} to {last:,.10g}: {result}, "
-            f"{max_ratio} at most"
+            f"{TITLES[name]} with {last:,.10g} {x_title}, compared with {first:,.10g}. "
+            f"Target: at most {max_ratio} times the cost; measured: {result}"
         )
         targets.append((text, ratio is not None and ratio <= max_ratio))
     return targets
@@ -198,11 +198,13 @@ def tasks_of_one(bench: Bench) -> Section:
 def tasks_in_all(bench: Bench) -> Section:
     """Increase the number of users. Each has 100 tasks, so that all pages have the same length."""
     counts = (1_000, 10_000, 100_000, 1_000_000)
-    sizes = {float(count): Size(count // TASKS_OF_EACH, TASKS_OF_EACH) for count in counts}
+    sizes = {
+        float(count): Size(count // TASKS_OF_EACH_USER, TASKS_OF_EACH_USER) for count in counts
+    }
     measurements = measure_sizes(bench, sizes, OPERATIONS)
-    x_title = "tasks in all"
+    x_title = "tasks of all users"
     return Section(
-        f"Up to {USERS:,} users with {TASKS_OF_EACH} tasks each",
+        f"Up to {USERS:,} users with {TASKS_OF_EACH_USER} tasks each",
         format_table(measurements, x_title),
         panels(measurements, x_title),
         compare_costs(measurements, x_title, 1_000, MAX_RATIO_OF_ALL_USERS),
@@ -220,8 +222,11 @@ def clients(bench: Bench) -> Section:
     targets = []
     for name, by_x in measurements.items():
         many = by_x[MANY_CLIENTS]
-        result = f"p95 {many.p95:.0f} ms" if many else "invalid"
-        text = f"{TITLES[name]} with {MANY_CLIENTS} clients: {result}, under {MAX_P95} ms"
+        result = f"{many.p95:.0f} ms" if many else "invalid"
+        text = (
+            f"{TITLES[name]} with {MANY_CLIENTS} clients. "
+            f"Target: p95 below {MAX_P95} ms; measured: {result}"
+        )
         targets.append((text, many is not None and many.p95 < MAX_P95))
     x_title = "clients"
     return Section(
@@ -249,14 +254,17 @@ def distance(bench: Bench) -> Section:
                 columns.append(format_measurement(measurement))
                 if milliseconds is not None:
                     measurements[name][round_trip_milliseconds] = measurement
-            delay = "none: the socket" if milliseconds is None else f"{milliseconds} ms"
+            delay = "no proxy, Unix socket" if milliseconds is None else f"{milliseconds} ms"
             rows.append([delay, f"{round_trip_milliseconds:.2f} ms", *columns])
     head = ["delay (requests/s / p99)", "round trip", *(TITLES[name] for name in measurements)]
     targets = []
     for name, by_x in measurements.items():
         far = by_x[max(by_x)]
-        rate = f"{far.rate:.0f} requests/s" if far else "invalid"
-        text = f"{TITLES[name]} at {FAR_MILLISECONDS} ms: {rate}, {MIN_FAR_RATE} at least"
+        rate = f"{far.rate:.0f}" if far else "invalid"
+        text = (
+            f"{TITLES[name]} with a delay of {FAR_MILLISECONDS} ms. "
+            f"Target: at least {MIN_FAR_RATE} requests/s; measured: {rate}"
+        )
         targets.append((text, far is not None and far.rate >= MIN_FAR_RATE))
     x_title = "a round trip, ms"
     title = f"A database that is far away ({WORKERS} workers, {FAR_THREADS} threads each)"
@@ -282,13 +290,15 @@ def memory(bench: Bench) -> Section:
     idle, warm, last = points[0][1], points[2][1] if len(points) > 2 else 0, points[-1][1]  # noqa: PLR2004
     rows = [[f"{count:,.0f}", f"{size:.1f}"] for count, size in points]
     panel = chart.Lines("MB of the larger worker", "requests", {"": points}, log=False)
-    targets = [
-        (f"{idle:.1f} MB idle, {last:.1f} at the end, {MAX_MEMORY} at most", last <= MAX_MEMORY),
-        (
-            f"{last - warm:+.1f} MB after the first 20 % of the requests, {MAX_GROWTH} at most",
-            last - warm <= MAX_GROWTH,
-        ),
-    ]
+    memory_text = (
+        f"memory at the end. Target: at most {MAX_MEMORY} MB; "
+        f"measured: {last:.1f} MB, after {idle:.1f} MB at the start"
+    )
+    growth_text = (
+        f"growth after the first 20 % of the requests. Target: at most {MAX_GROWTH} MB; "
+        f"measured: {last - warm:+.1f} MB"
+    )
+    targets = [(memory_text, last <= MAX_MEMORY), (growth_text, last - warm <= MAX_GROWTH)]
     title = "A worker's memory"
     return Section(title, table(["requests", "MB of the larger worker"], rows), [panel], targets)
 
@@ -327,7 +337,7 @@ def main() -> None:
         for name in options.sections or SECTIONS:
             section = SECTIONS[name](bench)
             lines = [
-                f"- {'met' if is_met else '**missed**'}: {text}" for text, is_met in section.targets
+                f"- {text}: {'met' if is_met else '**missed**'}" for text, is_met in section.targets
             ]
             parts = [section.table, "\n".join(lines)] if lines else [section.table]
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)
@@ -335,7 +345,7 @@ def main() -> None:
             if options.write:
                 picture = f"performance-{name}.svg"
                 (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
-                setup = f"Measurements of {options.seconds} s. {machine(data)}."
+                setup = f"Each measurement took {options.seconds} s. {machine(data)}."
                 parts += [f"![{section.title}]({picture})", setup]
                 replace_section(f"make bench-growth: {name}", "\n\n".join(parts) + "\n")
         for reason in bench.invalid:

@@ -105,8 +105,8 @@ def measure(
 
 def check_changes(operation: str, requests: int, changes: int, connections: int) -> None:
     """Raise InvalidMeasurementError unless the requests made the expected number of changes."""
-    # At the end, one request of each connection may or may not be executed, and a mix can be within
-    # its series of 100 requests.
+    # At the end, one request of each connection may or may not be executed, and a mix can stop
+    # in the middle of its series of 100 requests.
     share = WRITES[operation] / 100
     tolerance = connections + (100 if operation == "mix" else 0) if share else 0
     if abs(changes - requests * share) > tolerance:

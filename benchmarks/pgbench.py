@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from load import LIMIT, InvalidMeasurementError
 
-from todo_api.db.database import ACT_AS_OWNER_IN_TIME
+from todo_api.db.database import ACT_AS_OWNER_WITH_TIMEOUT
 from todo_api.resources.pages import list_statement
 from todo_api.tasks.fields import TASK
 
@@ -47,7 +47,7 @@ EXPRESSIONS = {
     "match": "NULL",
     "none_match": "'{}'",
     "rows": str(LIMIT + 1),
-    "known": "'{}'",
+    "client_revisions": "'{}'",
     "new_title": "('Buy oat milk, change ' || :change)",
     "new_description": "'Two litres, and none with sugar in it.'",
     "new_completed": "(:change::int % 2 = 0)",
@@ -56,7 +56,7 @@ EXPRESSIONS = {
 
 def script(operation: str, size: Size) -> str:
     expressions = EXPRESSIONS | ({"id": "uuidv7()"} if operation == "create" else {})
-    statements = (ACT_AS_OWNER_IN_TIME, *STATEMENTS[operation])
+    statements = (ACT_AS_OWNER_WITH_TIMEOUT, *STATEMENTS[operation])
     sql = "\n".join(f"{statement.sql.decode()};" for statement in statements)
     sql = re.sub(r"%\((\w+)\)s", lambda match: expressions[match[1]], sql).replace("%%", "%")
     # pgbench would read the colons in a format of to_char as variables: \072 is a colon.

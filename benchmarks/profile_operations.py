@@ -119,7 +119,10 @@ def main() -> None:
             for operation in WRITES
             if operation != "mix"
         }
-        setup = f"One worker, one thread, {options.seconds} s each. {machine(data)}."
+        setup = (
+            f"One worker with one thread served each operation for {options.seconds} s. "
+            f"{machine(data)}."
+        )
         text = f"{format_table(profiles)}\n\n{setup}\n"
     print(text)
     if options.write:

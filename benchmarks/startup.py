@@ -1,4 +1,4 @@
-"""Measure the seconds from a start to the first 200 of /health: `make bench-startup`.
+"""Measure the seconds from a start to the first response 200 of /health: `make bench-startup`.
 
 It starts `make run` in a new folder and in an existing folder, and gunicorn with a running and
 migrated database.
@@ -66,6 +66,7 @@ def main() -> None:
                 folder.chmod(0o755)
                 for part in SOURCE:
                     (folder / part).symlink_to(ROOT / part)
+                # The data must not be outside the new folder (see ROOT_HOME in account.py).
                 assert Cluster(folder / ".dev").data.is_relative_to(folder)
                 times["new folder"].append(start(folder, "todo_api.commands.run"))
                 times["existing folder"].append(start(folder, "todo_api.commands.run"))

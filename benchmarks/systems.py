@@ -66,7 +66,7 @@ THIS_API = System(
     {"JWT_JWKS_URL": "", "JWT_PUBLIC_KEY": "", "JWT_ISSUER": "", "JWT_AUDIENCE": ""}
     | {"LOG_LEVEL": "info", "METRICS": "true"},
 )
-# With a near database, one thread can be faster: more threads compete for Python's lock.
+# With a near database, one thread can be faster: more threads compete for the GIL.
 ONE_THREAD = replace(
     THIS_API, name="this API, one thread", environ={**THIS_API.environ, "WEB_THREADS": "1"}
 )

@@ -13,7 +13,11 @@ from httplint.note import levels
 # Classes of notes with the level "bad" that the API cannot avoid, each with its reason.
 ACCEPTED_NOTES: dict[str, str] = {}
 
-STATUSES = {200, 201, 204, 304, 400, 401, 404, 405, 406, 409, 410, 412, 413, 415, 422, 428, 503}
+SUCCESSES = {200, 201, 204, 302, 304}
+ERRORS = {400, 401, 404, 405, 406, 409, 410, 412, 413, 415, 422, 428, 503}
+STATUSES = SUCCESSES | ERRORS
+
+ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"  # of a task
 
 
 class Server:
@@ -27,7 +31,7 @@ class Server:
         self.warnings = set()
 
     def request(self, method, path, body=None, **fields):
-        """Send a request, check its response, and return the headers of the response."""
+        """Send a request, check its response, and return its headers and its content."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -40,7 +44,7 @@ class Server:
         content = response.read()
         connection.close()
         self.lint(method, path, headers, body, response, content, started)
-        return response.headers
+        return response.headers, content
 
     def lint(self, method, path, headers, body, response, content, started):
         """Record the status of the response, and httplint's notes on it."""
@@ -78,13 +82,15 @@ class Server:
 def send_requests(request, user):
     """Send all kinds of requests of a user, from the first task until the user is erased."""
     tasks = f"/api/{user}/tasks"
-    created = request("POST", tasks, {"title": "Buy oat milk"})
-    request("POST", tasks, {"title": "Buy oats"})
+    created, _ = request("POST", tasks, {"title": "Buy oat milk"})
     task, tag = created["Location"], created["ETag"]
+    # 201, the same again, and 409: the id is in use with other values.
+    for title in ("Buy oats", "Buy oats", "Buy rye"):
+        request("POST", tasks, {"id": ID, "title": title})
     # 201, the same response replayed, and 422: another request has used the key.
     for title in ("Buy milk", "Buy milk", "Buy bread"):
         request("POST", tasks, {"title": title}, Idempotency_Key="key")
-    first_page = request("GET", f"{tasks}?limit=1")
+    first_page, _ = request("GET", f"{tasks}?limit=1")
     request("GET", first_page["Link"].partition(">")[0].lstrip("<"))
     request("HEAD", tasks)
     request("OPTIONS", tasks)
@@ -92,23 +98,32 @@ def send_requests(request, user):
     request("GET", task)
     request("HEAD", task)
     request("GET", task, If_None_Match=tag)
-    request("PATCH", task, {"description": "Two litres"}, If_Match=tag)
-    request("PATCH", task, {"description": "Three litres"}, If_Match=tag)
+    # 200, the same again, and 412: the ETag is that of an older revision.
+    for text in ("Two litres", "Two litres", "Three litres"):
+        request("PATCH", task, {"description": text}, If_Match=tag)
     request("PUT", task, {"title": "Buy milk"}, If_None_Match="*")
     request("PUT", task, {"title": "Buy milk"})
     request("PATCH", f"{task}/complete", {"completed": True})
-    request("POST", f"{task}/restore")
-    request("GET", f"/api/{user}/changes?since=0")
-    request("GET", f"/api/{user}/changes?since=999999")
+    _, changes = request("GET", f"/api/{user}/changes?since=0")
+    request("GET", f"/api/{user}/changes?since=1")
+    # Deleted, restored, and both again.
+    for method, path in (("DELETE", task), ("POST", f"{task}/restore")):
+        request(method, path)
+        request(method, path)
     request("DELETE", task)
-    request("GET", f"{tasks}?deleted=true")
+    request("GET", f"/api/{user}/trash")
+    request("GET", f"/api/{user}/changes?since={json.loads(changes)['next']}")
+    # 410: the deletion is purged, and this client has not read it.
+    request("DELETE", f"/api/{user}/trash")
+    request("GET", f"/api/{user}/changes?since={json.loads(changes)['next']}")
     request("GET", task)
     request("DELETE", tasks)
     request("GET", tasks, Accept="text/html")
     request("POST", tasks, b"{")
     request("POST", tasks, {"title": ""})
-    request("POST", tasks, b" " * (128 * 1024 + 1))
+    request("POST", tasks, b" " * (256 * 1024 + 1))
     request("POST", tasks, b"title=x", Content_Type="application/x-www-form-urlencoded")
+    request("GET", f"/api/{user}")
     request("DELETE", f"/api/{user}")
     return task
 
@@ -121,6 +136,8 @@ def main():
         server.request("GET", path)
     for path in ("/openapi.json", "/docs", "/docs/start.js", "/problems/invalid"):
         server.request("GET", path)
+    server.request("GET", "/")
+    server.request("GET", "/", Accept="text/html")
     server.request("GET", "/nothing")
 
     without_token = Server(os.environ["URL"], None)

@@ -1,6 +1,5 @@
 """Corrections of generated requests, for rules of the API that an OpenAPI schema cannot express."""
 
-import re
 from uuid import uuid4
 
 import schemathesis
@@ -12,23 +11,37 @@ TITLE_LENGTH = 255
 @schemathesis.hook
 def before_call(context, case, kwargs):
     """Keep valid requests valid and invalid requests invalid; do not change the others."""
+    shorten_query(case)
     if case.meta is not None and case.meta.generation.mode.is_positive:
         keep_valid(case)
     elif case.meta is not None:
         keep_invalid(case)
 
 
+def shorten_query(case):
+    """Keep the first two values of a repeated parameter, which are as invalid as more of them.
+
+    gunicorn refuses a request line of more than 4,094 characters with 414. An operation does not
+    document what a request gets that does not reach the application.
+    """
+    for name, value in (case.query or {}).items():
+        if isinstance(value, list):
+            case.query[name] = value[:2]
+
+
 def keep_valid(case):
     """Remove or replace values that match the schema but that the server must refuse."""
+    # PUT and PATCH take what GET gave, with the ids that are in the path.
+    if isinstance(case.body, dict) and "task_id" in case.path_parameters:
+        ids = {"id": "task_id", "user_id": "user_id"}
+        for name in ids.keys() & case.body.keys():
+            case.body[name] = case.path_parameters[ids[name]]
     if case.query:
-        # The server makes both values for its clients; a schema cannot describe the valid ones.
+        # The server makes both values for its clients; a schema cannot describe them.
         case.query.pop("cursor", None)
-        if "since" in case.query and not re.fullmatch("[0-9]{1,18}", str(case.query["since"])):
+        if "since" in case.query:
             case.query["since"] = "0"
     if case.headers:
-        # Both headers together require that the task exists and that it does not exist.
-        if case.headers.get("If-None-Match") == "*":
-            case.headers.pop("If-Match", None)
         # The coverage phase generates `0` for these headers, although it violates their pattern.
         for name in ENTITY_TAGS & set(case.headers):
             if case.headers[name] == "0":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fault_injection.servers import Api
 
 TASKS = b"/api/5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10/tasks"
-MAX_BODY = 128 * 1024  # bytes
+MAX_BODY = 256 * 1024  # bytes
 MAX_GROWTH = 20  # MB, of one worker
 TIMEOUT = 10  # seconds, for the response and the close of the connection
 

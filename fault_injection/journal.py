@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from fault_injection import print_figures
+from fault_injection.change_log import count_changes, create_change_log
 from fault_injection.clients import Client, Response
 from todo_api.web.conditional import etag
 
@@ -27,6 +28,8 @@ CLIENTS = 8
 USERS = 4  # fewer than clients, so that they wait for each other's locks
 RETRY_TIMEOUT = 60  # seconds for a request and all its retries
 MAX_LIVE = 20  # tasks that a client changes; it never changes the others again
+TRASH_PAGE = 200  # tasks
+REPEATED = 0.05  # of the writes: they are sent again after their response
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Journal:
     tasks: dict[str, Task] = field(default_factory=dict)
     acknowledged: int = 0
     operations: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)  # by user
+    changes: Counter[str] = field(default_factory=Counter)  # by task
     outcomes: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     last_write_at: float = 0
@@ -74,14 +77,17 @@ class Journal:
 
     def acknowledge(self, operation: str, task: Task) -> None:
         with self.lock:
+            before = self.tasks.get(task.id)
             self.tasks[task.id] = task
             self.acknowledged += 1
             self.operations[operation] += 1
-            self.changes[task.user] += 1
+            self.changes[task.id] += 1
             self.last_write_at = time.monotonic()
             if not task.deleted:
                 if (task.user, task.revision) in self.revisions:
                     self.errors.append(f"Revision {task.revision} twice: {task}")
+                if before and task.revision <= before.revision:
+                    self.errors.append(f"No greater revision: {before}, then {task}")
                 self.revisions.add((task.user, task.revision))
 
     def record_response_time(self, seconds: float) -> None:
@@ -121,7 +127,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         operations = [self.create, self.change, self.complete, self.delete]
-        operations += [self.restore, self.create_by_put, self.read]
+        operations += [self.restore, self.create_with_id, self.read]
         weights = [30, 30, 15, 10, 8, 7, 10]
         try:
             while not self._stop_asked.wait(self._pause):
@@ -143,18 +149,17 @@ class Writer(threading.Thread):
     def create(self) -> None:
         user, values = self._random.choice(self._users), self.make_values()
         key = str(uuid.uuid4())
-        response, _ = self.send("POST", f"/api/{user}/tasks", values, {"Idempotency-Key": key})
-        if self.has_status("POST", response, 201):
+        path = f"/api/{user}/tasks"
+        response = self.write("POST", 201, "POST", path, values, {"Idempotency-Key": key})
+        if response:
             self.record_task("POST", user, values, response.json)
 
-    def create_by_put(self) -> None:
-        user, values = self._random.choice(self._users), self.make_values()
-        path = f"/api/{user}/tasks/{uuid.uuid4()}"
-        response, is_retry = self.send("PUT", path, values, {"If-None-Match": "*"})
-        if is_retry and response.status == 412:
-            self.record_task("PUT", user, values, response.json["current"])
-        elif self.has_status("PUT", response, 201):
-            self.record_task("PUT", user, values, response.json)
+    def create_with_id(self) -> None:
+        user = self._random.choice(self._users)
+        values = {"id": str(uuid.uuid4()), **self.make_values()}
+        response = self.write("POST with an id", 201, "POST", f"/api/{user}/tasks", values)
+        if response:
+            self.record_task("POST with an id", user, values, response.json)
 
     def change(self) -> None:
         if task := self.pop_random(self._live):
@@ -166,20 +171,16 @@ class Writer(threading.Thread):
 
     def patch(self, operation: str, task: Task, suffix: str, changes: dict[str, Any]) -> None:
         condition = {"If-Match": etag(task.revision)}
-        response, is_retry = self.send("PATCH", task.path + suffix, changes, condition)
-        values = task.values | changes
-        if is_retry and response.status == 412:
-            self.record_task(operation, task.user, values, response.json["current"])
-        elif self.has_status(operation, response, 200):
-            self.record_task(operation, task.user, values, response.json)
+        response = self.write(operation, 200, "PATCH", task.path + suffix, changes, condition)
+        if response:
+            self.record_change(operation, task, changes, response.json)
 
     def delete(self) -> None:
         task = self.pop_random(self._live)
         if task is None:
             return
         condition = {"If-Match": etag(task.revision)}
-        response, is_retry = self.send("DELETE", task.path, None, condition)
-        if (is_retry and response.status == 404) or self.has_status("DELETE", response, 204):
+        if self.write("DELETE", 204, "DELETE", task.path, None, condition):
             deleted = replace(task, deleted=True)
             self._journal.acknowledge("DELETE", deleted)
             self._trash.append(deleted)
@@ -190,23 +191,36 @@ class Writer(threading.Thread):
             return
         # If-Match names this deletion, whose revision the trash lists. So an attempt that arrives
         # late does not undo a later deletion.
-        query = f"deleted=true&q={task.title.removeprefix('Buy ')}"
-        response, _ = self.send("GET", f"/api/{task.user}/tasks?{query}")
-        if not self.has_status("trash", response, 200):
+        deleted = self.find_in_trash(task)
+        if deleted is None:
             return
-        (deleted,) = response.json
-        assert deleted["id"] == task.id, f"Another task is in the trash: {deleted}"
         condition = {"If-Match": etag(deleted["revision"])}
-        response, is_retry = self.send("POST", f"{task.path}/restore", None, condition)
-        if is_retry and response.status in (409, 412):
-            response, _ = self.send("GET", task.path)
-        if self.has_status("restore", response, 200):
-            self.record_task("restore", task.user, task.values, response.json)
+        response = self.write("restore", 200, "POST", f"{task.path}/restore", None, condition)
+        if response:
+            self.record_change("restore", task, {}, response.json)
+
+    def find_in_trash(self, task: Task) -> dict[str, Any] | None:
+        """Return the task as the trash lists it, or None and record an error."""
+        path = f"/api/{task.user}/trash?limit={TRASH_PAGE}"
+        while path:
+            response = self.send("GET", path)
+            if not self.has_status("trash", response, 200):
+                return None
+            for entry in response.json:
+                if entry["id"] == task.id:
+                    deleted: dict[str, Any] = entry["value"]
+                    if deleted != deleted | task.values or deleted["revision"] <= task.revision:
+                        self._journal.record_error(f"Deleted {task}, but the trash has {entry}")
+                        return None
+                    return deleted
+            path = response.headers.get("link", "").partition(">")[0].removeprefix("<")
+        self._journal.record_error(f"Not in the trash: {task}")
+        return None
 
     def read(self) -> None:
         if self._live:
             task = self._random.choice(self._live)
-            response, _ = self.send("GET", task.path)
+            response = self.send("GET", task.path)
             expected = {"revision": task.revision, **task.values}
             if self.has_status("GET", response, 200) and response.json != response.json | expected:
                 self._journal.record_error(f"Acknowledged {task}, but read {response}")
@@ -216,13 +230,18 @@ class Writer(threading.Thread):
             return None
         return tasks.pop(self._random.randrange(len(tasks)))
 
+    def record_change(self, operation: str, task: Task, changes: dict[str, Any], body: Any) -> None:
+        """Record a change of the task, as `record_task` does."""
+        self.record_task(operation, task.user, {"id": task.id, **task.values, **changes}, body)
+
     def record_task(self, operation: str, user: str, values: dict[str, Any], body: Any) -> None:
         """Record the task of a response, or an error if its values differ from the sent ones."""
-        returned = {name: body[name] for name in values} | {"user_id": body["user_id"]}
-        if returned != values | {"user_id": user}:
-            self._journal.record_error(f"{operation} sent {values} and got {body}")
+        expected = values | {"user_id": user}
+        if body != body | expected:
+            self._journal.record_error(f"{operation} sent {expected} and got {body}")
             return
-        task = Task(user, body["id"], deleted=False, revision=body["revision"], **values)
+        names = ("id", "title", "description", "completed", "revision")
+        task = Task(user, deleted=False, **{name: body[name] for name in names})
         self._journal.acknowledge(operation, task)
         self._live.append(task)
         if len(self._live) > MAX_LIVE:
@@ -234,18 +253,40 @@ class Writer(threading.Thread):
             self._journal.record_error(f"{operation} got the response {response}")
         return response.status == status
 
+    def write(
+        self,
+        operation: str,
+        status: int,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+    ) -> Response | None:
+        """Send the write until it gets a response, and sometimes once more after that.
+
+        Only this client writes to the task, so each response must be a success: an earlier attempt
+        without a response may have been applied, and a write can be sent again as it is. Return
+        the response, or None and record an error.
+        """
+        response = self.send(method, path, body, headers)
+        if not self.has_status(operation, response, status):
+            return None
+        if self._random.random() < REPEATED:
+            again = self.send(method, path, body, headers)
+            if (again.status, again.body) != (response.status, response.body):
+                self._journal.record_error(f"{operation} got {response}, then {again}")
+                return None
+            self._journal.count("repeated")
+        return response
+
     def send(
         self,
         method: str,
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-    ) -> tuple[Response, bool]:
-        """Send the request until a response other than 503 comes.
-
-        Return this response, and True if it is a retry: an earlier attempt may have been applied.
-        """
-        is_retry = False
+    ) -> Response:
+        """Send the request until a response other than 503 comes, and return this response."""
         deadline = time.monotonic() + RETRY_TIMEOUT
         while time.monotonic() < deadline:
             started = time.monotonic()
@@ -259,13 +300,12 @@ class Writer(threading.Thread):
                 if response.status != 503:
                     if "idempotent-replayed" in response.headers:
                         self._journal.count("replayed")
-                    return response, is_retry
+                    return response
                 self._journal.count("503")
                 if "retry-after" not in response.headers:
                     self._journal.record_error(f"A 503 without Retry-After: {response}")
                 # Shorter than Retry-After, so that more writes are sent before the next fault.
                 time.sleep(0.1 + 0.2 * self._random.random())
-            is_retry = True
         raise TimeoutError(f"Only 503 or no response to {method} {path} in {RETRY_TIMEOUT} s")
 
 
@@ -306,6 +346,8 @@ def write_during(
     At least `writes` writes are acknowledged. At the end, the journal and the database must match.
     """
     journal = Journal()
+    with server.connect() as connection:
+        create_change_log(connection)
     started = time.monotonic()
     with writers(api, journal, clients):
         for number in range(1, times + 2):
@@ -326,6 +368,7 @@ def write_during(
         seconds=round(time.monotonic() - started),
         requests_without_a_response=journal.outcomes["no response"],
         responses_of_503=journal.outcomes["503"],
+        writes_sent_again_after_a_success=journal.outcomes["repeated"],
         responses_replayed=journal.outcomes["replayed"],
         statements_retried_by_the_API=round(counts["todo_database_retries_total"]),
         unknown_outcomes_of_statements=round(counts["todo_database_unknown_outcomes_total"]),
@@ -365,10 +408,20 @@ def compare(journal: Journal, connection: Connection[tuple[Any, ...]]) -> None:
         elif row != task:
             errors.append(f"Acknowledged {task}, but there is {row}")
     errors += [f"Never acknowledged: {task}" for task in stored.values()]
-    # Every write changes a task, and every change takes the next revision of its user.
-    revisions = dict(connection.execute("SELECT id::text, revision FROM users").fetchall())
-    if revisions != journal.changes:
-        errors.append(
-            f"Acknowledged so many changes: {journal.changes}; in the database: {revisions}"
-        )
+    # Every write is one change of a task, and every change takes the next revision of its user.
+    changes = count_changes(connection)
+    errors += [
+        f"Acknowledged {acknowledged} changes of {task_id}, but there are {changes[task_id]}"
+        for task_id, acknowledged in journal.changes.items()
+        if changes[task_id] != acknowledged
+    ]
+    revisions = connection.execute(
+        "SELECT users.id::text, users.revision, max(tasks.revision)"
+        " FROM users JOIN tasks ON user_id = users.id GROUP BY users.id, users.revision"
+    ).fetchall()
+    errors += [
+        f"The revision of user {user} is {revision}, but that of the latest change is {latest}"
+        for user, revision, latest in revisions
+        if revision != latest
+    ]
     assert not errors, f"{len(errors)} errors:\n" + "\n".join(errors[:20])

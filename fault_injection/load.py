@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 ADDRESSES = 64  # of the loopback network: nginx limits the requests of each address
-NGINX = b"There are more requests than can be answered now."  # deploy/nginx/todo-api/http.conf
+NGINX_DETAIL = b"the service has too many requests"  # the 503 of deploy/nginx/todo-api/http.conf
 RESPONSE_TIMEOUT = 20  # seconds
 
 
@@ -119,7 +119,7 @@ class Clients:
             writer.close()
         else:
             self._idle.append((reader, writer))
-        return int(head.split(" ", 2)[1]), NGINX in body
+        return int(head.split(" ", 2)[1]), NGINX_DETAIL in body
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self._opened += 1

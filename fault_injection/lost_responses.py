@@ -1,8 +1,8 @@
 """A response is lost after its write is applied: from the database to the API, or to the client.
 
 The API retries a statement whose outcome is unknown, and detects that its first attempt was
-applied. A client retries with the same Idempotency-Key. In both cases the write is applied once,
-and the client gets the response of one write.
+applied. A client sends the same request again. In both cases the write is applied once, and the
+client gets the response of one write.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from fault_injection import print_figures
+from fault_injection.change_log import count_changes, create_change_log
 from fault_injection.clients import Client, Response
 from fault_injection.proxy import Proxy, is_complete_http_response, is_complete_postgresql_response
 from fault_injection.servers import postgresql, serving, url_through_proxy
@@ -31,7 +32,7 @@ class Write(NamedTuple):
 
     method: str
     path: str
-    body: dict[str, object] | None
+    body: dict[str, str] | None
     headers: dict[str, str]
     status: int
     # The title, whether it is completed, whether it is in the trash.
@@ -46,8 +47,8 @@ WRITES = {
         *("POST", "", {"title": "Oats"}, {"Idempotency-Key": "{key}"}),
         *(201, ("Oats", False, False), 0),
     ),
-    "PUT of a new task": Write(
-        *("PUT", "/{key}", {"title": "Oats"}, {"If-None-Match": "*"}),
+    "POST with an id": Write(
+        *("POST", "", {"title": "Oats", "id": "{key}"}, {}),
         *(201, ("Oats", False, False), 0),
     ),
     "PUT": Write("PUT", "/{id}", {"title": "Rye"}, IF_MATCH, 200, ("Rye", False, False)),
@@ -55,15 +56,78 @@ WRITES = {
     "complete": Write("PATCH", "/{id}/complete", None, IF_MATCH, 200, ("Milk", True, False)),
     "DELETE": Write("DELETE", "/{id}", None, IF_MATCH, 204, ("Milk", False, True)),
     "DELETE without If-Match": Write("DELETE", "/{id}", None, {}, 204, ("Milk", False, True)),
-    "restore": Write("POST", "/{id}/restore", None, {}, 200, ("Milk", False, False), 2),
+    "restore": Write("POST", "/{id}/restore", None, IF_MATCH, 200, ("Milk", False, False), 2),
+    "restore without If-Match": Write(
+        "POST", "/{id}/restore", None, {}, 200, ("Milk", False, False), 2
+    ),
 }
+
+# A client sends a POST without an id and a key once: sent again, it creates another task.
+REPEATABLE = [name for name in WRITES if name != "POST"]
+
+
+class Request(NamedTuple):
+    """A write of a user without other tasks, and the revision of its task before, or 0."""
+
+    user: uuid.UUID
+    method: str
+    path: str
+    body: dict[str, str] | None
+    headers: dict[str, str]
+    revision: int
+
+    def send(self, client: Client) -> Response:
+        return client.request(self.method, self.path, self.body, self.headers)
 
 
 def run(*, short: bool) -> None:
     times = 30 if short else 1000
     with postgresql() as server:
+        with server.connect() as connection:
+            create_change_log(connection)
         lose_responses_of_database(server, times)
         lose_responses_of_api(server, times)
+
+
+def prepare_request(client: Client, write: Write) -> Request:
+    """Make the task of a new user as the write needs it, and return the request."""
+    user, key = uuid.uuid4(), str(uuid.uuid4())
+    tasks = f"/api/{user}/tasks"
+    task = {"id": "", "revision": 0}
+    if write.changes:
+        task = client.request("POST", tasks, {"title": "Milk"}).json
+    if write.changes == 2:
+        assert client.request("DELETE", f"{tasks}/{task['id']}").status == 204
+        (entry,) = client.request("GET", f"/api/{user}/trash").json
+        task = entry["value"]
+    tag = etag(task["revision"])
+    body = write.body and {name: text.format(key=key) for name, text in write.body.items()}
+    headers = {name: text.format(key=key, etag=tag) for name, text in write.headers.items()}
+    path = tasks + write.path.format(**task)
+    return Request(user, write.method, path, body, headers, task["revision"])
+
+
+def check_result(server: Postgres, name: str, request: Request, response: Response) -> None:
+    """Check that the write was applied once, and that the response has its result."""
+    write = WRITES[name]
+    assert response.status == write.status, f"{name}: {response}"
+    with server.connect() as connection:
+        rows = connection.execute(
+            "SELECT tasks.id::text, title, completed, deleted_at IS NOT NULL, tasks.revision,"
+            " users.revision FROM tasks JOIN users ON users.id = user_id WHERE user_id = %s",
+            [request.user],
+        ).fetchall()
+        assert len(rows) == 1, f"{name}: {rows}"
+        task_id, *columns, revision, latest = rows[0]
+        changes = count_changes(connection)[task_id]
+    assert tuple(columns) == write.expected_row, f"{name}: {rows}"
+    assert changes == write.changes + 1, f"{name}: {changes} changes"
+    assert request.revision < revision == latest, f"{name}: {request}, {rows}"
+    if response.status != 204:
+        assert response.headers["etag"] == etag(revision), f"{name}: {response.headers}"
+        body = response.json
+        members = [body["id"], body["title"], body["completed"], False, body["revision"]]
+        assert members == [task_id, *columns, revision], f"{name}: {response}"
 
 
 def lose_responses_of_database(server: Postgres, times: int) -> None:
@@ -74,7 +138,14 @@ def lose_responses_of_database(server: Postgres, times: int) -> None:
         Client(api.address) as client,
     ):
         for _, name in zip(range(times), itertools.cycle(WRITES), strict=False):
-            lose_response_of_database(server, proxy, client, name)
+            request = prepare_request(client, WRITES[name])
+            # The user id of the statement, in binary and in two forms of text.
+            user = request.user
+            proxy.lose_response(user.bytes, user.hex.encode(), str(user).encode())
+            response = request.send(client)
+            assert not proxy.armed, f"{name}: no response was lost"
+            assert "idempotent-replayed" not in response.headers, f"{name}: {response.headers}"
+            check_result(server, name, request, response)
             counts[name] += 1
         assert len(proxy.lost) == times
     print_figures(
@@ -84,79 +155,40 @@ def lose_responses_of_database(server: Postgres, times: int) -> None:
     )
 
 
-def lose_response_of_database(server: Postgres, proxy: Proxy, client: Client, name: str) -> None:
-    write = WRITES[name]
-    user, key = uuid.uuid4(), uuid.uuid4()
-    tasks = f"/api/{user}/tasks"
-    task: dict[str, object] = {}
-    if write.changes:
-        task = client.request("POST", tasks, {"title": "Milk"}).json
-    if write.changes == 2:
-        assert client.request("DELETE", f"{tasks}/{task['id']}").status == 204
-    path = tasks + write.path.format(key=key, **task)
-    current = etag(write.changes)  # each change takes the next number
-    headers = {
-        header: value.format(key=key, etag=current) for header, value in write.headers.items()
-    }
-
-    # The user id of the statement, in binary and in two forms of text.
-    proxy.lose_response(user.bytes, user.hex.encode(), str(user).encode())
-    response = client.request(write.method, path, write.body, headers)
-
-    assert not proxy.armed, f"{name}: no response was lost"
-    assert response.status == write.status, f"{name}: {response}"
-    with server.connect() as connection:
-        rows = connection.execute(
-            "SELECT title, completed, deleted_at IS NOT NULL, tasks.revision, users.revision"
-            " FROM tasks JOIN users ON users.id = user_id WHERE user_id = %s",
-            [user],
-        ).fetchall()
-    revision = write.changes + 1
-    assert rows == [(*write.expected_row, revision, revision)], f"{name}: {rows}"
-    if response.status != 204:
-        assert response.headers["etag"] == etag(revision), f"{name}: {response.headers}"
-        body = response.json
-        columns = (body["title"], body["completed"], False, body["revision"])
-        assert columns == rows[0][:4], f"{name}: {response}"
-
-
 def lose_responses_of_api(server: Postgres, times: int) -> None:
     with (
         serving(server.url()) as api,
         Proxy(api.address, is_complete_http_response) as proxy,
         Client(proxy.address) as client,
     ):
-        for _ in range(times):
-            user, key = uuid.uuid4(), str(uuid.uuid4())
-            request = (
-                *("POST", f"/api/{user}/tasks"),
-                *({"title": "Buy oat milk"}, {"Idempotency-Key": key}),
-            )
-            proxy.lose_response(key.encode())
+        for _, name in zip(range(times), itertools.cycle(REPEATABLE), strict=False):
+            request = prepare_request(client, WRITES[name])
+            proxy.lose_response(str(request.user).encode())
             try:
-                response = client.request(*request)
+                response = request.send(client)
             except (OSError, HTTPException):
                 pass
             else:
-                raise AssertionError(f"The response was not lost: {response}")
+                raise AssertionError(f"{name}: the response was not lost: {response}")
 
-            response = client.request(*request)
+            response = request.send(client)
 
+            check_result(server, name, request, response)
             first = parse_response(proxy.lost[-1])
             assert (response.status, response.body) == (first.status, first.body), (
-                f"{first}: {response}"
+                f"{name}: {first}: {response}"
             )
             assert constant_headers(response) == constant_headers(first), (
-                f"{first.headers}: {response.headers}"
+                f"{name}: {first.headers}: {response.headers}"
             )
             assert "idempotent-replayed" not in first.headers
-            assert response.headers.get("idempotent-replayed") == "true", response.headers
-            with server.connect() as connection:
-                rows = connection.execute(
-                    "SELECT id::text FROM tasks WHERE user_id = %s", [user]
-                ).fetchall()
-            assert rows == [(response.json["id"],)], rows
-    print_figures(responses_lost_between_API_and_client=times, applied_twice=0, different_replays=0)
+            is_replayed = response.headers.get("idempotent-replayed") == "true"
+            assert is_replayed is ("Idempotency-Key" in request.headers), response.headers
+    print_figures(
+        responses_lost_between_API_and_client=times,
+        applied_twice=0,
+        different_second_responses=0,
+    )
 
 
 def parse_response(received: bytes) -> Response:

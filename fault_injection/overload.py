@@ -83,6 +83,7 @@ def run(*, short: bool) -> None:
     # On a machine with other work, some requests are refused before the overload, too.
     assert set(peak.statuses) <= {200, 503}, peak.statuses
     assert set(overload.statuses) == {200, 503}, overload.statuses
+    assert refused_by_nginx, "No refusal has the text that fault_injection.load expects of nginx."
     assert overload.goodput >= limits.goodput * peak.goodput, "Too few requests were served."
     assert percentile(99, refused_by_nginx) <= limits.refusal, "nginx refused late."
     assert percentile(99, refused_by_application) <= queue_seconds + 2 * limits.refusal, (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fault_injection import print_figures
+from fault_injection.change_log import create_change_log
 from fault_injection.journal import Journal, compare, writers
 from fault_injection.servers import postgresql, serving
 
@@ -35,6 +36,8 @@ class Sample(NamedTuple):
 def run(*, short: bool) -> None:
     seconds = SHORT if short else float(os.environ.get("DURATION", "600"))
     with postgresql() as server, serving(server.url()) as api:
+        with server.connect() as connection:
+            create_change_log(connection)
         journal = Journal()
         samples = []
         started = time.monotonic()

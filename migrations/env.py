@@ -41,9 +41,9 @@ metadata = RESOURCES[0].table.metadata
 
 SCHEMA_VERSION_FILE = "todo_api/db/schema_version.py"
 
-# An arbitrary number, the same in every process: the advisory lock that one migration holds.
-TURN = 8_101_977
-WAIT_FOR_TURN = "120s"
+# The number of the advisory lock that lets one migration run at a time. The number is arbitrary.
+MIGRATION_LOCK = 8_101_977
+MIGRATION_LOCK_TIMEOUT = "120s"
 
 # Requests wait behind a migration that waits for a lock, so a migration fails after 5 s of waiting.
 # A statement of more than 60 s is not suitable to run while the API serves requests.
@@ -51,12 +51,13 @@ LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "60s"
 
 
-def complete_revision(migration: Any, _: Any, directives: list[Any]) -> None:
+def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
     """Number a generated migration, and add the parts that Alembic does not compare.
 
     These are CHECK constraints; the trigger, grants and row-level security of a new resource; and
-    the renewal of the rows of a resource that has a new member. Numbers ascend, because /health
-    compares the number in the database with SCHEMA_VERSION, which becomes the new number.
+    the statement that starts the renewal (new revisions for all rows, commands/renewal.py) if a
+    resource has a new member. SCHEMA_VERSION becomes the new number. Numbers ascend, because
+    /health compares SCHEMA_VERSION with the number in the database.
     """
     script = ScriptDirectory.from_config(context.config)
     head = script.get_current_head() or "0000"
@@ -117,7 +118,11 @@ PROTECTION = (
         " EXECUTE FUNCTION write_{table}_json()"
     ),
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {application}",
-    "GRANT SELECT (user_id, id, revision, deleted_at), DELETE ON {table} TO {maintenance}",
+    # Of UPDATE for one column, the purge needs the right to lock rows.
+    (
+        "GRANT SELECT (user_id, id, revision, deleted_at), UPDATE (attempt), DELETE"
+        " ON {table} TO {maintenance}"
+    ),
     "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
     (
@@ -158,7 +163,7 @@ RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-0
 
 
 def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
-    """Yield what renders all rows of a resource anew, if an operation adds a member to it."""
+    """Yield what renders all rows of a resource anew if an operation adds a member to it."""
     changed = {
         operation.table_name
         for operation in operations
@@ -177,7 +182,7 @@ def write_json(resource: Resource) -> ExecuteSQLOp:
     return ExecuteSQLOp(function_of(resource.table, fields))
 
 
-def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
+def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
     """Grant each login the application's roles that exist, so that it may SET ROLE to them.
 
     From PostgreSQL 16 on, the creator of a role needs this grant, too.
@@ -205,19 +210,19 @@ def let_act_as_roles(connection: psycopg.Connection[Any], logins: Iterable[str])
 
 
 def migrate(connection: Connection, login: Any) -> None:
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_FOR_TURN}'")
-    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TURN})")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{MIGRATION_LOCK_TIMEOUT}'")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
     context.configure(
         connection=connection,
         target_metadata=metadata,
         compare_server_default=True,
-        process_revision_directives=complete_revision,
+        process_revision_directives=complete_migration,
     )
     context.run_migrations()
     driver: Any = connection.connection.driver_connection
-    let_act_as_roles(driver, {driver.info.user, login or driver.info.user})
+    grant_roles_to_logins(driver, {driver.info.user, login or driver.info.user})
 
 
 def run() -> None:

@@ -20,8 +20,8 @@ from psycopg import sql
 
 from fault_injection.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from tests.support.api import Task
-from tests.support.make_run import data_of, link_source
-from tests.support.postgresql import DIVIDE, VOLATILE, at_database, execute, migrate
+from tests.support.make_run import database_folder_of, link_source
+from tests.support.postgresql import NOT_DURABLE, PARTITION_TABLES, at_database, execute, migrate
 from todo_api.app import create_app
 from todo_api.commands.embedded import temporary_cluster
 from todo_api.db.database import Database
@@ -47,7 +47,7 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# Divisors of the full count of a test: FEW leaves a fiftieth, MANY a tenth.
+# A test runs with 1/50 of its full count (FEW), or with 1/10 (MANY).
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pooler", action="store_true", help="connect to the database through PgBouncer"
     )
-    parser.addoption("--divided", action="store_true", help="divide the tables into partitions")
+    parser.addoption("--partitioned", action="store_true", help="partition the tables")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -66,14 +66,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     Applications connect directly by default, and through PgBouncer with the option --pooler. A test
     marked `pooled` runs in both modes, and a test marked `direct` always connects directly. A test
-    marked `divided` runs with whole tables and with partitioned ones.
+    marked `partitioned` runs with plain tables and with partitioned ones.
     """
     find_mark = metafunc.definition.get_closest_marker
     if "count" in metafunc.fixturenames:
         full = metafunc.config.option.full
         metafunc.parametrize("count", [ALL] if full else [FEW, MANY], indirect=True)
-    if "database_url" in metafunc.fixturenames and find_mark("divided"):
-        metafunc.parametrize("database_url", ["whole", "divided"], indirect=True, scope="session")
+    if "database_url" in metafunc.fixturenames and find_mark("partitioned"):
+        metafunc.parametrize(
+            "database_url", ["whole", "partitioned"], indirect=True, scope="session"
+        )
     if "pooler" not in metafunc.fixturenames:
         return
     if find_mark("direct"):
@@ -99,7 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SERVER_URL] = url
     elif not config.option.collectonly:
         config.stash[CLEANUP] = ExitStack()
-        cluster = config.stash[CLEANUP].enter_context(temporary_cluster(options=VOLATILE))
+        cluster = config.stash[CLEANUP].enter_context(temporary_cluster(options=NOT_DURABLE))
         config.stash[SERVER_URL] = cluster.url()
 
 
@@ -163,8 +165,8 @@ def database_url(new_database, request: pytest.FixtureRequest) -> str:
     """The URL of a migrated database. Tests of a pytest worker share it, with one user per test."""
     url = new_database("shared")
     migrate(url)
-    if request.config.option.divided or getattr(request, "param", "whole") == "divided":
-        execute(url, DIVIDE)
+    if request.config.option.partitioned or getattr(request, "param", "whole") == "partitioned":
+        execute(url, PARTITION_TABLES)
     return url
 
 
@@ -245,7 +247,7 @@ def checkout(tmp_path: Path):
 
     yield make
     for path in folders:
-        shutil.rmtree(data_of(path).parent, ignore_errors=True)
+        shutil.rmtree(database_folder_of(path).parent, ignore_errors=True)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ import pytest
 
 from fault_injection import SCENARIOS
 from fault_injection.__main__ import SKIPPED
+from fault_injection.change_log import create_change_log
 from fault_injection.journal import Journal, Task, compare
 from tests.support.postgresql import migrate
 
@@ -63,18 +65,20 @@ def test_unknown_scenario_is_an_error_with_its_name():
 def faults_database_url(new_database) -> str:
     url = new_database("faults")
     migrate(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        create_change_log(connection)
     return url
 
 
 @pytest.fixture
 def journal(faults_database_url: str):
-    """A journal of two tasks, and a connection to a database with these tasks."""
+    """A journal of three tasks, one in the trash, and a connection to a database with them."""
     user = str(uuid.uuid4())
     journal = Journal()
     with psycopg.connect(faults_database_url, autocommit=True) as connection:
-        connection.execute("TRUNCATE users CASCADE")
+        connection.execute("TRUNCATE users, change_log CASCADE")
         connection.execute("INSERT INTO users (id) VALUES (%s)", [user])
-        for title in ("Oats", "Rye"):
+        for title in ("Oats", "Rye", "Milk"):
             row = connection.execute(
                 "INSERT INTO tasks (user_id, id, title) VALUES (%s, %s, %s)"
                 " RETURNING id::text, revision",
@@ -82,6 +86,8 @@ def journal(faults_database_url: str):
             ).fetchone()
             task = Task(user, row[0], title, None, completed=False, deleted=False, revision=row[1])
             journal.acknowledge("POST", task)
+        connection.execute("UPDATE tasks SET deleted_at = now() WHERE title = 'Milk'")
+        journal.acknowledge("DELETE", replace(task, deleted=True))
         yield journal, connection
 
 
@@ -99,7 +105,8 @@ def test_database_equal_to_the_journal_passes(journal):
             "INSERT INTO tasks SELECT user_id, gen_random_uuid(), title FROM tasks LIMIT 1",
             "Never acknowledged",
         ),
-        ("UPDATE users SET revision = revision + 1", "so many changes"),
+        ("UPDATE tasks SET deleted_at = now() WHERE title = 'Milk'", "but there are 3"),
+        ("UPDATE users SET revision = revision + 1", "that of the latest change is"),
     ],
 )
 def test_difference_from_the_journal_is_an_error(journal, statement: str, fault: str):
@@ -108,3 +115,13 @@ def test_difference_from_the_journal_is_an_error(journal, statement: str, fault:
 
     with pytest.raises(AssertionError, match=fault):
         compare(*journal)
+
+
+def test_task_with_a_lower_revision_than_before_is_an_error(journal):
+    recorded, _ = journal
+    task = next(task for task in recorded.tasks.values() if task.title == "Oats")
+
+    recorded.acknowledge("PATCH", replace(task, revision=task.revision - 1))
+
+    assert len(recorded.errors) == 1
+    assert recorded.errors[0].startswith("No greater revision: ")

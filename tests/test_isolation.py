@@ -339,7 +339,7 @@ def test_ids_of_another_user_in_a_body_change_nothing_of_theirs(
     assert (attack.rows(), attack.view()) == (attack.rows_before, attack.view_before)
 
 
-def test_attacks_include_the_feeds(make_app, database_url):
+def test_attacks_include_changes_and_trash(make_app, database_url):
     attack = Attack(make_app(), database_url, seed=8)
 
     assert {

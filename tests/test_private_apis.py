@@ -120,7 +120,7 @@ def test_row_may_shorten_the_name_of_a_member():
         ([*USES, Use("b.py", 3, "library.Class")], TESTS, SETUP, ["b.py:3: library.Class has no"]),
         (USES[:1], TESTS, SETUP, ["library.Class._name is not used"]),
         (USES, "def test_it_not():", SETUP, ["no test is test_it"]),
-        (USES, TESTS, "    library>=1.0\n", ["library==1.0 does not stand in setup.cfg"]),
+        (USES, TESTS, "    library>=1.0\n", ["library==1.0 is not in setup.cfg"]),
     ],
 )
 def test_difference_between_table_and_uses_is_reported(uses, tests, setup, messages):

@@ -173,7 +173,7 @@ def test_every_field_is_in_every_schema_and_in_the_representation(items, resourc
 
     for request_schema, expected in (
         ("creation", ["id", *fields]),
-        ("replacement", members),
+        ("put", members),
         ("patch", members),
     ):
         assert_same_lines(

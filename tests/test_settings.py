@@ -466,11 +466,11 @@ def test_public_key_may_be_pem_jwk_or_a_file(tmp_path, key):
         ('{"a":' * 100_000, "This is neither a PEM nor a JSON Web Key."),
         (
             P256.as_pem(private=True).decode(),
-            "This is a private key. Set the public key instead: the server needs no private one.",
+            "This is a private key. Set the public key instead: the server needs no private key.",
         ),
         (
             json.dumps(P256.as_dict(private=True)),
-            "This is a private key. Set the public key instead: the server needs no private one.",
+            "This is a private key. Set the public key instead: the server needs no private key.",
         ),
         (
             json.dumps(OctKey.import_key("s3cret-" * 5).as_dict(private=True)),

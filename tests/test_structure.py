@@ -11,14 +11,14 @@ from tests.support.differences import assert_same_lines
 from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db import tables
-from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME
+from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_WITH_TIMEOUT
 from todo_api.db.statement import Statement
 from todo_api.resources.representation import function_of
 from todo_api.resources.types import WHITE_SPACE
 from todo_api.web.operation import operation_of
 
 # The statements that begin each transaction with its settings.
-TRANSACTION_SETTINGS = {ACT_AS_OWNER, ACT_AS_OWNER_IN_TIME}
+TRANSACTION_SETTINGS = {ACT_AS_OWNER, ACT_AS_OWNER_WITH_TIMEOUT}
 
 TABLES = [resource.plural for resource in RESOURCES]
 OWNED = [*TABLES, "idempotency_keys"]

@@ -1,4 +1,4 @@
-"""Make the application, a WSGI callable, from the settings. This module connects all others."""
+"""Make the application, a WSGI callable, from the settings. This module imports all parts of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ RESOURCES = (TASK,)
 
 
 class NoSessions(SessionInterface):
-    """No cookies: the token identifies the user. Opening a Flask session takes 4 % of a read."""
+    """No cookies: the token identifies the user.
+
+    Opening a Flask session would take 4 % of the time of a GET of one task.
+    """
 
     session = NullSession()
 
@@ -51,17 +54,21 @@ class NoSessions(SessionInterface):
 
 
 class App(Flask):
-    """Flask with this application's services. Hooks, async views and signals are Flask's own."""
+    """Flask with this application's services.
+
+    The methods below replace Flask's; hooks, async views and signals work as in Flask.
+    """
 
     request_class = Request
     session_interface = NoSessions()
     services: Services
 
     def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
-        """Bind the routes to a request.
+        """Return the adapter that matches the request's path with the routes.
 
-        Flask's own also looks for subdomains and WebSockets, which this application does not have:
-        that takes 6 % of a read of one task. If TRUSTED_HOSTS is set, Flask's own is used.
+        Flask's method also looks for subdomains and WebSockets, which this application does not
+        have: that takes 6 % of the time of a GET of one task. If TRUSTED_HOSTS is set, Flask's
+        method is called, because it checks the host.
         """
         if request is None or self.config["TRUSTED_HOSTS"] is not None:
             return super().create_url_adapter(request)
@@ -75,25 +82,25 @@ class App(Flask):
         )
 
     def make_default_options_response(self) -> Response:
-        """Respond to OPTIONS. Flask's own has the content type of an HTML body, and no body."""
+        """Respond to OPTIONS. Flask's response has the content type of HTML, but no body."""
         return options_response(self)
 
     def log_exception(self, exc_info: Any) -> None:
-        """Log a bug. Flask's own log line has the path, which contains text of the client."""
+        """Log a bug. Flask would log the path, which contains text of the client."""
         log_bug(exc_info[1])
 
 
 def create_app(settings: Settings, fetch_times: FetchTimes | None = None) -> App:
-    """Return the application. Its pool connects at its first use.
+    """Return the application. Its pool connects to the database when it is first used.
 
-    `fetch_times` replaces the default intervals and timeouts of fetching an issuer's keys.
+    `fetch_times` replaces the default intervals and timeouts for fetching an issuer's keys.
     """
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
     app_metrics = Metrics()
     keys = make_keys(settings, app_metrics, fetch_times) if settings.auth_mode == "jwt" else None
     app.services = Services(settings, app_metrics, Pool(settings, app_metrics), keys)
-    # In this order before a request, and in reverse order after it.
+    # The hooks registered below run in this order before a request, and in reverse order after it.
     log_requests(app, app_metrics.observe_request if settings.metrics else None)
     send_security_headers(app)
     if settings.cors_origins:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StreamLogger(structlog.WriteLogger):
-    """Writes lines to a stream. `name` is the module that logs them."""
+    """Writes log lines to a stream. `name` is the module that logs them."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         super().__init__(stream)
@@ -35,7 +35,8 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_logger_name,
     ]
     rendered: list[Processor] = (
-        # Not structlog's default traceback: it shows the values of variables, text of users.
+        # Not structlog's default traceback, which shows the values of variables, such as users'
+        # text.
         [
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
@@ -47,8 +48,8 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
             to_json,
         ]
     )
-    # Lines of this package go to the stream directly. Through the standard library's logging, as
-    # those of libraries below, a line costs 24 us instead of 8, in every request.
+    # Log lines of this package go to the stream directly, which takes 8 us per line. The standard
+    # library's logging, which the lines of libraries use, takes 24 us.
     structlog.configure(
         processors=[*context, *rendered],
         logger_factory=partial(StreamLogger, stream),
@@ -67,7 +68,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
 
 
 def add_request_id(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """Add the request's id to a line that is logged while a request is served."""
+    """Add the request id to a line that is logged during a request."""
     if has_request_context():
         line["request_id"] = current_request().id
     return line

@@ -33,12 +33,13 @@ POOL_INTERVAL = 2  # seconds
 class Metrics:
     """The metrics of one application, in a registry of their own.
 
-    In a server of several processes, each process that makes a Metrics object writes its own files,
-    and a scrape returns the sums. So each worker of gunicorn makes one, and its master makes none.
+    In a server with several processes, each process with a Metrics object writes its own files, and
+    a scrape returns the sums. So each worker of gunicorn has one Metrics object, and the master has
+    none.
     """
 
     def __init__(self) -> None:
-        # Not the library's default registry, which exposes the version of Python.
+        # Not the library's default registry, because that one exposes the version of Python.
         self.registry = CollectorRegistry()
         labels = ["route", "method", "status"]
         self.requests = self._counter("todo_http_requests_total", "Responses sent.", labels)
@@ -60,7 +61,7 @@ class Metrics:
             "Requests that were refused with 503 without using the database.",
             ["reason"],
         )
-        # Each reason begins at 0, so that its first event is an increase.
+        # Each reason begins at 0, so that Prometheus sees the first event as an increase.
         for counter, reasons in (
             (self.retries, ("connection_lost", "rolled_back")),
             (self.refused_requests, ("admission", "outage")),
@@ -105,7 +106,7 @@ class Metrics:
         return Gauge(name, documentation, multiprocess_mode=mode, registry=self.registry)
 
     def observe_request(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered. `route` is None for unmatched paths."""
+        """Count a request that got a response. `route` is None for unmatched paths."""
         key = (route, method if method in METHODS else "other", status)
         series = self._series.get(key)
         if series is None:
@@ -144,10 +145,10 @@ class Metrics:
 
 
 class KeySetMetrics:
-    """The metrics of an issuer's key set, for servers that fetch one."""
+    """The metrics of an issuer's key set, for a server with JWT_JWKS_URL."""
 
     def __init__(self, metrics: Metrics) -> None:
-        # The lowest value of all workers: that of the worker with the oldest keys.
+        # The lowest value of all workers, because it belongs to the worker with the oldest keys.
         self.fetched_at = Gauge(
             "todo_jwks_fetched_timestamp_seconds",
             "Unix time of the last successful fetch of the key set; 0 before the first.",
@@ -176,10 +177,10 @@ class KeySetMetrics:
 
 
 class OneProcess(Collector):
-    """The metrics of a server with a single process, in the same series as with several ones.
+    """The metrics of a server with a single process, in the same series as with several processes.
 
-    With a single process, the library also has a `_created` series for each counter and histogram:
-    they are left out.
+    With a single process, the library adds a `_created` series to each counter and histogram. This
+    class removes these series.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -200,8 +201,8 @@ class AllWorkers(Collector):
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        added: Iterable[Metric] = MultiProcessCollector.merge(self._files())  # type: ignore[no-untyped-call]
-        return added
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(self._files())  # type: ignore[no-untyped-call]
+        return metrics
 
     def _files(self) -> Iterator[str]:
         for entry in os.scandir(self._folder):

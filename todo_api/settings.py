@@ -20,7 +20,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 KEY_SOURCES = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_SECRET")
 
-# In the form that browsers send: lower case, no path, no user, and no port that is the default.
+# An origin as browsers send it: in lower case, without path and user, and without a default port.
 ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)https?://[a-z0-9.\-_\[\]:]+")
 
 # The characters that delimit the parts of a URL (RFC 3986, section 2.2), except the colon, which
@@ -36,17 +36,17 @@ SettingsType = TypeVar("SettingsType", bound="DatabaseSettings")
 
 
 class SettingsError(Exception):
-    """The settings are invalid; the message names every fault."""
+    """The settings are invalid. The message lists all faults."""
 
 
 def check_postgresql_url(value: str) -> None:
-    """Raise ValidationError for a URL that libpq would read in another way than it is meant.
+    """Raise ValidationError for a URL that libpq would misread.
 
-    An unescaped `@` in the password ends it: libpq reads the rest as the host name, and repeats it
-    in errors and in the log. An unescaped `/` makes libpq read a part of the password as the port
-    or the name of the database.
+    libpq ends the password at an unescaped `@`: it would use the rest of the password as the host
+    name, and repeat it in errors and in the log. At an unescaped `/`, it would use a part of the
+    password as the port or the name of the database.
     """
-    # No message repeats the value or a part of it, because it may contain a password.
+    # No message repeats any part of the value, because the value may contain a password.
     if re.match(r"postgres(ql)?\+[^:/]*://", value):
         raise ValidationError("Drop the + and the driver's name after it: postgresql://.")
     scheme = re.match(r"postgres(ql)?://", value)
@@ -59,7 +59,7 @@ def check_postgresql_url(value: str) -> None:
         parameters = conninfo_to_dict(value)
     except (ProgrammingError, UnicodeError):
         raise ValidationError(f"Must be a URL that libpq can read. {PERCENT_ENCODE}.") from None
-    # One port for each host; an empty one means the default.
+    # A port for each host; an empty port means the default.
     ports = filter(None, str(parameters.get("port", "")).split(","))
     if not all(re.fullmatch("[0-9]{1,5}", port) and int(port) in PORTS for port in ports):
         raise ValidationError(f"The port must be a number from 1 to 65535. {PERCENT_ENCODE}.")
@@ -84,12 +84,12 @@ def check_jwks_url(value: str) -> None:
         )
     if "@" in parts.netloc:
         raise ValidationError(
-            "Must not contain a user or password: the URL is logged, and they are not sent."
+            "Must not contain a user or password: the server logs the URL and does not send them."
         )
 
 
 def parse_origins(value: str) -> tuple[str, ...]:
-    """Return the origins of a comma-separated list. Raises ValidationError."""
+    """Return the origins in a comma-separated list. Raises ValidationError."""
     origins = tuple(origin.strip() for origin in value.split(","))
     if not all(ORIGIN.fullmatch(origin) for origin in origins):
         raise ValidationError("Each part must be an origin without a path: https://app.example.")
@@ -106,10 +106,10 @@ def describe(
 ) -> dict[str, Any]:
     """Return the metadata of a setting's dataclass field.
 
-    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value;
-    `words` has the allowed values, in lower case, which are accepted in any case. `parse` converts
-    the variable's text, and `default_from` names the setting whose value is taken if this one is
-    not set.
+    `doc` is Markdown, for the table in README.md. `check` raises ValidationError for a bad value.
+    `words` are the allowed values, in lower case; the variable may have them in any case. `parse`
+    converts the variable's text. If the variable is not set, the setting gets the value of the
+    setting `default_from`.
     """
     if words:
         check = validate.OneOf(words)
@@ -126,21 +126,22 @@ def describe(
 class DatabaseSettings:
     """The settings of migrations and of the purge.
 
-    A setting is read from the variable of the same name in capitals. To add one, declare it here or
-    in Settings, and document it in README.md and .env.example.
+    The value of a setting comes from the environment variable of the same name in capitals. To add
+    a setting, declare it here or in Settings, and document it in README.md and .env.example.
     """
 
     database_url: str = field(
         metadata=describe(
-            "the `postgresql://` URL of the database, PostgreSQL 15 or later. If it is not set,"
-            " `make run` starts a database. Percent-encode special characters in the password:"
-            " `%40` for `@`, `%2F` for `/`",
+            "the `postgresql://` URL of the database. PostgreSQL 15 or later is required. If this"
+            " setting is missing, `make run` starts a database. Percent-encode special characters"
+            " in the password: `%40` for `@`, `%2F` for `/`",
             check=check_postgresql_url,
         )
     )
     migration_database_url: str = field(
         metadata=describe(
-            "the URL for migrations: a direct URL, if `DATABASE_URL` is that of a pooler",
+            "the URL for migrations. If `DATABASE_URL` is the URL of a pooler, set this to a URL"
+            " without the pooler",
             check=check_postgresql_url,
             default_from="database_url",
         )
@@ -148,7 +149,7 @@ class DatabaseSettings:
     log_level: str = field(
         default="info",
         metadata=describe(
-            "the least level that is logged: `debug`, `info`, `warning` or `error`",
+            "the lowest level of messages that are logged: `debug`, `info`, `warning` or `error`",
             words=("debug", "info", "warning", "error"),
         ),
     )
@@ -160,13 +161,13 @@ class Settings(DatabaseSettings):
 
     database_prepare: bool = field(
         default=True,
-        metadata=describe("use prepared statements; set `false` with PgBouncer before 1.22"),
+        metadata=describe("use prepared statements. Set `false` for PgBouncer before version 1.22"),
     )
     auth_mode: str = field(
         default="jwt",
         metadata=describe(
-            "`jwt` requires a token; `none` checks no token and trusts the user id in the path: use"
-            " it only behind a gateway that checks the user",
+            "`jwt` requires a token. `none` checks no token and trusts the user id in the path, so"
+            " use it only behind a gateway that checks the user",
             words=("jwt", "none"),
         ),
     )
@@ -179,39 +180,48 @@ class Settings(DatabaseSettings):
     jwt_public_key: str | None = field(
         default=None,
         metadata=describe(
-            "instead of a key set: one public key as a PEM or JWK, or the path of its file"
+            "one public key, instead of a key set: a PEM, a JWK, or the path of a file that"
+            " contains one of these"
         ),
     )
     jwt_secret: str | None = field(
         default=None,
-        metadata=describe("instead of a key set: a shared secret of at least 32 bytes (HS256)"),
+        metadata=describe("a shared secret of at least 32 bytes (HS256), instead of a key set"),
     )
     jwt_issuer: str | None = field(
         default=None,
-        metadata=describe("the `iss` that tokens must have; required with `JWT_JWKS_URL`"),
+        metadata=describe(
+            "the value that the claim `iss` of a token must have; required with `JWT_JWKS_URL`"
+        ),
     )
     jwt_audience: str | None = field(
         default=None,
-        metadata=describe("the `aud` that tokens must have; required with `JWT_JWKS_URL`"),
+        metadata=describe(
+            "the value that the claim `aud` of a token must have or contain; required with"
+            " `JWT_JWKS_URL`"
+        ),
     )
     jwt_user_claim: str = field(
-        default="sub", metadata=describe("the claim of a token that names the user")
+        default="sub",
+        metadata=describe("the claim that identifies the user. Its value is called the subject"),
     )
     jwt_user_ids: str = field(
         default="subject",
         metadata=describe(
-            "`subject`: a subject that is a UUID is the user's id, and the id of any other is a"
-            " UUIDv5 of issuer and subject; `derived`: the id of every subject is that UUIDv5",
+            "how the server makes the user's id from the subject. `subject`: if the subject is a"
+            " UUID, it is the id; if it is not a UUID, the id is a UUIDv5 of issuer and subject."
+            " `derived`: the id is always this UUIDv5",
             words=("subject", "derived"),
         ),
     )
     require_if_match: bool = field(
-        default=False, metadata=describe("refuse a change without `If-Match` (428)")
+        default=False, metadata=describe("refuse a change without `If-Match`, with status 428")
     )
     cors_origins: tuple[str, ...] = field(
         default=(),
         metadata=describe(
-            "the origins whose pages may call the API in a browser, separated by commas",
+            "the origins of the web pages that may call the API from a browser (CORS), separated by"
+            " commas",
             parse=parse_origins,
         ),
     )
@@ -232,14 +242,15 @@ class Settings(DatabaseSettings):
         metadata=describe(
             "the number of threads in each worker. A worker opens up to `WEB_THREADS` - 1 database"
             " connections (at least 1), so that one thread is free for `/livez`. With a single"
-            " thread, `/livez` waits for the requests before it",
+            " thread, `/livez` waits until earlier requests have finished",
             check=validate.Range(1, 64),
         ),
     )
     request_timeout: float = field(
         default=5,
         metadata=describe(
-            "the seconds that a request may take, including the wait for the database and a retry",
+            "the maximum duration of a request in seconds, including the wait for the database and"
+            " a retry",
             check=validate.Range(0.1, 60),
         ),
     )
@@ -255,13 +266,13 @@ class DatabaseRules(Schema):
 
 
 class ServerRules(DatabaseRules):
-    """The rules that concern several settings. They read the raw variables, valid or not."""
+    """The rules on several settings together. They read the variables before any conversion."""
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def require_one_key_source(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
-        if given.get("AUTH_MODE", "jwt").lower() != "jwt":
+    def require_one_key_source(self, _: Any, variables: Mapping[str, str], **__: Any) -> None:
+        if variables.get("AUTH_MODE", "jwt").lower() != "jwt":
             return
-        sources = [name for name in KEY_SOURCES if name in given]
+        sources = [name for name in KEY_SOURCES if name in variables]
         if len(sources) != 1:
             fault = (
                 f"Set only one of {' and '.join(sources)}."
@@ -271,21 +282,21 @@ class ServerRules(DatabaseRules):
             raise ValidationError(fault, "AUTH_MODE")
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def require_issuer_of_key_set(self, _: Any, given: Mapping[str, str], **__: Any) -> None:
+    def require_issuer_of_key_set(self, _: Any, variables: Mapping[str, str], **__: Any) -> None:
         # Many services share an issuer's keys: without JWT_ISSUER and JWT_AUDIENCE, tokens for
         # other services would be accepted.
-        if given.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in given:
+        if variables.get("AUTH_MODE", "jwt").lower() == "jwt" and "JWT_JWKS_URL" in variables:
             missing = {
                 name: ["Must be set with JWT_JWKS_URL."]
                 for name in ("JWT_ISSUER", "JWT_AUDIENCE")
-                if name not in given
+                if name not in variables
             }
             if missing:
                 raise ValidationError(missing)
 
 
 def read_environment() -> dict[str, str]:
-    """Return the variables of `.env` in the working directory, overridden by the process's own."""
+    """Return the variables of the process, and those of `.env` that the process does not set."""
     values = dotenv_values(Path(".env"))
     return {name: value for name, value in values.items() if value is not None} | os.environ
 
@@ -300,8 +311,7 @@ def load_server_settings(
 ) -> Settings:
     """Return the settings of the server. Raises SettingsError with every fault.
 
-    The parsers of keys are arguments, because this module does not depend on the formats of keys;
-    startup.py passes them.
+    startup.py passes the parsers of keys, because this module may not import auth/keys.py.
     """
     parsers = {"jwt_public_key": parse_public_key, "jwt_secret": parse_secret}
     return load(Settings, ServerRules, environ, parsers)
@@ -322,10 +332,10 @@ def load(
             for each in declared
         }
     )
-    # An empty variable counts as not set: `NAME=` means that in a .env file and a compose file.
-    given = {name: value for name, value in environ.items() if value}
+    # An empty variable counts as not set: `NAME=` is usual in .env and compose files.
+    variables = {name: value for name, value in environ.items() if value}
     try:
-        loaded = schema().load(given)
+        loaded = schema().load(variables)
     except ValidationError as error:
         faults = (
             f"  {name}: {' '.join(messages)}" for name, messages in error.messages_dict.items()
@@ -341,7 +351,7 @@ def load(
 def schema_field(
     declared: Field[Any], hint: Any, parser: Parser | None
 ) -> schema_fields.Field[Any]:
-    """Return the marshmallow field of a setting. It has no default: the dataclass has it."""
+    """Return the marshmallow field of a setting. Its default is in the dataclass."""
     # For `str | None` and `tuple[str, ...]`, the variable is parsed as the first type argument.
     kind = (get_args(hint) or (hint,))[0]
     is_word = kind is bool or bool(declared.metadata["words"])

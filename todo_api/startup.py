@@ -25,10 +25,10 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
 @cache
 def load_process_settings() -> Settings:
-    """Return the settings that this process was started with. Raises SettingsError.
+    """Return the settings of this process, read at the first call. Raises SettingsError.
 
-    gunicorn's master reads them once, and its workers inherit them: a worker that is started later
-    has the settings of the others, even if `.env` has changed.
+    gunicorn's master reads them once, and its workers inherit them. So a worker that starts later
+    has the same settings as the other workers, even if `.env` has changed.
     """
     return load_settings(read_environment())
 

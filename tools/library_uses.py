@@ -51,7 +51,7 @@ UNDOCUMENTED = {
     "psycopg.types.string": "the loaders' classes are not documented",
 }
 
-# Members that identify a value of an undocumented class, with that class.
+# If code uses one of these attributes, the object is of this undocumented class.
 MEMBERS = {
     "START_CTX": "gunicorn.arbiter.Arbiter",
     "WORKERS": "gunicorn.arbiter.Arbiter",

@@ -68,7 +68,7 @@ def row_faults(row: Row, uses: list[Use], tests: str, setup: str) -> Iterator[st
     yield from (f"no test is {test}" for test in sorted(row.tests) if f"def {test}(" not in tests)
     for pin in sorted(row.pins):
         if not re.search(rf"^ *{re.escape(pin)}$", setup, re.MULTILINE):
-            yield f"{pin} does not stand in setup.cfg"
+            yield f"{pin} is not in setup.cfg"
 
 
 def main() -> int:

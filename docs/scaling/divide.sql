@@ -1,9 +1,9 @@
--- Divide the three tables by their owner, into 16 parts each, by hash: psql -1 -f divide.sql
+-- Divide the three tables into 16 partitions each, by a hash of the owner's id: psql -1 -f divide.sql
 --
--- As their owner, on a schema that `make migrate` has brought up to date, with no server running: it
--- locks the tables and copies them. Constraints, indexes, triggers, policies and grants are read from
--- the catalog and made again under their names, so that later migrations find what they expect.
--- PostgreSQL 15 or later. One transaction: it is done, or nothing has changed.
+-- Stop all servers, run `make migrate`, and run this script as the role that owns the tables. The script
+-- locks the tables and copies them. It reads constraints, indexes, triggers, policies and grants from the
+-- catalog and creates them again with the same names, so that later migrations work. It needs PostgreSQL
+-- 15 or later. It is one transaction: if it fails, nothing has changed.
 
 DO $$
 DECLARE
@@ -18,7 +18,7 @@ BEGIN
     FOR divided IN SELECT jsonb_array_elements(owners) LOOP
         name := divided->>0;
         again := again || array(
-            -- Keys first: a foreign key needs what it points to. A check is copied with its table.
+            -- Primary keys first, because foreign keys refer to them. CREATE TABLE below copies checks.
             SELECT format('ALTER TABLE %I ADD CONSTRAINT %I %s',
                           name, conname, pg_get_constraintdef(oid))
             FROM pg_constraint WHERE conrelid = name::regclass AND contype IN ('p', 'f')
@@ -52,7 +52,7 @@ BEGIN
 
     FOR divided IN SELECT jsonb_array_elements(owners) LOOP
         name := divided->>0;
-        -- Forced, row-level security would hide every row from the owner who copies.
+        -- Otherwise row-level security would hide every row from the role that copies the tables.
         EXECUTE format('ALTER TABLE %I NO FORCE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I SET SCHEMA undivided', name);
         EXECUTE format('CREATE TABLE %I (LIKE undivided.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS) '

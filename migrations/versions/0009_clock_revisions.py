@@ -13,27 +13,28 @@ depends_on = None
 # All rows that a transaction changes share one number: the first of them takes it, under the lock
 # on the owner's row, and leaves it in a setting that ends with the transaction.
 # A new owner has missed all purges before its first change: the sync tokens of a user who was
-# erased are older than that. A renewal (todo_api/commands/renewal.py) is no change by a user.
+# erased are older than that. The insert may wait for another one, and for the erasure of its row,
+# so the number is taken after it. A renewal (todo_api/commands/renewal.py) is no change by a user.
 TAKE_REVISION = """
     CREATE OR REPLACE FUNCTION take_revision() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         taken text := current_setting('todo.revision', true);
-        clock bigint;
+        is_new boolean := false;
     BEGIN
         IF taken <> '' AND split_part(taken, ' ', 1) = NEW.user_id::text THEN
             NEW.revision := split_part(taken, ' ', 2)::bigint;
         ELSE
-            UPDATE users SET revision = greatest(
-                revision + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-            )
-            WHERE id = NEW.user_id RETURNING revision INTO NEW.revision;
-            IF NOT FOUND THEN
-                clock := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
-                INSERT INTO users AS owner (id, revision, purged_revision)
-                VALUES (NEW.user_id, clock, clock - 1)
-                ON CONFLICT (id) DO UPDATE
-                SET revision = greatest(owner.revision + 1, excluded.revision)
-                RETURNING owner.revision INTO NEW.revision;
+            LOOP
+                UPDATE users SET revision = greatest(
+                    revision + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                )
+                WHERE id = NEW.user_id RETURNING revision INTO NEW.revision;
+                EXIT WHEN FOUND;
+                INSERT INTO users (id) VALUES (NEW.user_id) ON CONFLICT (id) DO NOTHING;
+                is_new := FOUND;
+            END LOOP;
+            IF is_new THEN
+                UPDATE users SET purged_revision = revision - 1 WHERE id = NEW.user_id;
             END IF;
             PERFORM set_config('todo.revision', NEW.user_id || ' ' || NEW.revision, true);
         END IF;
@@ -90,6 +91,10 @@ def upgrade() -> None:
     op.drop_index("ix_tasks_user_id_revision", "tasks")
     op.execute(TAKE_REVISION)
 
+    # The purge locks the rows that it removes, which needs the privilege to update a column.
+    op.execute("GRANT UPDATE (attempt) ON tasks TO todo_maintenance")
+    op.execute("GRANT UPDATE (task_id) ON idempotency_keys TO todo_maintenance")
+
     # Requests empty the trash, and can remove nothing else.
     op.execute("GRANT DELETE ON tasks TO todo_app")
     op.execute("""
@@ -101,6 +106,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP POLICY trash ON tasks")
     op.execute("REVOKE DELETE ON tasks FROM todo_app")
+    op.execute("REVOKE UPDATE (task_id) ON idempotency_keys FROM todo_maintenance")
+    op.execute("REVOKE UPDATE (attempt) ON tasks FROM todo_maintenance")
     op.execute(COUNT_REVISIONS)
     op.create_index("ix_tasks_user_id_revision", "tasks", ["user_id", "revision"])
     op.drop_index("ix_tasks_user_id_revision_id", "tasks")

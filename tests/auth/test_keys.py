@@ -37,7 +37,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 from tests.support import ROOT
 from todo_api.app import create_app
-from todo_api.auth.jwks import SET_BYTES, FetchTimes, IssuerKeys, fetch, parse_set
+from todo_api.auth.jwks import MAX_KEY_SET_BYTES, FetchTimes, IssuerKeys, fetch, parse_set
 from todo_api.auth.keys import KeysUnavailableError
 from todo_api.auth.tokens import Verifier
 from todo_api.startup import load_settings
@@ -247,7 +247,7 @@ def new_verifier(new_keys):
 
 @pytest.fixture
 def new_app():
-    """Create an application that trusts an issuer and fetches its keys at this fetch_times."""
+    """Create an application that trusts an issuer and fetches its keys at these times."""
     with ExitStack() as stack:
 
         def make(issuer: Issuer, fetch_times: FetchTimes = FAST_PACE) -> Flask:
@@ -510,7 +510,9 @@ def test_body_of_100_megabytes_is_not_read(issuer, respond):
     assert issuer.bytes_sent < HUNDRED_MEGABYTES / 4  # the socket buffers hold less
 
 
-@pytest.mark.parametrize(("size", "is_accepted"), [(SET_BYTES, True), (SET_BYTES + 1, False)])
+@pytest.mark.parametrize(
+    ("size", "is_accepted"), [(MAX_KEY_SET_BYTES, True), (MAX_KEY_SET_BYTES + 1, False)]
+)
 def test_key_set_may_have_64_kilobytes(issuer, new_keys, size, is_accepted):
     signer = Signer("one")
     body = key_set(signer.public_jwk()).ljust(size)
@@ -625,7 +627,7 @@ def test_certificate_of_another_host_is_refused(new_issuer, new_certificate, mon
 
 MINUTES = 10
 MINUTE = 60 / 200  # seconds: the test runs 200 times faster than real time
-SCALED_PACE = FetchTimes(
+SCALED_TIMES = FetchTimes(
     *(
         seconds * MINUTE / 60
         for seconds in (FetchTimes.refresh, FetchTimes.min_interval, FetchTimes.stale)
@@ -674,7 +676,7 @@ class Flood:
 def test_outage_of_ten_minutes_does_not_delay_requests(new_issuer, new_verifier, outage):
     """Send the same tokens to two verifiers in turn. Only one of their issuers has an outage."""
     healthy, failing, signer = new_issuer(), new_issuer(), Signer("one")
-    verifiers = [new_verifier(issuer, SCALED_PACE) for issuer in (healthy, failing)]
+    verifiers = [new_verifier(issuer, SCALED_TIMES) for issuer in (healthy, failing)]
     for issuer, verifier in zip((healthy, failing), verifiers, strict=True):
         issuer.publish(signer)
         wait_until(lambda verifier=verifier: has_key(verifier.keys, signer))
@@ -697,9 +699,11 @@ def test_outage_of_ten_minutes_does_not_delay_requests(new_issuer, new_verifier,
                 time.sleep(0.0005)
         fetches = len(failing.requests) - fetches_before
 
-    # A busy machine delays both verifiers: compare how often each delay exceeds the patience.
+    # A busy machine delays both verifiers: compare how often each delay exceeds `request_wait`.
     delayed_healthy, delayed_failing = (
-        statistics.mean(duration > SCALED_PACE.patience for duration in itertools.chain(*by_minute))
+        statistics.mean(
+            duration > SCALED_TIMES.request_wait for duration in itertools.chain(*by_minute)
+        )
         for by_minute in zip(*durations, strict=True)
     )
     assert delayed_failing < 2 * delayed_healthy + 0.02
@@ -772,7 +776,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
     first_results = []
     first = threading.Thread(target=lambda: first_results.append(accepts(verifier, new.token())))
     first.start()
-    wait_until(verifier.keys._turn_to_wait.locked)
+    wait_until(verifier.keys._wait_lock.locked)
 
     others = [accepts(verifier, new.token(f"user {n}")) for n in range(100)]
     was_waiting = first.is_alive()
@@ -784,7 +788,7 @@ def test_one_request_waits_for_a_new_key_and_others_are_refused_at_once(issuer, 
     assert first_results == [True]
 
 
-def test_request_waits_no_longer_than_the_patience(issuer, new_verifier):
+def test_request_waits_no_longer_than_request_wait(issuer, new_verifier):
     issuer.respond = never_respond
     verifier = new_verifier(issuer, FetchTimes(request_wait=0.2, timeout=TIMEOUT))
     wait_until(lambda: issuer.requests)

@@ -1372,7 +1372,7 @@ BODIES = {
     "good-body": {"json": {"title": "x"}},
     "not-json": {"data": b"{", "content_type": "application/json"},
     "another-type": {"data": b"x", "content_type": "text/plain"},
-    "too-large": {"data": b" " * (128 * 1024 + 1), "content_type": "application/json"},
+    "too-large": {"data": b" " * (256 * 1024 + 1), "content_type": "application/json"},
     "unknown-query": {"query_string": {"unknown": "1"}},
 }
 
@@ -1414,7 +1414,7 @@ def test_path_of_the_user_is_served(offline_app, make_offline_app):
 def test_checks_run_in_the_documented_order(offline_app):
     """Each request corrects one fault of the request before it."""
     authorization = bearer(make_token("HS256"))
-    large = {"data": b"x" * (128 * 1024 + 1), "content_type": "text/plain"}
+    large = {"data": b"x" * (256 * 1024 + 1), "content_type": "text/plain"}
     other_path, own_path = f"/api/{OTHER}/tasks/x?y=1", f"/api/{USER}/tasks/x?y=1"
     json_type = {"content_type": "application/json"}
 

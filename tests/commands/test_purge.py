@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
+from tests.support.locks import wait_for_sessions
 from tests.support.postgresql import as_login, backdate_deletion, execute, migrate
 from todo_api.commands.purge import purge
 
@@ -66,6 +69,50 @@ def test_purge_of_nothing_changes_no_user(client, task, user_id, connection, dat
     purge(database_url)
 
     assert connection.execute(query, (user_id,)).fetchall() == before
+
+
+def test_locked_rows_are_left_to_the_next_purge(
+    client, make_task, user_id, connection, database_url
+):
+    """A purge that waited for a request could hold another row that the request waits for."""
+    locked, free = make_task(), make_task()
+    for deleted in (locked, free):
+        client.delete(deleted.url)
+        backdate_deletion(connection, deleted, 31)
+    with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (locked["id"],))
+        pending = threads.submit(purge, database_url)
+        try:
+            pending.result(timeout=10)
+        finally:
+            other.rollback()
+    after_first = ids(connection, user_id)
+
+    purge(database_url)
+
+    assert after_first == {locked["id"]}
+    assert ids(connection, user_id) == set()
+
+
+def test_purge_waits_for_an_owner_whose_revision_grows(
+    client, task, user_id, connection, database_url
+):
+    """The purge writes the owner's row, and keeps the revision that it has by then."""
+    client.delete(task.url)
+    backdate_deletion(connection, task, 31)
+    query = "SELECT revision, purged_revision FROM users WHERE id = %s"
+    with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as threads:
+        other.execute(
+            "UPDATE users SET revision = revision + 7 WHERE id = %s RETURNING revision", (user_id,)
+        )
+        (before, _) = other.execute(query, (user_id,)).fetchone()
+        pending = threads.submit(purge, database_url)
+        wait_for_sessions(database_url, lambda: 1)
+        other.commit()
+        pending.result(timeout=30)
+
+    assert ids(connection, user_id) == set()
+    assert connection.execute(query, (user_id,)).fetchall() == [(before, before - 7)]
 
 
 def test_purge_in_batches_deletes_all(connection, database_url, user_id):

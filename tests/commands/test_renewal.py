@@ -1,4 +1,4 @@
-"""The renewal: new revisions for all rows, owner by owner, beside running servers."""
+"""The renewal: new revisions for all rows, owner by owner, while servers run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.api import Device, Task
+from tests.support.locks import wait_for_sessions
 from tests.support.postgresql import as_login, at_database, execute, migrate
 from todo_api.commands.renewal import renew_revisions
 
@@ -113,7 +114,7 @@ def test_rows_of_an_owner_share_a_new_revision(url, superuser, make_tasks):
     assert renew_revisions(url, TABLES) == 0
 
 
-def test_etags_and_pages_of_before_are_outdated(client, url, superuser, make_tasks):
+def test_earlier_etags_and_pages_are_outdated(client, url, superuser, make_tasks):
     task, *_ = make_tasks(FIRST)
     tasks_url = f"/api/{FIRST}/tasks"
     page = client.get(tasks_url)
@@ -146,7 +147,7 @@ def test_device_receives_every_renewed_task(client, url, superuser, make_tasks, 
     assert device.restarts == 0
 
 
-def test_owner_without_tasks_is_passed(url, superuser, make_tasks):
+def test_owner_without_tasks_is_skipped(url, superuser, make_tasks):
     make_tasks(SECOND)
     superuser.execute("INSERT INTO users (id, revision) VALUES (%s, 7)", (FIRST,))
     superuser.execute(REQUEST_RENEWAL)
@@ -215,7 +216,33 @@ def test_concurrent_renewals_renew_each_owner_once(url, superuser, make_tasks):
         assert read_rows(superuser, user_id)[1] == {read_counter(superuser, user_id)}
 
 
-def test_renewal_beside_writers_loses_no_change(client, url, superuser, make_tasks):
+def test_renewal_does_not_wait_for_a_row_that_was_inserted_after_its_locks(
+    client, url, server, superuser, make_tasks
+):
+    """The writer that holds such a row may wait for the owner, which the renewal holds."""
+    task, *_ = make_tasks(FIRST)
+    superuser.execute(REQUEST_RENEWAL)
+    database = at_database(server, conninfo_to_dict(url)["dbname"])
+
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(database) as writer:
+        with psycopg.connect(database) as holder:
+            holder.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
+            running = threads.submit(renew_revisions, url, TABLES)
+            wait_for_sessions(database, lambda: 1)
+            new = client.post(f"/api/{FIRST}/tasks", json={"title": "New"}).json
+            writer.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (new["id"],))
+        try:
+            owners = running.result(timeout=10)
+        finally:
+            writer.rollback()
+
+    renewed = client.get(task.url).json
+    assert owners == 1
+    assert renewed["revision"] == read_counter(superuser, FIRST) > new["revision"]
+    assert new in client.get(f"/api/{FIRST}/tasks").json
+
+
+def test_renewal_during_writes_loses_no_change(client, url, superuser, make_tasks):
     """Writers change, delete, restore and create tasks while three renewals run."""
     app = client.application
     tasks = {user_id: make_tasks(user_id, count=6)[:-1] for user_id in (FIRST, SECOND)}

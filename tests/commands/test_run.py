@@ -21,7 +21,7 @@ import pytest
 
 from fault_injection.servers import wait_until
 from tests.support import ROOT
-from tests.support.make_run import CHECKOUT, TASKS, Server, data_of, running
+from tests.support.make_run import CHECKOUT, TASKS, Server, database_folder_of, running
 from todo_api.commands import embedded
 
 pytestmark = pytest.mark.slow
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 def test_tasks_remain_after_a_restart(checkout):
     folder = checkout()
     with running(folder) as server:
-        status, written = server.get(TASKS, {"title": "Buy oat milk"})
+        status, written = server.request(TASKS, {"title": "Buy oat milk"})
         assert status == 201
 
     with running(folder) as server:
-        assert server.get(TASKS) == (200, [written])
+        assert server.request(TASKS) == (200, [written])
 
 
 def test_tasks_remain_after_a_crash_of_both_servers(checkout):
@@ -42,24 +42,24 @@ def test_tasks_remain_after_a_crash_of_both_servers(checkout):
     folder = checkout()
     server = Server(folder)
     server.await_health()
-    _, written = server.get(TASKS, {"title": "Buy oat milk"})
+    _, written = server.request(TASKS, {"title": "Buy oat milk"})
     server.crash(database=True)
 
     with running(folder) as server:
-        assert server.get(TASKS) == (200, [written])
+        assert server.request(TASKS) == (200, [written])
 
 
 def test_running_database_is_used_by_the_next_start(checkout):
     folder = checkout()
     server = Server(folder)
     server.await_health()
-    _, written = server.get(TASKS, {"title": "Buy oat milk"})
+    _, written = server.request(TASKS, {"title": "Buy oat milk"})
     server.crash(database=False)
 
     with running(folder) as server:
-        assert server.get(TASKS) == (200, [written])
+        assert server.request(TASKS) == (200, [written])
 
-    assert not (data_of(folder) / "postmaster.pid").exists()
+    assert not (database_folder_of(folder) / "postmaster.pid").exists()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -67,12 +67,12 @@ def test_signal_stops_the_server_and_its_database(checkout, signal_number):
     folder = checkout()
     server = Server(folder)
     server.await_health()
-    socket_folder = (data_of(folder) / "postmaster.pid").read_text().splitlines()[4]
+    socket_folder = (database_folder_of(folder) / "postmaster.pid").read_text().splitlines()[4]
 
     server.end(signal_number)
 
     assert server.process.returncode == 0
-    assert not (data_of(folder) / "postmaster.pid").exists()
+    assert not (database_folder_of(folder) / "postmaster.pid").exists()
     assert not Path(socket_folder).exists()
 
 
@@ -104,7 +104,7 @@ def test_second_start_reports_the_running_server(checkout):
 
         assert second.process.returncode == 1
         assert f"`make run` runs already (process {server.process.pid})" in output
-        assert server.get(TASKS) == (200, [])
+        assert server.request(TASKS) == (200, [])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
@@ -117,13 +117,13 @@ def test_taken_port_is_an_error_before_anything_starts(checkout, host):
 
     assert server.process.returncode == 1
     assert output == (
-        f"Port {port} of {host} is in use by another process: stop that one, or choose another port"
-        " with PORT.\n"
+        f"Port {port} of {host} is in use by another process: stop that process, or choose"
+        " another port with PORT.\n"
     )
-    assert not data_of(folder).exists()
+    assert not database_folder_of(folder).exists()
 
 
-def test_a_host_that_is_not_this_machine_is_told_before_anything_is_started(checkout):
+def test_a_host_that_is_not_this_machine_is_reported_before_anything_is_started(checkout):
     folder = checkout()
     server = Server(folder, HOST="192.0.2.1")
     output = server.process.communicate(timeout=60)[0]
@@ -131,7 +131,7 @@ def test_a_host_that_is_not_this_machine_is_told_before_anything_is_started(chec
     assert server.process.returncode == 1
     assert output.startswith("The server cannot listen on 192.0.2.1, port ")
     assert output.count("\n") == 1
-    assert not data_of(folder).exists()
+    assert not database_folder_of(folder).exists()
 
 
 def is_importing(server: Server) -> bool:
@@ -139,11 +139,11 @@ def is_importing(server: Server) -> bool:
 
 
 def is_initializing(server: Server) -> bool:
-    return any(data_of(server.folder).parent.glob("tmp*/PG_VERSION"))
+    return any(database_folder_of(server.folder).parent.glob("tmp*/PG_VERSION"))
 
 
 def is_starting_database(server: Server) -> bool:
-    return (data_of(server.folder) / "postmaster.pid").exists()
+    return (database_folder_of(server.folder) / "postmaster.pid").exists()
 
 
 def is_starting_gunicorn(server: Server) -> bool:
@@ -160,7 +160,7 @@ def commands_of(folder: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if (process / "cwd").readlink() == folder or str(data_of(folder)) in command:
+            if (process / "cwd").readlink() == folder or str(database_folder_of(folder)) in command:
                 commands.append(command)
     return commands
 
@@ -188,7 +188,7 @@ def test_a_signal_ends_a_migration_that_waits(checkout, new_database, how):
     url = new_database("waits")
     folder = checkout()
     with psycopg.connect(url, autocommit=True) as other:
-        other.execute("SELECT pg_advisory_lock(8101977)")  # TURN of migrations/env.py
+        other.execute("SELECT pg_advisory_lock(8101977)")  # MIGRATION_LOCK of migrations/env.py
         server = Server(folder, DATABASE_URL=url)
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         wait_until(lambda: other.execute(waiting).fetchone() == (1,), "the migration waits")
@@ -217,9 +217,9 @@ def test_a_second_signal_does_not_interrupt_the_stop(checkout):
 def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_database):
     folder = checkout()
     with running(folder, DATABASE_URL=new_database("run")) as server:
-        assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
+        assert server.request(TASKS, {"title": "Buy oat milk"})[0] == 201
 
-    assert not data_of(folder).exists()
+    assert not database_folder_of(folder).exists()
 
 
 def test_secret_is_created_once_and_readable_only_by_its_owner(checkout):
@@ -237,7 +237,7 @@ def test_token_of_another_checkout_is_refused(checkout, tmp_path):
     with running(checkout(tmp_path / "one")) as one, running(checkout(tmp_path / "two")) as two:
         two.authorization = one.authorization
         with pytest.raises(urllib.error.HTTPError) as refused:
-            two.get(TASKS)
+            two.request(TASKS)
 
     with refused.value as response:
         assert response.code == 401
@@ -258,13 +258,13 @@ def test_printed_commands_contain_no_token_without_authentication(checkout):
 @pytest.mark.parametrize("name", ["with spaces in it", "long/" + "/".join(["x" * 40] * 4), "$a'b"])
 def test_checkout_may_have_any_path(checkout, tmp_path, name):
     with running(checkout(tmp_path / name)) as server:
-        assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
+        assert server.request(TASKS, {"title": "Buy oat milk"})[0] == 201
 
 
 def test_programs_refuse_data_of_another_version():
     with (
         embedded.temporary_cluster(version=16) as cluster,
-        pytest.raises(embedded.EmbeddedError, match="made by PostgreSQL 16"),
+        pytest.raises(embedded.EmbeddedError, match="PostgreSQL 16 made"),
     ):
         embedded.Cluster(cluster.data.parent).start()
 
@@ -292,7 +292,7 @@ def test_ordinary_user_can_run_the_server():
             copy(ROOT / name, Path(home) / name)
         shutil.chown(home, account.uid, account.gid)
         with running(Path(home), user=account.uid) as server:
-            assert server.get(TASKS, {"title": "Buy oat milk"})[0] == 201
+            assert server.request(TASKS, {"title": "Buy oat milk"})[0] == 201
         assert (Path(home) / ".dev" / "data").stat().st_uid == account.uid
 
 
@@ -322,15 +322,18 @@ def test_readme_shows_the_responses_of_its_commands(checkout):
 
     responses = [line for line in process.stdout.splitlines() if line]
     printed = [line for line in lines if not line.startswith("$ ")]
-    assert [replace_varying_parts(line) for line in responses] == [
-        replace_varying_parts(line) for line in printed
-    ]
+    assert replace_varying_parts(responses) == replace_varying_parts(printed)
 
 
 TOKEN_COMMAND = '"$PYTHON" -m todo_api.commands.token $USER_ID'
 
 
-def replace_varying_parts(line: str) -> str:
-    """Replace ids and times in the line, because they differ in each run."""
-    line = re.sub(r"01[0-9a-f]{6}-[0-9a-f]{4}-7[0-9a-f-]{21}", "ID", line)
-    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "MOMENT", line)
+def replace_varying_parts(lines: list[str]) -> list[str]:
+    """Replace ids, times and revisions, because they differ in each run; number the revisions."""
+    text = "\n".join(lines)
+    text = re.sub(r"01[0-9a-f]{6}-[0-9a-f]{4}-7[0-9a-f-]{21}", "ID", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "MOMENT", text)
+    numbers: dict[str, int] = {}
+    return re.sub(
+        r"\b\d{16}\b", lambda match: f"{numbers.setdefault(match[0], len(numbers))}", text
+    ).splitlines()

@@ -8,7 +8,7 @@ import pytest
 from todo_api.auth.keys import FixedKey, parse_secret
 from todo_api.auth.tokens import Verifier
 from todo_api.commands.development import EXAMPLE_USER
-from todo_api.commands.run import format_invitation
+from todo_api.commands.run import format_start_message
 from todo_api.commands.token import LIFETIME, main
 from todo_api.startup import load_settings
 
@@ -47,7 +47,7 @@ def test_derived_user_id_is_printed_on_standard_error(make_token, variables):
 
 
 @pytest.mark.parametrize("user", [EXAMPLE_USER, EXAMPLE_USER.upper()])
-def test_uuid_that_is_the_user_id_is_not_explained(make_token, user):
+def test_uuid_that_is_the_user_id_prints_no_hint(make_token, user):
     settings, printed = make_token(user)
 
     assert str(identify(settings, printed.out.strip()).user_id) == EXAMPLE_USER
@@ -69,10 +69,10 @@ def test_invitation_has_a_token_for_its_path(ids):
         {"DATABASE_URL": "postgresql://", "JWT_SECRET": SECRET, "JWT_USER_IDS": ids}
     )
 
-    invitation = format_invitation(settings, "")
+    start_message = format_start_message(settings, "")
 
-    user_id = re.search(r"TASKS=http://127\.0\.0\.1:8000/api/(\S+)/tasks\n", invitation)[1]
-    token = re.search(r"TOKEN=(\S+)\n", invitation)[1]
+    user_id = re.search(r"TASKS=http://127\.0\.0\.1:8000/api/(\S+)/tasks\n", start_message)[1]
+    token = re.search(r"TOKEN=(\S+)\n", start_message)[1]
     assert str(identify(settings, token).user_id) == user_id
 
 

@@ -15,6 +15,7 @@ from todo_api.db.connect import UnreachableError, connect
 COMMANDS = [
     ["todo_api.commands.run"],
     ["todo_api.commands.purge"],
+    ["todo_api.commands.restored"],
     ["alembic", "upgrade", "head"],
     ["alembic", "current"],
 ]

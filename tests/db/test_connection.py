@@ -111,7 +111,7 @@ def test_statement_is_prepared_once_for_each_type_of_its_parameters(db_connectio
 
 
 def test_least_recently_used_statement_is_evicted(db_connection, transact):
-    db_connection.set_up(prepares=True, most_prepared=2)
+    db_connection.set_up(prepares=True, max_prepared=2)
 
     for number in (1, 2, 1, 3, 1, 4, 3):
         assert transact(b"SELECT %d" % number) == [[(number,)]]
@@ -120,7 +120,7 @@ def test_least_recently_used_statement_is_evicted(db_connection, transact):
 
 
 def test_failed_transaction_keeps_prepared_statements_usable(db_connection, transact):
-    db_connection.set_up(prepares=True, most_prepared=2)
+    db_connection.set_up(prepares=True, max_prepared=2)
     transact(b"SELECT 1", b"SELECT 2")
 
     for _ in range(2):

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import literal_column, select, update
 
-from tests.support.postgresql import VOLATILE, as_login, execute, migrate
+from tests.support.postgresql import NOT_DURABLE, as_login, execute, migrate
 from todo_api.commands.embedded import temporary_cluster
 from todo_api.db.schema_version import SCHEMA_VERSION
 from todo_api.db.statement import OWNER, Statement, compiled
@@ -153,7 +153,7 @@ def test_health_needs_every_migration(make_app, new_database, version):
 
 
 def test_health_needs_the_role_of_requests(make_app):
-    with temporary_cluster(options=VOLATILE) as cluster:
+    with temporary_cluster(options=NOT_DURABLE) as cluster:
         app = make_app(DATABASE_URL=cluster.url())
         response = app.test_client().get("/health")
         app.services.pool.close()

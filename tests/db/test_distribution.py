@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.api import NEW_TASK
 from tests.support.plans import explain_statement, steps
-from tests.support.postgresql import DIVIDE, as_login, execute, migrate
+from tests.support.postgresql import PARTITION_TABLES, as_login, execute, migrate
 from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
@@ -88,7 +88,7 @@ VALUES = {
     "key": "a-key",
     "fingerprint": bytes(32),
     "rows": 10,
-    "known": [],
+    "client_revisions": [],
     "none_match": [],
 }
 
@@ -99,7 +99,7 @@ REQUEST = IdempotentRequest("a-key", "/api/a/tasks", bytes(32))
 def partitioned_url(new_database) -> str:
     url = new_database("divided")
     migrate(url)
-    execute(url, DIVIDE)
+    execute(url, PARTITION_TABLES)
     return url
 
 
@@ -146,7 +146,7 @@ def test_owner_without_privileges_can_partition_existing_tables(
 
     with psycopg.connect(url, autocommit=True) as superuser:
         before = read_rows(superuser)
-        execute(as_login(url, login), DIVIDE)
+        execute(as_login(url, login), PARTITION_TABLES)
         after = read_rows(superuser)
         partitions = superuser.execute("SELECT count(DISTINCT tableoid) FROM tasks").fetchone()
 

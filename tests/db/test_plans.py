@@ -89,7 +89,7 @@ class User(NamedTuple):
             "none_match": [],
             "rows": limit + 1,
             "completed": False,
-            "known": [],
+            "client_revisions": [],
             "attempt": uuid.uuid4(),
             "elapsed": None,
             "after_value": position.value,
@@ -232,7 +232,7 @@ def test_page_of_changes_is_read_from_an_index(explain, users, user, place):
     parameters = users[user].parameters(place, limit=5) | {
         "revision": revision,
         "after_id": uuid.UUID(int=2**127),
-        "started": 0,
+        "full_sync_start": 0,
     }
 
     plan = explain(changes_statement((TASK,)), parameters)
@@ -249,7 +249,7 @@ def test_page_of_changes_is_read_from_an_index(explain, users, user, place):
 @pytest.mark.parametrize("user", ["light", "heavy"])
 @pytest.mark.parametrize("after", [False, True])
 def test_page_of_the_trash_is_read_from_an_index(explain, users, user, after):
-    parameters = users[user].parameters(0.5) | {"after_moment": "2026-01-01T00:00:00Z"}
+    parameters = users[user].parameters(0.5) | {"after_deleted_at": "2026-01-01T00:00:00Z"}
 
     plan = explain(trash_statement((TASK,), after=after), parameters)
 

@@ -60,7 +60,7 @@ def test_requests_are_refused_at_once_while_the_database_is_stalled():
     )
 
 
-def test_after_a_failure_the_shorter_stall_timeout_applies_until_a_request_succeeds():
+def test_stall_timeout_after_failure_applies_until_a_request_succeeds():
     limiter = AdmissionLimiter(1, Metrics(), stall_timeout=0, stall_timeout_after_failure=60)
     limiter.acquire(distant_deadline())
     limiter.release(succeeded=False)
@@ -215,7 +215,7 @@ def test_request_waits_two_seconds_for_the_database_with_few_connection_attempts
 
 @pytest.fixture
 def proxied_app(make_proxied_app, proxy, make_settings):
-    """An application behind the proxy that refuses requests 0.2 s after an outage begins."""
+    """An application behind a proxy. It refuses requests 0.2 s after an outage of the proxy."""
     app = make_proxied_app(REQUEST_TIMEOUT="2")
     settings = make_settings(DATABASE_URL=proxied_url(proxy), REQUEST_TIMEOUT="2")
     with closing(Pool(settings, Metrics(), cold_start=0.2)) as pool:

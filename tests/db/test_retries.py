@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import func, literal_column, select
 
 from tests.support.api import etag
+from tests.support.locks import wait_for_sessions
 from todo_api.app import create_app
 from todo_api.db.pool import Pool
 from todo_api.db.statement import compiled
@@ -119,6 +120,31 @@ def test_replay_is_marked_after_a_lost_connection(client, tasks_url, lose, momen
     assert replayed.json == first.json
 
 
+CHANGES_BY_OTHERS = pytest.mark.parametrize(
+    "change", ["title = 'Written later'", "deleted_at = now()"], ids=["changed", "deleted"]
+)
+
+
+@CHANGES_BY_OTHERS
+def test_creation_that_was_changed_before_its_retry_is_done_once(
+    client, tasks_url, lose, connection, user_id, change
+):
+    """Nobody else can have made a task with the id that the server has just made."""
+    lose(
+        "response",
+        lambda: connection.execute(f"UPDATE tasks SET {change} WHERE user_id = '{user_id}'"),
+    )
+
+    response = client.post(tasks_url, json={"title": "Buy oat milk"})
+
+    (row,) = connection.execute(
+        "SELECT id::text, title, revision FROM tasks WHERE user_id = %s", (user_id,)
+    )
+    assert response.status_code == 201
+    assert (response.json["id"], response.json["title"], response.json["revision"]) == row
+    assert response.headers["Location"] == f"{tasks_url}/{row[0]}"
+
+
 @BOTH_MOMENTS
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
 def test_id_of_another_task_is_a_conflict_in_the_retry_too(
@@ -184,7 +210,10 @@ def test_trash_is_emptied_once(client, make_task, tasks_url, user_id, lose, mome
 def test_retry_never_overwrites_a_later_change(
     client, task, lose, connection, database_url, method, path, body, conditional
 ):
-    """A title that was overwritten may not have been written. The other states are still there."""
+    """If another change has replaced the title, the retry cannot detect the first run: 503.
+
+    `completed` and the deletion are still visible: success.
+    """
     wait_after_change(connection, task)
     set_counter(connection, task)
     lose("response", lambda: update_title(database_url, task, "Written later"))
@@ -249,7 +278,7 @@ WAIT = compiled(select(func.pg_advisory_xact_lock(literal_column("1"))))
 
 
 class PausedPool(Pool):
-    """A pool whose transactions wait for a lock of the test behind their first statement."""
+    """A pool whose transactions wait after their first statement for a lock that the test holds."""
 
     @contextmanager
     def connection(self, deadline):
@@ -293,6 +322,61 @@ def test_creation_is_repeated_if_the_trash_is_emptied_before_its_outcome_is_read
     assert client.get(tasks_url).json == [response.json]
 
 
+class RacingPool(Pool):
+    """A pool that calls a function of the test before each transaction."""
+
+    before_transaction: Callable[[], object]
+
+    @contextmanager
+    def connection(self, deadline):
+        with super().connection(deadline) as connection:
+            self.before_transaction()
+            yield connection
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}])
+def test_creation_that_loses_every_race_is_a_503(
+    app, make_settings, tasks_url, user_id, connection, database_url, headers
+):
+    """Before each run, the task is removed, and another transaction inserts it again."""
+    task_id = str(uuid.uuid4())
+    pool = RacingPool(make_settings(), app.services.metrics)
+    app.services.pool.close()
+    app.services = replace(app.services, pool=pool)
+    client = app.test_client()
+    body = {"id": task_id, "title": "Buy oats"}
+    runs = []
+
+    with ThreadPoolExecutor(2) as threads:
+
+        def insert(other):
+            wait_for_sessions(database_url, lambda: 1)
+            other.commit()
+            other.close()
+
+        def start_race():
+            connection.execute("DELETE FROM tasks WHERE id = %s", (task_id,))
+            other = psycopg.connect(database_url)
+            other.execute(
+                "INSERT INTO tasks (user_id, id, title) VALUES (%s, %s, 'Buy oats')",
+                (user_id, task_id),
+            )
+            runs.append(threads.submit(insert, other))
+
+        pool.before_transaction = start_race
+        response = client.post(tasks_url, json=body, headers=headers)
+        for run in runs:
+            run.result(timeout=30)
+    pool.before_transaction = lambda: None
+    repeated = client.post(tasks_url, json=body, headers=headers)
+
+    assert len(runs) >= 2
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert "other requests create or remove the same items" in response.json["detail"]
+    assert (repeated.status_code, client.get(tasks_url).json) == (201, [repeated.json])
+
+
 def wait_until_blocked_by(holder: psycopg.Connection) -> None:
     """Return when another connection waits for a lock that this connection has."""
     for _ in range(2000):
@@ -327,7 +411,7 @@ def terminate(url: str) -> None:
 
 
 def wait_after_change(connection, task):
-    """Wait, so that a retry can tell the task's earlier change from a change after its request."""
+    """Wait, so that the changes of the test's setup are clearly older than the request."""
     time.sleep(0.15)
     assert read_revision(connection, task)
 

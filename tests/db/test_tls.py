@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from fault_injection.clients import Client
 from fault_injection.servers import Api, environment, free_port, serving
 from tests.support import ROOT
-from tests.support.postgresql import VOLATILE
+from tests.support.postgresql import NOT_DURABLE
 from todo_api.commands.embedded import Cluster
 
 # Debian's PostgreSQL: the embedded one was built without TLS.
@@ -108,7 +108,7 @@ class Server(Cluster):
         super().__init__(
             folder,
             version=int(POSTGRES.parts[-3]),
-            options=VOLATILE | tls_options,
+            options=NOT_DURABLE | tls_options,
             programs=POSTGRES.parent,
         )
         self._own(folder / "server.key")

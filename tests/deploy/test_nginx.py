@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fault_injection.clients import Client
+from fault_injection.load import NGINX_DETAIL
 from fault_injection.nginx import NGINX, NGINX_FOLDER, has_ipv6, nginx_proxy
 from fault_injection.servers import HOST, free_port, serving, wait_until
 from tests.support import ROOT
 from todo_api.web.body import MAX_BODY
 from todo_api.web.headers import EXPOSED
 from todo_api.web.problem_kinds import KIND_OF_NAME
-from todo_api.web.problems import Problem
+from todo_api.web.problems import DETAIL_OF_STATUS, Problem
 from todo_api.web.requests import WELL_FORMED
 
 pytestmark = [
@@ -284,6 +285,7 @@ def test_requests_over_the_connection_limit_are_refused_at_once(database_url):
 
         assert_problem(refused, 503)
         assert_problem(changed, 503)
+        assert NGINX_DETAIL.decode() in refused.json["detail"]
         assert refused.headers["retry-after"] == changed.headers["retry-after"] == "1"
         assert {connection.getresponse().status for connection in accepted} == {200}
         line = json.loads(await_line(nginx.access_log, refused.headers["x-request-id"]))
@@ -538,7 +540,7 @@ def test_ipv6_client_is_identified_by_its_network(address, client):
 
 
 def test_nginx_and_the_application_send_the_same_problems():
-    """Type and title are equal for each status, and for 404 and 413 the detail, too."""
+    """Type and title are equal, and the detail, unless it depends on the request."""
     problems = {
         int(status): json.loads("{" + text.replace("$status", "0").replace("\\'", "'") + "}")
         for status, text in re.findall(r"^    (\d{3}) '(\".*\")';$", HTTP, re.MULTILINE)
@@ -549,7 +551,7 @@ def test_nginx_and_the_application_send_the_same_problems():
         kind = KIND_OF_NAME[problem["type"].removeprefix("/problems/")]
         assert (status, problem["title"]) == (kind.status, kind.title)
         if status not in (400, 405, 503):
-            assert problem["detail"] == kind.detail, status
+            assert problem["detail"] == DETAIL_OF_STATUS.get(status, kind.detail), status
         assert list(problem) == list(json.loads(Problem(status, "").body("")))[:-1]
 
 

@@ -64,7 +64,10 @@ def test_service_has_a_low_exposure_level(service):
 
 def test_every_service_has_the_same_sandbox():
     sandboxes = {
-        service.read_text().partition("# Nothing is written")[2].partition("[Install]")[0].strip()
+        service.read_text()
+        .partition("# The service writes only")[2]
+        .partition("[Install]")[0]
+        .strip()
         for service in SERVICES
     }
 

@@ -25,7 +25,7 @@ from sqlalchemy import NullPool, create_engine, exc
 from tests.support import ROOT
 from tests.support.api import NEW_TASK
 from tests.support.differences import assert_same_json
-from tests.support.postgresql import VOLATILE, as_login, execute, migrate
+from tests.support.postgresql import NOT_DURABLE, as_login, execute, migrate
 from todo_api.commands.embedded import temporary_cluster
 from todo_api.db.schema_version import SCHEMA_VERSION
 from todo_api.db.tables import metadata
@@ -170,7 +170,7 @@ class EmptyServer:
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) for n in (16, 18)])
 def cluster(request):
-    with temporary_cluster(version=request.param, options=VOLATILE) as running:
+    with temporary_cluster(version=request.param, options=NOT_DURABLE) as running:
         yield running
 
 

@@ -27,7 +27,7 @@ from psycopg_pool import ConnectionPool
 from tests.support import ROOT
 from tests.support.differences import assert_same_lines
 from todo_api.metrics import KeySetMetrics, Metrics
-from todo_api.server import slots
+from todo_api.server import worker_numbers
 
 if TYPE_CHECKING:
     from todo_api.app import App
@@ -141,8 +141,8 @@ def children(parent: int) -> set[int]:
 
 def metrics_folders(master: int) -> list[Path]:
     """Return the folders of a master in which its workers write their metrics."""
-    parent = slots.MEMORY if slots.MEMORY.is_dir() else Path("/tmp")
-    return list(parent.glob(f"{slots.PREFIX}{master}-*"))
+    parent = worker_numbers.MEMORY if worker_numbers.MEMORY.is_dir() else Path("/tmp")
+    return list(parent.glob(f"{worker_numbers.PREFIX}{master}-*"))
 
 
 @pytest.fixture
@@ -461,7 +461,7 @@ def test_killed_worker_leaves_its_counts_but_not_its_gauges(serving):
         assert server.scrape().sum_of("todo_http_requests_total", route="unmatched") == 20
         # One worker may have served all requests. Its files remain, and a third worker has none.
         assert {file.stem.rpartition("_")[2] for file in folder.iterdir()} == {
-            str(slot) for slot in range(WORKERS)
+            str(number) for number in range(WORKERS)
         }
         assert files <= set(folder.iterdir())
 
@@ -539,5 +539,5 @@ def test_folder_of_a_killed_server_is_removed_by_the_next_one(serving):
         # An old folder remains while a process uses it.
         (folder,) = metrics_folders(server.process.pid)
         os.utime(folder, (0, 0))
-        slots.remove_orphans(folder.parent)
+        worker_numbers.remove_orphans(folder.parent)
         assert folder.exists()

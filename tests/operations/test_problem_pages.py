@@ -85,7 +85,7 @@ def responses(client, make_app, make_task, tasks_url, user_id):
         client.get(changes),
         chunked(client, tasks_url),
         client.patch(task.url, json={"title": "Buy oats"}, headers={"If-Match": task.etag}),
-        client.post(tasks_url, data=b" " * 200_000, headers=JSON),
+        client.post(tasks_url, data=b" " * 300_000, headers=JSON),
         client.post(tasks_url, data="title=x"),
         client.post(tasks_url, json={"title": ""}),
         key_reused(client, tasks_url),

@@ -3,11 +3,14 @@
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
+import psycopg
 import pytest
 
 from tests.support.api import Device, etag, next_url, pages
+from tests.support.locks import wait_for_sessions
 from tests.support.postgresql import backdate_deletion
 from todo_api.commands.purge import purge
 from todo_api.commands.restored import set_new_epoch
@@ -175,7 +178,7 @@ def test_device_without_a_purged_tombstone_restarts_its_sync(
     assert (up_to_date.restarts, outdated.restarts) == (0, 1)
 
 
-def test_interrupted_full_sync_restarts_after_a_purge_of_what_it_has_shown(
+def test_interrupted_full_sync_restarts_after_a_purge_of_a_received_task(
     client, make_task, changes_url, tasks_url, connection, database_url
 ):
     tasks = [make_task() for _ in range(5)]
@@ -349,6 +352,26 @@ def test_device_restarts_its_sync_after_the_trash_was_emptied(
 
     assert up_to_date.sync() == outdated.sync() == get_tasks_by_id(client, tasks_url)
     assert (up_to_date.restarts, outdated.restarts) == (0, 1)
+
+
+def test_emptying_the_trash_waits_for_a_change_of_a_deleted_task(
+    app, client, task, user_id, trash_url, database_url, connection
+):
+    """Such a change is a renewal. The revision that is removed is the new one."""
+    client.delete(task.url)
+    with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("UPDATE tasks SET title = 'By hand' WHERE id = %s", (task["id"],))
+        pending = threads.submit(app.test_client().delete, trash_url)
+        wait_for_sessions(database_url, lambda: 1)
+        query = "SELECT revision FROM users WHERE id = %s"
+        (revision,) = other.execute(query, (user_id,)).fetchone()
+        other.commit()
+        response = pending.result(timeout=30)
+
+    query = "SELECT revision, purged_revision FROM users WHERE id = %s"
+    assert response.status_code == 204
+    assert connection.execute(query, (user_id,)).fetchall() == [(revision, revision)]
+    assert client.get(trash_url).json == []
 
 
 def test_emptying_the_trash_of_an_unknown_user_creates_nothing(client, connection):

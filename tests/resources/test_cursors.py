@@ -15,7 +15,7 @@ SEED = 20
 
 # A sync token: version, user, epoch, revision, id and start.
 TOKEN = struct.Struct(">B16s16sq16sq")
-VERSION, USER, EPOCH, REVISION, ID, STARTED = range(6)
+VERSION, USER, EPOCH, REVISION, ID, FULL_SYNC_START = range(6)
 
 # In microseconds since 1970: the range of Python's dates, and the end of PostgreSQL's range.
 FIRST_MOMENT = -62_135_596_800_000_000
@@ -163,7 +163,7 @@ def test_mutated_tokens_and_cursors_cause_no_server_error(
         (USER, bytes(16)),
         (REVISION, -1),
         (REVISION, -(2**63)),
-        (STARTED, -1),
+        (FULL_SYNC_START, -1),
     ],
 )
 def test_sync_token_with_an_invalid_member_is_refused(
@@ -194,8 +194,8 @@ def test_sync_token_that_the_server_cannot_have_made_is_refused(
     [
         (EPOCH, bytes(16), 410),
         (REVISION, 2**63 - 1, 410),
-        (STARTED, 2**63 - 1, 410),
-        (STARTED, 0, 200),
+        (FULL_SYNC_START, 2**63 - 1, 410),
+        (FULL_SYNC_START, 0, 200),
         (REVISION, 0, 200),
         (ID, b"\xff" * 16, 200),
     ],

@@ -79,6 +79,18 @@ def test_created_and_deleted_tasks_do_not_shift_the_next_page(client, make_task,
     assert second.json == [tasks[2], tasks[1]]
 
 
+@pytest.mark.parametrize("character", ["x", "\x01", "\\", "\U0010ffff"])
+@pytest.mark.parametrize("sort", ["title", "-title"])
+def test_pages_continue_after_the_longest_title(client, make_task, tasks_url, sort, character):
+    """The cursor contains the title, as JSON, which escapes some characters."""
+    tasks = [make_task(title=character * 255) for _ in range(3)]
+
+    listed = list(pages(client, f"{tasks_url}?sort={sort}&limit=1"))
+
+    assert [len(page) for page in listed] == [1, 1, 1]
+    assert {task["id"] for (task,) in listed} == {task["id"] for task in tasks}
+
+
 def test_page_is_limited_to_one_mebibyte(client, make_task, tasks_url):
     tasks = [make_task(description="\N{BEAR FACE}" * 10_000) for _ in range(60)]
 

@@ -150,7 +150,17 @@ def test_revision_in_the_body_and_if_match_must_both_hold(client, task, method, 
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-@pytest.mark.parametrize("revision", [0, -1, 1.0, "1", True, None, 2**63])
+@pytest.mark.parametrize(("difference", "status"), [(0, 200), (1, 412)])
+def test_revision_with_a_zero_fraction_is_an_integer(client, task, method, difference, status):
+    revision = float(task["revision"] + difference)
+
+    response = client.open(task.url, method=method, json={"title": "Changed", "revision": revision})
+
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize("revision", [0, -1, 1.5, 1e300, "1", True, None, 2**63])
 def test_invalid_revision_in_the_body_is_refused(client, task, method, revision):
     response = client.open(task.url, method=method, json={"title": "Changed", "revision": revision})
 

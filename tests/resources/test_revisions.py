@@ -19,7 +19,7 @@ from tests.support.api import etag
 # test can compare whole numbers.
 AHEAD = 2**52
 
-pytestmark = [pytest.mark.pooled, pytest.mark.divided]
+pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
 
 # The revisions of an owner's tasks and the owner's counter, in one snapshot of the database.
 SNAPSHOT_QUERY = """
@@ -202,6 +202,25 @@ def test_change_waits_until_the_previous_revision_is_committed(
     assert newer == response.json
     assert newer["revision"] == read_counter() > older["revision"]
     assert newer["updated_at"] > older["updated_at"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_first_revision_is_taken_after_the_wait_for_another_first_change(
+    client, tasks_url, user_id, database_url, connection, read_clock, end
+):
+    """The user may have been erased meanwhile, so a number of before could be lower than theirs."""
+    with psycopg.connect(database_url) as other_connection, ThreadPoolExecutor(1) as pool:
+        other_connection.execute("INSERT INTO users (id) VALUES (%s)", (user_id,))
+        pending = pool.submit(client.post, tasks_url, json={"title": "Buy oat milk"})
+        wait_until_blocked_by(database_url, other_connection)
+        other_connection.execute("DELETE FROM users WHERE id = %s", (user_id,))
+        clock = read_clock()
+        getattr(other_connection, end)()
+        revision = pending.result(timeout=10).json["revision"]
+
+    query = "SELECT revision, purged_revision FROM users WHERE id = %s"
+    assert revision > clock
+    assert connection.execute(query, (user_id,)).fetchall() == [(revision, revision - 1)]
 
 
 def test_rolled_back_change_does_not_move_the_counter(

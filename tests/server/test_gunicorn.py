@@ -33,7 +33,7 @@ from fault_injection.invalid_requests import (
     post,
 )
 from fault_injection.servers import ROOT, children, environment, free_port, serving, wait_until
-from todo_api.server import slots
+from todo_api.server import worker_numbers
 
 pytestmark = pytest.mark.slow
 
@@ -272,9 +272,11 @@ def is_reset(connection: socket.socket) -> bool:
 
 def test_master_writes_no_metrics_files(database_url):
     """A scrape would add the master's files to those of the workers."""
-    parent = slots.MEMORY if slots.MEMORY.is_dir() else Path(tempfile.gettempdir())
+    parent = (
+        worker_numbers.MEMORY if worker_numbers.MEMORY.is_dir() else Path(tempfile.gettempdir())
+    )
     with serving(database_url, WEB_CONCURRENCY="2", METRICS="true") as api:
-        (folder,) = parent.glob(f"{slots.PREFIX}{api.process.pid}-*")
+        (folder,) = parent.glob(f"{worker_numbers.PREFIX}{api.process.pid}-*")
 
         wait_until(lambda: len(list(folder.glob("counter_*"))) >= 2, "both workers have files")
 

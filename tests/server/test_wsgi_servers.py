@@ -11,7 +11,7 @@ from fault_injection.clients import Client
 from fault_injection.invalid_requests import exchange
 from fault_injection.servers import HOST, Api, serving
 
-MAX_BODY = 128 * 1024  # bytes
+MAX_BODY = 256 * 1024  # bytes
 
 
 class Gthread(Api):

@@ -20,7 +20,7 @@ TIMEOUT = 10  # seconds
 def wait_for_sessions(url: str, expected: Callable[[], int]) -> None:
     """Return when `expected()` or more sessions of this database wait for a lock.
 
-    `expected` is called for each look, so it can leave out requests that have a response.
+    `expected` is called before each comparison, so it can leave out requests that have a response.
     """
     deadline = time.monotonic() + TIMEOUT
     with psycopg.connect(url, autocommit=True) as connection:

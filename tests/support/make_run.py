@@ -65,7 +65,8 @@ class Server:
                 time.sleep(0.02)
         pytest.fail(self.end())
 
-    def get(self, path: str, body: object = None) -> tuple[int, Any]:
+    def request(self, path: str, body: object = None) -> tuple[int, Any]:
+        """Send a GET, or a POST if there is a body; return the status and the JSON."""
         request = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
@@ -89,7 +90,9 @@ class Server:
     def crash(self, *, database: bool) -> None:
         """Kill every process of the server; PostgreSQL's processes only if `database` is true."""
         processes = [self.process.pid, *descendants(self.process.pid)]
-        postmaster = int((data_of(self.folder) / "postmaster.pid").read_text().splitlines()[0])
+        postmaster = int(
+            (database_folder_of(self.folder) / "postmaster.pid").read_text().splitlines()[0]
+        )
         for process in processes:
             if database or process not in (postmaster, *descendants(postmaster)):
                 with suppress(ProcessLookupError):
@@ -120,6 +123,6 @@ def descendants(process: int) -> list[int]:
     return [pid for child in children for pid in (int(child), *descendants(int(child)))]
 
 
-def data_of(folder: Path) -> Path:
+def database_folder_of(folder: Path) -> Path:
     """Return the data folder of the PostgreSQL that a server in the folder starts."""
     return embedded.Cluster(folder / ".dev").data

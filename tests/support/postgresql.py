@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from psycopg import sql
 
 # The data of a run are not used afterwards, so PostgreSQL need not write them to disk.
-VOLATILE = {
+NOT_DURABLE = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "max_connections": "200",
 }
-DIVIDE = (ROOT / "docs" / "scaling" / "divide.sql").read_text()
+PARTITION_TABLES = (ROOT / "docs" / "scaling" / "divide.sql").read_text()
 
 
 def migrate(url: str, revision: str = "head") -> None:

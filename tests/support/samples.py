@@ -29,7 +29,7 @@ def sample_values(field: Field) -> list[Any]:
 
 
 def breaking_values(field: Field) -> dict[str, Any]:
-    """Return an invalid value for each rule of the field's type, by the end of the rule's name."""
+    """Return an invalid value for each rule of the field's type. The keys are the rules' names."""
     match field.type:
         case BooleanType():
             return {}

@@ -22,7 +22,10 @@ WITHOUT_OWNER = {FIND_SCHEMA_VERSION}
 
 
 def statements() -> Iterator[tuple[str, Statement]]:
-    """Return each statement with a name; of a statement with several shapes, one for each part."""
+    """Return each statement with a name.
+
+    If the SQL depends on fields, filters or sort, there is a statement for each of them.
+    """
     yield "find schema version", FIND_SCHEMA_VERSION
     yield "find response", FIND_RESPONSE
     yield "delete user", DELETE

@@ -81,7 +81,7 @@ WIDGET = Resource(
 
 
 # The statements of a migration for this resource, except CREATE TABLE and CREATE INDEX.
-GUARDS = """
+PROTECTION = """
     CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON widgets
     FOR EACH ROW EXECUTE FUNCTION take_revision();
     CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON widgets
@@ -106,7 +106,7 @@ def create_widgets_table(url: str) -> None:
     for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
     execute(url, function_of(WIDGET.table, [field.name for field in FIELDS]))
-    execute(url, GUARDS)
+    execute(url, PROTECTION)
 
 
 def add_widget_routes(app: Flask) -> None:

@@ -11,7 +11,7 @@ from tests.support.api import etag
 
 NOT_FOUND = "Check the path: the resource does not exist, or it belongs to another user."
 
-pytestmark = [pytest.mark.pooled, pytest.mark.divided]
+pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
 
 
 def new_revision_and_time(response, task):

@@ -93,7 +93,7 @@ def test_revisions_of_an_erased_user_do_not_repeat(client, user_url, make_task):
     assert client.get(f"{user_url}/tasks").json == [second, first]
 
 
-def test_next_life_of_an_erased_user_starts_behind_all_purges(
+def test_old_sync_tokens_get_410_after_the_user_was_erased(
     client, user_url, user_id, make_task, connection
 ):
     """A sync token of the erased life is older than `purged_revision`, so it gets a 410."""

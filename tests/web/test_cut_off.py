@@ -21,7 +21,7 @@ MERGE_PATCH = "application/merge-patch+json"
 OPERATIONS = {
     "create": ("POST", "/tasks", TITLE, {}, 201),
     "create once": ("POST", "/tasks", TITLE, {"Idempotency-Key": "one"}, 201),
-    "create named": ("PUT", f"/tasks/{uuid.uuid4()}", TITLE, {"If-None-Match": "*"}, 201),
+    "create with an id": ("POST", "/tasks", {"id": str(uuid.uuid4()), **TITLE}, {}, 201),
     "put": ("PUT", "/tasks/{live}", {"title": "x"}, {}, 200),
     "patch": ("PATCH", "/tasks/{live}", {"title": "x"}, {"Content-Type": MERGE_PATCH}, 200),
     "complete": ("PATCH", "/tasks/{live}/complete", {"completed": True}, {}, 200),
@@ -30,13 +30,16 @@ OPERATIONS = {
     "delete without body": ("DELETE", "/tasks/{live}", None, {}, 204),
     "restore": ("POST", "/tasks/{deleted}/restore", {}, {}, 200),
     "restore without body": ("POST", "/tasks/{deleted}/restore", None, {}, 200),
+    "empty trash": ("DELETE", "/trash", {}, {}, 204),
+    "empty trash without body": ("DELETE", "/trash", None, {}, 204),
     "erase": ("DELETE", "", {}, {}, 204),
     "erase without body": ("DELETE", "", None, {}, 204),
     "get": ("GET", "/tasks/{live}", {}, {}, 200),
     "list": ("GET", "/tasks", {}, {}, 200),
     "changes": ("GET", "/changes?since=0", {}, {}, 200),
+    "trash": ("GET", "/trash", {}, {}, 200),
 }
-READS = {"get", "list", "changes"}
+READS = {"get", "list", "changes", "trash"}
 CASES = [
     pytest.param(
         name, chunked, close_mode, id=f"{name}-{'chunks' if chunked else 'length'}-{close_mode}"

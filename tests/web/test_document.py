@@ -266,7 +266,7 @@ def test_headers_and_members_of_problems_are_documented(document):
     for name, response in document["components"]["responses"].items():
         header = HEADERS_OF_PROBLEM.get(int(re.search("[0-9]+", name)[0]))
         assert set(response["headers"]) == {"Cache-Control", "X-Request-Id"} | ({header} - {None})
-    current = document["components"]["schemas"]["TaskConflict"]["properties"]["current"]
+    current = document["components"]["schemas"]["TaskPreconditionFailed"]["properties"]["current"]
     assert current["$ref"] == "#/components/schemas/Task"
 
 

@@ -74,7 +74,7 @@ def test_a_path_without_a_route_says_so(client, user_id, task, method, path, det
     assert check_problem(response, 404, "not-found")["detail"] == detail
 
 
-def test_a_missing_task_is_told_from_a_missing_route_and_not_from_another_users(make_app, client):
+def test_404_differs_for_a_missing_route_but_not_for_a_missing_and_a_foreign_task(make_app, client):
     app = make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
     user, other = str(uuid.uuid4()), str(uuid.uuid4())
     theirs = client.post(f"/api/{other}/tasks", json={"title": "x"}).json["id"]

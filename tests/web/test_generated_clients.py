@@ -89,7 +89,7 @@ def project(client, responses, tmp_path) -> Path:
 
 
 def run(project: Path, programs: Path, program: str, *arguments: str) -> str:
-    """Return what a program of the folder `programs` prints, or Node, if it is none of them."""
+    """Run a program of the folder `programs`, or else one in PATH; return its output."""
     own = programs / program
     result = subprocess.run(
         [own if own.exists() else program, *arguments],

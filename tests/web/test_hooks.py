@@ -1,4 +1,4 @@
-"""Hooks, signals and async views that others add work as Flask documents them."""
+"""Hooks, signals and async views of other developers work as in Flask's documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Require a token for every route, and that its user is the one of the path."""
+"""Require a token for every route, and check that the path belongs to the token's user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BEARER = re.compile(r"Bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECAS
 
 
 def make_keys(settings: Settings, metrics: Metrics, fetch_times: FetchTimes | None = None) -> Keys:
-    """Return the keys that the settings name. `fetch_times` is for those of JWT_JWKS_URL."""
+    """Return the keys that the settings name. `fetch_times` applies to JWT_JWKS_URL only."""
     if settings.jwt_jwks_url:
         report = KeySetMetrics(metrics).report_fetch
         return IssuerKeys(settings.jwt_jwks_url, fetch_times, report=report)
@@ -40,10 +40,10 @@ def make_keys(settings: Settings, metrics: Metrics, fetch_times: FetchTimes | No
 
 
 def require_tokens(app: Flask, verifier: Verifier) -> None:
-    """Refuse requests without a valid token, and paths of another user than the token's.
+    """Refuse requests without a valid token (401), and paths of another user (404).
 
-    Every route requires a token, except those of blueprints with `requires_token=False`. A path
-    without a route requires one, too.
+    Every path requires a token, also a path without a route. Only the routes of blueprints with
+    `requires_token=False` require none.
     """
 
     @app.before_request

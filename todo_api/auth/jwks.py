@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SET_BYTES = 64 * 1024
-ERROR_LENGTH = 200  # characters that are logged: an error may quote the issuer's response
+MAX_KEY_SET_BYTES = 64 * 1024
+ERROR_LENGTH = 200  # characters in the log: an error may quote the issuer's response
 
 
 def parse_set(body: bytes) -> list[VerificationKey]:
     """Return the keys of a JWK Set (RFC 7517, section 5) that can verify tokens.
 
-    Raises ValueError if the body is not a JWK Set. A set without keys is valid: the issuer has
-    withdrawn all of them.
+    Raises ValueError if the body is not a JWK Set. An empty set is valid: the issuer has withdrawn
+    all its keys.
     """
     document = json.loads(body.decode())
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
@@ -50,20 +50,20 @@ def parse_set(body: bytes) -> list[VerificationKey]:
 
 @dataclass(frozen=True)
 class FetchTimes:
-    """Intervals and timeouts of fetching a key set, in seconds."""
+    """Intervals and timeouts for fetching a key set, in seconds."""
 
-    refresh: float = 300  # from one successful fetch to the next one
-    min_interval: float = 30  # the minimum between the end of a fetch and the next one
+    refresh: float = 300  # from a successful fetch to the next fetch
+    min_interval: float = 30  # the minimum from the end of a fetch to the next fetch
     stale: float = 24 * 3600  # how long keys are used while the issuer is down
     request_wait: float = 1  # how long a request waits for a fetch; only one waits at a time
     timeout: float = 3  # of a whole fetch
 
 
 class IssuerKeys:
-    """An issuer's key set. A thread of its own fetches it, and requests read the last result.
+    """An issuer's key set. One thread fetches the set, and requests read the last result.
 
-    If a token names an unknown key, one request at a time waits for a fetch: for `request_wait` at
-    most, and only if `min_interval` allows a fetch now.
+    If a token names a key that is not in the set, one request at a time waits for a fetch, at most
+    `request_wait`, and only if `min_interval` allows a fetch now.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class IssuerKeys:
         fetch_times: FetchTimes | None = None,
         report: Callable[[int | None], None] = lambda _: None,
     ) -> None:
-        """Fetch from `url`, and call `report` when a fetch ends.
+        """`report` is called after each fetch.
 
-        `report` gets the number of usable keys, or None after a failure.
+        It gets the number of usable keys, or None if the fetch failed.
         """
         self._url = url
         self._times = fetch_times or FetchTimes()
@@ -84,13 +84,13 @@ class IssuerKeys:
         self._is_fetching = False
         self._fetches_ended = 0
         self._state = threading.Condition()
-        self._turn_to_wait = threading.Lock()
-        self._wanted = threading.Event()
+        self._wait_lock = threading.Lock()
+        self._fetch_requested = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Start the thread if it does not run. A worker calls this after the fork."""
+        """Start the thread unless it runs. A worker calls this method after the fork."""
         with self._state:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._keep_fresh, daemon=True, name="jwks")
@@ -99,17 +99,17 @@ class IssuerKeys:
     def close(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._wanted.set()
+        self._fetch_requested.set()
 
     def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
         if self._thread is None:
             self.open()
-        known = self._keys
-        key = choose_key(known, kid, algorithm)
-        is_named = any(kid == other.kid for other in known)
-        if key is None and not is_named:
+        keys = self._keys
+        key = choose_key(keys, kid, algorithm)
+        is_kid_known = any(kid == other.kid for other in keys)
+        if key is None and not is_kid_known:
             self._await_fetch()
-            # Look again even if this request did not wait: a fetch may have ended meanwhile.
+            # Also if this request did not wait: another request's fetch may have ended.
             key = choose_key(self._keys, kid, algorithm)
         if not self._is_fresh():
             raise KeysUnavailableError
@@ -122,24 +122,24 @@ class IssuerKeys:
         return time.monotonic() - self._fetched_at <= self._times.stale
 
     def _await_fetch(self) -> None:
-        """Wait for a fetch, if no other request does and one may begin now."""
-        if not self._turn_to_wait.acquire(blocking=False):
+        """Wait for a fetch, unless another request waits or `min_interval` forbids a fetch now."""
+        if not self._wait_lock.acquire(blocking=False):
             return
         try:
             with self._state:
                 if not self._is_fetching:
-                    self._wanted.set()
+                    self._fetch_requested.set()
                     if time.monotonic() < self._next_at:
                         return
                 before = self._fetches_ended
                 self._state.wait_for(lambda: self._fetches_ended > before, self._times.request_wait)
         finally:
-            self._turn_to_wait.release()
+            self._wait_lock.release()
 
     def _keep_fresh(self) -> None:
         while not self._stop.is_set():
             with self._state:
-                self._wanted.clear()
+                self._fetch_requested.clear()
                 self._is_fetching = True
             keys = self._fetch()
             self._report(None if keys is None else len(keys))
@@ -154,7 +154,7 @@ class IssuerKeys:
                 self._state.notify_all()
             stopped = self._stop.wait(self._times.min_interval)
             if keys is not None and not stopped:
-                self._wanted.wait(self._times.refresh - self._times.min_interval)
+                self._fetch_requested.wait(self._times.refresh - self._times.min_interval)
 
     def _fetch(self) -> list[VerificationKey] | None:
         try:
@@ -167,29 +167,30 @@ class IssuerKeys:
 
 
 def fetch(url: str, timeout: float) -> bytes:
-    """Return the body of a 200 response, of SET_BYTES at most, within `timeout` seconds in all.
+    """Return the body of a 200 response, at most MAX_KEY_SET_BYTES, within `timeout` seconds.
 
-    If a host has several addresses and the first ones do not respond, each further one adds up to
-    half of `timeout`. Redirects are not followed. Raises OSError, HTTPException or ValueError.
+    If a host has several addresses, each address that does not respond adds up to half of
+    `timeout`. Redirects are not followed. Raises OSError, HTTPException or ValueError.
     """
     ends_at = time.monotonic() + timeout
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    # Half of the time is for TCP, half for TLS: `give_up` needs a connected socket.
+    # The timeout of TCP's connect and of TLS's handshake, each. Later, `give_up` enforces
+    # `ends_at`.
     connection = connect(parts.hostname or "", parts.port, timeout=timeout / 2)
     with closing(connection):
         connection.connect()
-        # Kept, because HTTPConnection sets `sock` to None after a header `Connection: close`.
+        # HTTPConnection sets `sock` to None after a header `Connection: close`.
         opened: socket = connection.sock
         is_late = threading.Event()
 
         def give_up() -> None:
             is_late.set()
             with suppress(OSError):
-                # Not SSLSocket.shutdown, which disables TLS: plain text would then be accepted.
+                # Not SSLSocket.shutdown: it disables TLS, and plain text would then be accepted.
                 socket.shutdown(opened, SHUT_RDWR)
 
-        # A socket's timeout applies to one read: an issuer could send single bytes without end.
+        # A socket's timeout applies to each read, so an issuer could send single bytes for ever.
         opened.settimeout(timeout)
         deadline = threading.Timer(max(0, ends_at - time.monotonic()), give_up)
         deadline.daemon = True
@@ -215,7 +216,7 @@ def read_body(connection: HTTPConnection, path: str) -> bytes:
     with connection.getresponse() as response:
         if response.status != 200:  # noqa: PLR2004
             raise ValueError(f"the status is {response.status}")
-        body = response.read(SET_BYTES + 1)
-    if len(body) > SET_BYTES:
-        raise ValueError(f"more than {SET_BYTES} bytes")
+        body = response.read(MAX_KEY_SET_BYTES + 1)
+    if len(body) > MAX_KEY_SET_BYTES:
+        raise ValueError(f"more than {MAX_KEY_SET_BYTES} bytes")
     return body

@@ -1,4 +1,4 @@
-"""Keys that tokens are verified with, and the algorithms that each may be used for."""
+"""Keys that verify tokens, and the algorithms that each key may be used with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SECRET_BYTES = 32
 RSA_BITS = 2048
 
-# The key decides which algorithms it is used with, not the token (RFC 8725, section 3.1).
+# The key, not the token, decides which algorithms are allowed (RFC 8725, section 3.1).
 CURVE_ALGORITHMS = {
     "P-256": {"ES256"},
     "P-384": {"ES384"},
@@ -30,16 +30,16 @@ SECRET_ALGORITHMS = {"HS256"}
 
 
 class KeyFormatError(ValueError):
-    """The text is not a key that can verify tokens; the message says why."""
+    """The text is not a key that can verify tokens. The message gives the reason."""
 
 
 class KeysUnavailableError(Exception):
-    """No key set was fetched from the issuer yet, or the last one is too old."""
+    """No key set has been fetched from the issuer, or the last key set is too old."""
 
 
 @dataclass(frozen=True)
 class VerificationKey:
-    """A key, its algorithms, and the id by which tokens name it."""
+    """A key, its algorithms, and its id (`kid`) in tokens."""
 
     thumbprint: str
     kid: str | None
@@ -48,7 +48,7 @@ class VerificationKey:
 
     @classmethod
     def from_key(cls, key: Key) -> VerificationKey:
-        """Return the key with its algorithms. Raises KeyFormatError if it has none."""
+        """Return the key with its algorithms. Raises KeyFormatError if there are none."""
         algorithms = list_algorithms(key)
         if key.alg is not None:
             algorithms &= {key.alg, "EdDSA"} if key.alg == "Ed25519" else {key.alg}
@@ -87,11 +87,11 @@ def parse_secret(text: str) -> VerificationKey:
 
 
 def read_public_key(value: str) -> str:
-    """Return a PEM or JSON Web Key: the value itself, or the text of the file that it names.
+    """Return a PEM or JSON Web Key: the value itself, or the text of the file at this path.
 
     Raises KeyFormatError, also for a key that cannot verify tokens.
     """
-    # Many hosting platforms accept variables of one line only, with line ends written as \n.
+    # On many hosting platforms, a variable has one line: line ends are written as \n.
     text = value.replace("\\n", "\n")
     if not text.lstrip().startswith(("-----", "{")):
         try:
@@ -112,7 +112,7 @@ def parse_public_key(text: str) -> VerificationKey:
         raise KeyFormatError("This is neither a PEM nor a JSON Web Key.") from error
     if key.is_private:
         raise KeyFormatError(
-            "This is a private key. Set the public key instead: the server needs no private one."
+            "This is a private key. Set the public key instead: the server needs no private key."
         )
     return VerificationKey.from_key(key)
 
@@ -134,13 +134,13 @@ def import_pem(text: str) -> Key:
 
 
 class Keys(Protocol):
-    """The source in which a token's key is looked up."""
+    """The keys among which a token's key is looked up."""
 
     def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
-        """Return the key that a token's header names, or None. Raises KeysUnavailableError."""
+        """Return the key for a token with this header, or None. Raises KeysUnavailableError."""
 
     def has(self, key: VerificationKey) -> bool:
-        """Return whether tokens are still verified with the key."""
+        """Return whether the key may still verify tokens."""
 
 
 def choose_key(
@@ -148,18 +148,18 @@ def choose_key(
 ) -> VerificationKey | None:
     """Return the key with this id for this algorithm.
 
-    If no key has this id, or the token names none, return the only key for the algorithm that has
-    no other id.
+    If no key has the id, return the only key for the algorithm that has no id. If `kid` is None,
+    return the only key for the algorithm. Return None if there is no such key or more than one.
     """
-    usable = [
+    candidates = [
         key
         for key in keys
         if algorithm in key.algorithms and (kid is None or key.kid in (kid, None))
     ]
-    named = [key for key in usable if key.kid == kid]
-    if kid is not None and named:
-        return named[0]
-    return usable[0] if len(usable) == 1 else None
+    with_kid = [key for key in candidates if key.kid == kid]
+    if kid is not None and with_kid:
+        return with_kid[0]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 class FixedKey:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from todo_api.settings import Settings
 
 TOKEN_BYTES = 8 * 1024
-LEEWAY = 30  # seconds by which `nbf` and `iat` may be later than this server's clock
+LEEWAY = 30  # seconds: `nbf` and `iat` may be so much later than this server's clock
 SUBJECT_LENGTH = 255
-VERIFIED_TOKENS = 10_000  # the most that a worker caches
+VERIFIED_TOKENS = 10_000  # the maximum that a worker caches
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The user of a verified token. `expires_at` is in seconds since the epoch."""
+    """The user of a verified token. `expires_at` is a Unix time in seconds."""
 
     user_id: uuid.UUID
     subject: str
@@ -42,8 +42,9 @@ class Identity:
 class AnyAlgorithm(JWSRegistry):
     """The algorithms of joserfc, without its warning about EdDSA, which many issuers use.
 
-    The key decides which algorithm is used: see keys.py. Only TOKEN_BYTES limits the length of a
-    part: a header can contain a chain of certificates, and a signature can be that of a long key.
+    The key decides which algorithm is used: see keys.py. joserfc's limits on header and signature
+    are raised to TOKEN_BYTES: a header can contain a chain of certificates, and a long key makes a
+    long signature.
     """
 
     max_header_length = max_signature_length = TOKEN_BYTES
@@ -57,7 +58,7 @@ REGISTRY = AnyAlgorithm(strict_check_header=False)
 
 
 class Verifier:
-    """Verifies tokens, and caches the last `capacity` verified ones by digest."""
+    """Verifies tokens, and caches the identities of the last `capacity` verified tokens."""
 
     def __init__(self, settings: Settings, keys: Keys, capacity: int = VERIFIED_TOKENS) -> None:
         self.keys = keys
@@ -103,12 +104,12 @@ class Verifier:
             self._claims.validate(claims)
             subject = self._read_subject(claims)
             expires_at = float(claims["exp"])
-            datetime.fromtimestamp(expires_at, UTC)  # after the year 9999: ValueError
+            datetime.fromtimestamp(expires_at, UTC)  # ValueError after the year 9999
             return Identity(make_user_id(self._settings, subject), subject, expires_at, key)
         except ExpiredTokenError:
             raise invalid_token("Get a new token: this one has expired.") from None
-        # RecursionError: joserfc parses the header again, a few calls deeper than `decode_segment`,
-        # and can fail on a nesting that `decode_segment` has just accepted.
+        # RecursionError: joserfc parses the header again, a few calls deeper, and can fail on a
+        # nesting that `decode_segment` has accepted.
         except (JoseError, ValueError, OverflowError, RecursionError):
             raise invalid_token(
                 "Get another token: the server could not verify this one."
@@ -129,14 +130,15 @@ class Verifier:
         subject = claims.get(self._settings.jwt_user_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_LENGTH:
             raise invalid_token("Get another token: this one names no user.")
-        subject.encode()  # a lone surrogate: ValueError
+        subject.encode()  # ValueError for a lone surrogate
         return subject
 
 
 def make_user_id(settings: Settings, subject: str) -> uuid.UUID:
-    """Return the subject if it is a UUID, or else the UUIDv5 of the issuer and the subject.
+    """Return the subject if it is a UUID, otherwise the UUIDv5 of the issuer and the subject.
 
-    With JWT_USER_IDS=derived, a UUIDv5 in every case: no subject can then be the id of another.
+    With JWT_USER_IDS=derived, the id is a UUIDv5 in every case, so that no subject can be equal to
+    another user's id.
     """
     if settings.jwt_user_ids == "subject" and UUID_TEXT.fullmatch(subject):
         return uuid.UUID(subject)

@@ -14,14 +14,14 @@ from todo_api.startup import load_settings
 if TYPE_CHECKING:
     from todo_api.settings import Settings
 
-# Data, log, lock and secret of the server of `make run`, ignored by git.
+# `make run` keeps its data, log, lock and secret in this folder, which git ignores.
 FOLDER = Path(".dev")
 
 EXAMPLE_USER = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 
 
 def load_development_settings(environ: dict[str, str]) -> Settings:
-    """Return the settings. The URL of a database and a key may be missing.
+    """Return the settings. `environ` may have no DATABASE_URL and no key.
 
     Raises SettingsError with every fault.
     """
@@ -44,6 +44,6 @@ def read_secret() -> str:
     path = FOLDER / "secret"
     with suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:  # noqa: PTH123  with its mode from the start
+        with open(descriptor, "w") as file:  # noqa: PTH123  Path.open cannot set 0600 at creation
             file.write(secrets.token_hex(32))
     return path.read_text()

@@ -1,35 +1,38 @@
-"""`make purge`: remove deleted rows and idempotency keys for good, once they are old."""
+"""`make purge`: remove old rows of the trash and old idempotency keys for good."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from psycopg import sql
 
 from todo_api.app import RESOURCES
-from todo_api.db.connect import UnreachableError, connect
+from todo_api.commands.database_command import run_on_database
+from todo_api.db.connect import connect
 from todo_api.db.database import MAINTENANCE_ROLE
-from todo_api.logs import configure_logging
-from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
     import psycopg
 
 log = structlog.get_logger(__name__)
 
-# The advisory lock that lets one purge run at a time: any number but that of migrations.
+# The number of the advisory lock that lets one purge run at a time. It is arbitrary, but must
+# differ from the number in migrations/env.py.
 PURGE_LOCK = 8_101_978
 
-BATCH = 1_000  # the most rows that one transaction removes
+BATCH = 1_000  # the maximum of rows that one transaction removes
 
-# Row-level security limits the role todo_maintenance to old rows, whichever user has logged in.
-# Clients that have not seen the purged deletions have to start a full sync because of
-# `purged_revision`. Rows are locked before their owners, as the trigger does it.
+# The role todo_maintenance sees only old rows, because of row-level security. `purged_revision`
+# makes clients that have missed a purged deletion start a full sync; `revision` keeps its value
+# (see delete_for_good in resources/statements.py). The statement locks rows before their owners, in
+# the same order as the trigger `take_revision` (migrations/). It skips rows that another
+# transaction has locked, because waiting for them could end in a deadlock; the next purge removes
+# them.
 PURGE = sql.SQL("""
     WITH old AS (
         SELECT user_id, id FROM {table} WHERE deleted_at IS NOT NULL LIMIT %(batch)s
+        FOR UPDATE SKIP LOCKED
     ), purged AS (
         DELETE FROM {table} AS rows USING old
         WHERE rows.user_id = old.user_id AND rows.id = old.id
@@ -37,16 +40,18 @@ PURGE = sql.SQL("""
     ), owners AS (
         SELECT user_id, max(revision) AS revision FROM purged GROUP BY user_id
     ), updated AS (
-        UPDATE users SET purged_revision = greatest(users.purged_revision, owners.revision)
+        UPDATE users SET
+            revision = greatest(users.revision, owners.revision),
+            purged_revision = greatest(users.purged_revision, owners.revision)
         FROM owners WHERE users.id = owners.user_id
     )
     SELECT count(*) FROM purged
 """)
 
-# Keys that are older than KEY_HOURS: after that time, no client repeats the request.
+# The role sees only keys that are older than KEY_HOURS. Later, no client repeats a request.
 PURGE_KEYS = sql.SQL("""
     WITH old AS (
-        SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s
+        SELECT user_id, key FROM idempotency_keys LIMIT %(batch)s FOR UPDATE SKIP LOCKED
     ), purged AS (
         DELETE FROM idempotency_keys AS keys USING old
         WHERE keys.user_id = old.user_id AND keys.key = old.key
@@ -57,7 +62,7 @@ PURGE_KEYS = sql.SQL("""
 
 
 def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
-    """Remove old rows; return the numbers of removed rows of resources and of idempotency keys.
+    """Remove old rows; return how many rows of resources and how many idempotency keys.
 
     One transaction removes at most `batch` rows. Raises UnreachableError.
     """
@@ -65,14 +70,14 @@ def purge(url: str, batch: int = BATCH) -> tuple[int, int]:
         rows = 0
         for resource in RESOURCES:
             statement = PURGE.format(table=sql.Identifier(resource.table.name))
-            rows += remove(connection, statement, batch)
-        return rows, remove(connection, PURGE_KEYS, batch)
+            rows += purge_rows(connection, statement, batch)
+        return rows, purge_rows(connection, PURGE_KEYS, batch)
 
 
-def remove(
+def purge_rows(
     connection: psycopg.Connection[Any], statement: sql.SQL | sql.Composed, batch: int
 ) -> int:
-    """Remove rows in transactions of at most `batch` rows each; return their number."""
+    """Run the statement until no old row is left; return the number of removed rows."""
     total = 0
     while True:
         with connection.transaction():
@@ -85,22 +90,10 @@ def remove(
             return total
 
 
-def main() -> None:
-    """Purge, and log the numbers of removed rows.
-
-    Exit with a message if the settings are invalid or the database cannot be reached.
-    """
-    try:
-        settings = load_database_settings(read_environment())
-    except SettingsError as error:
-        sys.exit(str(error))
-    configure_logging(settings.log_level)
-    try:
-        rows, keys = purge(settings.database_url)
-    except UnreachableError as error:
-        sys.exit(str(error))
+def purge_and_log(url: str) -> None:
+    rows, keys = purge(url)
     log.info("purge finished", removed_rows=rows, removed_idempotency_keys=keys)
 
 
 if __name__ == "__main__":
-    main()
+    run_on_database(purge_and_log)

@@ -1,9 +1,10 @@
-"""Give the rows of every owner a new revision, after a migration that changes their JSON.
+"""Renewal: give all rows a new revision after a migration that changes their JSON.
 
-An ETag is the revision and nothing else, so a migration that adds or changes a member of a resource
-must renew the rows that exist. Such a migration sets `database_state.renewal_position` to the nil
-UUID (`make migration` writes that); what follows runs beside servers, one transaction for each
-owner, and goes on where it was interrupted.
+An ETag is the revision and nothing else, so all rows need a new revision if a migration adds or
+changes a member of a resource. Such a migration sets `database_state.renewal_position` to the nil
+UUID (`make migration` writes this statement). After the migration, this module renews the rows
+while servers run, in one transaction per owner. After an interruption, it continues at that
+position.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# The row is locked, so that of several processes one renews an owner while the others wait.
+# The lock lets one process at a time renew an owner.
 FIND_POSITION = """
     SELECT renewal_position FROM database_state WHERE renewal_position IS NOT NULL FOR UPDATE
 """
@@ -32,19 +33,21 @@ FIND_NEXT_OWNER = "SELECT id FROM users WHERE id >= %s ORDER BY id LIMIT 1"
 ACT_AS_OWNER = """
     SELECT set_config('todo.user_id', %s, true), set_config('todo.renewal', 'on', true)
 """
-# Rows are locked before their owner, as by the trigger, and in the order of all statements.
-LOCK_ROWS = sql.SQL("SELECT FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
-# The trigger writes the new revision in place of this one, and keeps updated_at.
-RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s")
+# Rows are locked before their owner, like in the trigger `take_revision` (migrations/), and in
+# order of id, like in all statements that lock several rows. So there are no deadlocks.
+LOCK_ROWS = sql.SQL("SELECT id FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
+# The trigger writes a new revision instead of 0, and keeps updated_at. A row that was inserted
+# after LOCK_ROWS has a new revision already; its writer may hold its lock and wait for the owner.
+RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s AND id = ANY(%s)")
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
 
 LAST_ID = UUID(int=2**128 - 1)
 
 
 def renew_revisions(url: str, tables: Sequence[str]) -> int:
-    """Renew the rows of these tables, as the tables' owner; return the number of their owners.
+    """Renew the rows of these tables if a migration requires it; return the number of owners.
 
-    It does nothing unless a migration has asked for it. Raises UnreachableError.
+    `url` must log in as the database role that owns the tables. Raises UnreachableError.
     """
     owners = 0
     with connect(url, autocommit=True) as connection:
@@ -56,7 +59,7 @@ def renew_revisions(url: str, tables: Sequence[str]) -> int:
 
 
 def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str]) -> bool:
-    """Renew the rows of one owner; return False if there was none left."""
+    """Renew the rows of one owner; return False if no owner is left."""
     with connection.transaction():
         position = connection.execute(FIND_POSITION).fetchone()
         if position is None:
@@ -66,11 +69,18 @@ def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str])
         connection.execute("SELECT set_config('role', 'none', true)")
         if owner is not None:
             connection.execute(ACT_AS_OWNER, (str(owner[0]),))
-            for statement in (LOCK_ROWS, RENEW_ROWS):
-                for table in tables:
-                    connection.execute(statement.format(table=sql.Identifier(table)), owner)
+            locked = {table: lock_rows(connection, table, owner[0]) for table in tables}
+            for table, ids in locked.items():
+                statement = RENEW_ROWS.format(table=sql.Identifier(table))
+                connection.execute(statement, (owner[0], ids))
         connection.execute(SET_POSITION, (None if owner is None else next_id(owner[0]),))
         return owner is not None
+
+
+def lock_rows(connection: psycopg.Connection[Any], table: str, owner: UUID) -> list[UUID]:
+    """Lock the owner's rows of the table; return their ids."""
+    rows = connection.execute(LOCK_ROWS.format(table=sql.Identifier(table)), (owner,))
+    return [row[0] for row in rows]
 
 
 def next_id(owner: UUID) -> UUID | None:

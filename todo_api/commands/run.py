@@ -1,12 +1,11 @@
-"""`make run`: start a database and make a secret if none are set, migrate, and run gunicorn."""
+"""`make run`: migrate and run gunicorn; start a database and make a secret if they are not set."""
 
 from __future__ import annotations
 
 import signal
 
 if __name__ == "__main__":
-    # Nothing is started yet: while the modules below are imported, which takes most of a second,
-    # Ctrl-C ends the process without a traceback.
+    # Ctrl-C ends the process without a traceback while the imports below run, for nearly a second.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import errno
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, Any], Any] | signal.Handlers
 
-INVITATION = """
+START_MESSAGE = """
   The API is at   {url}
   Its docs are at {url}/docs
 
@@ -53,16 +52,19 @@ INVITATION = """
 """
 TOKEN_HEADER = ' -H "Authorization: Bearer $TOKEN"'  # noqa: S105  a shell's variable
 
-# Addresses that a server listens on, and those at which this machine then reaches it.
+# Addresses that mean "all addresses" to a server, and the addresses that a client uses instead.
 LOCAL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing listens here
 
 
 class PortError(Exception):
-    """The server cannot listen where the settings say; the message says why, and what to do."""
+    """The server cannot listen on HOST and PORT. The message says why, and what to do."""
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM has come. psycopg cancels its statement on a KeyboardInterrupt."""
+    """The process received SIGINT or SIGTERM.
+
+    A KeyboardInterrupt, because psycopg then cancels its statement.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -70,7 +72,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until a signal; exit with a message if the server cannot start."""
+    """Serve until a signal, or exit with a message if the server cannot start."""
     if arguments:
         sys.exit("usage: python -m todo_api.commands.run")
     handle_signals(stop)
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> None:
             try:
                 serve(stack)
             finally:
-                # No signal interrupts the stack while it stops what was started.
+                # A signal must not interrupt the stack while it stops the database.
                 handle_signals(signal.SIG_IGN)
     except (SettingsError, EmbeddedError, PortError) as error:
         sys.exit(str(error))
@@ -88,13 +90,14 @@ def main(arguments: list[str]) -> None:
 
 
 def serve(stack: ExitStack) -> None:
-    """Run migrations and gunicorn until it ends. `stack` stops what this function starts.
+    """Run migrations, then gunicorn until it ends. `stack` stops the database afterwards.
 
-    Raises SettingsError or PortError before anything is started; EmbeddedError; or Stopped.
+    Raises SettingsError, PortError, EmbeddedError or Stopped. After a SettingsError or PortError,
+    nothing was started.
     """
     environ = read_environment()
     settings = load_development_settings(environ)
-    missing = default_secret(environ)
+    defaults = default_secret(environ)
     lock, data_note = None, ""
     if not environ.get("DATABASE_URL"):
         lock = lock_folder(stack)
@@ -102,29 +105,29 @@ def serve(stack: ExitStack) -> None:
     if lock:
         cluster = Cluster(FOLDER)
         stack.callback(cluster.stop)
-        # A start that is interrupted would leave processes behind that `stop` does not know.
+        # An interrupted start would leave processes that `Cluster.stop` does not know.
         with deferred_signals(then=stop):
             cluster.start()
-        missing["DATABASE_URL"] = cluster.create_database("todo")
+        defaults["DATABASE_URL"] = cluster.create_database("todo")
         data_note = f"; your tasks stay in {cluster.data}"
     # Migrations and gunicorn read the environment.
-    os.environ.update(missing)
+    os.environ.update(defaults)
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
     # gunicorn ends first, then the database.
     with deferred_signals(then=lambda *_: server.terminate()):
         server = subprocess.Popen(
             [sys.executable, "-m", "gunicorn"],
-            # gunicorn inherits the lock, which is therefore free only when no gunicorn runs.
+            # gunicorn inherits the lock, so the lock is held as long as gunicorn runs.
             pass_fds=[lock.fileno()] if lock else [],
-            # Ctrl-C must not reach it: a worker of gunicorn 27 that is just accepting a connection
-            # would then wait for itself until it is killed. At SIGTERM it does not.
+            # Ctrl-C must not reach gunicorn: a SIGINT while a worker of gunicorn 27 accepts a
+            # connection leads to a deadlock in this worker. SIGTERM does not.
             start_new_session=True,
         )
     if await_server(settings, server):
-        print(format_invitation(settings, data_note), flush=True)  # noqa: T201
+        print(format_start_message(settings, data_note), flush=True)  # noqa: T201
     code = server.wait()
     if code:
-        # Negative if a signal killed gunicorn, as before it has set its own handlers.
+        # The code is negative if a signal killed gunicorn, for example during its start.
         sys.exit(code if code > 0 else 128 - code)
 
 
@@ -135,14 +138,14 @@ def handle_signals(handler: Handler) -> None:
 
 
 def stop(number: int, _: Any) -> None:
-    """Raise Stopped, once: no further signal interrupts what it leads to."""
+    """Raise Stopped, and ignore further signals, which would interrupt the cleanup."""
     handle_signals(signal.SIG_IGN)
     raise Stopped(number)
 
 
 @contextmanager
 def deferred_signals(*, then: Handler) -> Iterator[None]:
-    """Handle signals at the end of the block, and from then on, by `then`."""
+    """Delay signals until the end of the block; from its end on, `then` handles them."""
     received: list[int] = []
     handle_signals(lambda number, _: received.append(number))
     try:
@@ -162,7 +165,7 @@ def check_port(settings: Settings) -> None:
         if error.errno == errno.EADDRINUSE:
             raise PortError(
                 f"Port {settings.port} of {settings.host} is in use by another process: stop that"
-                " one, or choose another port with PORT."
+                " process, or choose another port with PORT."
             ) from None
         reason = (error.strerror or "").partition(" (")[0]
         raise PortError(
@@ -172,7 +175,10 @@ def check_port(settings: Settings) -> None:
 
 
 def lock_folder(stack: ExitStack) -> IO[str]:
-    """Return a lock on the folder, held until this server ends. Raises EmbeddedError if taken."""
+    """Lock the folder until this server ends; return the lock.
+
+    Raises EmbeddedError if another server holds the lock.
+    """
     FOLDER.mkdir(exist_ok=True)
     lock = stack.enter_context((FOLDER / "lock").open("a+"))
     try:
@@ -190,7 +196,7 @@ def lock_folder(stack: ExitStack) -> IO[str]:
 
 
 def await_server(settings: Settings, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers; return False if it ends before."""
+    """Wait until the server responds; return False if it ends first."""
     while server.poll() is None:
         try:
             with urlopen(f"{base_url(settings)}/livez", timeout=1):  # noqa: S310  our own http URL
@@ -200,13 +206,16 @@ def await_server(settings: Settings, server: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def format_invitation(settings: Settings, data_note: str) -> str:
-    """Return the addresses, and lines to paste into a shell, with a token if one can be made."""
+def format_start_message(settings: Settings, data_note: str) -> str:
+    """Return the text that `make run` prints: addresses, and commands to paste into a shell.
+
+    The commands have a token if the settings have the secret to sign one.
+    """
     needs_token = settings.auth_mode == "jwt"
     token = "a-token-of-your-issuer"  # noqa: S105  a placeholder
     if needs_token and settings.jwt_secret is not None:
         token = make_token(settings, EXAMPLE_USER)
-    return INVITATION.format(
+    return START_MESSAGE.format(
         url=base_url(settings),
         user=make_user_id(settings, EXAMPLE_USER) if needs_token else EXAMPLE_USER,
         token=f"\n    TOKEN={token}" if needs_token else "",
@@ -216,7 +225,7 @@ def format_invitation(settings: Settings, data_note: str) -> str:
 
 
 def base_url(settings: Settings) -> str:
-    """Return the URL at which this machine reaches the server."""
+    """Return the URL of the server for clients on this machine."""
     host = LOCAL_ADDRESSES.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 

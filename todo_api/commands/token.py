@@ -24,7 +24,7 @@ def make_token(settings: Settings, user: str) -> str:
     """Return a token for the user, signed with the secret of the settings. Raises SettingsError."""
     if settings.jwt_secret is None or settings.auth_mode != "jwt":
         raise SettingsError(
-            "Set JWT_SECRET: a token can be made only if the server verifies it with a secret."
+            "Set JWT_SECRET: the command can sign tokens only for a server with a secret."
         )
     if not user:
         raise SettingsError(f"Set USER_ID: make token USER_ID={EXAMPLE_USER}")
@@ -42,7 +42,7 @@ def make_token(settings: Settings, user: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print a token; exit with a message if none can be made."""
+    """Print a token, or exit with a message."""
     match arguments:
         case [user]:
             try:

@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 # Seconds. If all slots are busy and no request finishes for this time, the database counts as
 # stalled. During a shorter pause, such as a checkpoint or a busy disk, requests wait and do not
-# fail. It must be less than 1 s, the usual timeout of probes: a request that waits for a slot may
-# occupy the last free thread, and /livez then waits, too.
+# fail. The value must be less than 1 s, the usual timeout of probes: a request that waits for a
+# slot may occupy the last free thread, and then /livez waits, too.
 STALL_TIMEOUT = 0.8
 
 
-# The same after a request has failed: long enough for the next request to succeed, if the database
-# works again.
+# Seconds. After a failed request, this time replaces STALL_TIMEOUT. It is long enough for the next
+# request to succeed if the database works again.
 STALL_TIMEOUT_AFTER_FAILURE = 0.1
 
 
 class AdmissionLimiter:
     """Limits how many requests of a process use the database at a time.
 
-    When all slots are busy, a request waits while other requests keep finishing. When none has
-    finished for `stall_timeout` seconds, the database counts as stalled, and the waiting requests
-    are refused (503). Until a request finishes, each later request that finds no free slot is
-    refused immediately.
+    When all slots are busy, a request waits while other requests keep finishing. When no request
+    has finished for `stall_timeout` seconds, the database counts as stalled: the waiting requests
+    are refused (503), and so is, immediately, each new request that finds no free slot. The stall
+    ends when a request finishes.
 
     A worker has one slot fewer than threads, so one thread is free for requests that need no
-    database, such as /livez. While a request waits for a slot on that thread, /livez waits, too:
-    once in a stall, for at most `stall_timeout`. A worker with a single thread has a single slot:
-    the limiter refuses no request, and /livez waits for the requests before it.
+    database, such as /livez. If a request waits for a slot on that thread, /livez waits, too: at
+    most one time per stall, for at most `stall_timeout`. A worker with a single thread has a single
+    slot: the limiter refuses no request, and /livez waits for the requests before it.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class AdmissionLimiter:
         return self._free_slots
 
     def acquire(self, deadline: float) -> None:
-        """Take a slot; if none is free, wait for one until the database stalls or until `deadline`.
+        """Take a slot; if all are busy, wait until the database stalls or until `deadline`.
 
-        Raises TooManyRequests if no slot became free.
+        `deadline` is a time.monotonic value. Raises TooManyRequests if no slot became free.
         """
         with self._slot_released:
             while not self._free_slots:
@@ -71,12 +71,12 @@ class AdmissionLimiter:
                     raise TooManyRequests("all slots are busy")
                 self._slot_released.wait(seconds)
             self._free_slots -= 1
-            # After a failure, a request that has begun does not show that the database works again.
+            # After a failure, the start of a request does not prove that the database works again.
             timeout = self._stall_timeout_after_failure if self._has_failed else self._stall_timeout
             self._stalls_at = max(self._stalls_at, time.monotonic() + timeout)
 
     def release(self, *, succeeded: bool) -> None:
-        """Release the slot; `succeeded` tells whether the database has responded."""
+        """Release the slot. `succeeded` is False if the database did not respond."""
         with self._slot_released:
             self._free_slots += 1
             self._has_failed = not succeeded

@@ -1,4 +1,4 @@
-"""A circuit breaker: after a failed connection attempt, retry one at a time and fail fast."""
+"""A circuit breaker: after a failed connection attempt, try one at a time and fail fast."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Connection)
 
 
-# Seconds that a serverless database, suspended because it was idle, needs to start. A longer time
-# without connections is an outage.
+# Seconds that a serverless database needs to start after a suspension. While this time has not
+# passed since the first failed attempt, requests wait for a connection; later, they fail at once.
 COLD_START = 2.5
 
 
-# Seconds between two attempts of one process to connect during an outage.
+# Seconds between two connection attempts of one process during an outage.
 CONNECT_PAUSE = 0.25
 
 
@@ -37,10 +37,10 @@ ERROR_LENGTH = 200
 
 
 class CircuitBreaker:
-    """Knows whether the database accepts connections, and retries until it does.
+    """Knows whether the database accepts connections, and connects again after an outage.
 
-    The pool's own backoff doubles its pauses: after an outage of one minute, it would connect up to
-    one minute late.
+    psycopg_pool doubles the pause after each failed attempt: after an outage of one minute, it
+    would connect up to one minute late.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class CircuitBreaker:
         self._cold_start = cold_start
         self._connect_pause = connect_pause
         self._unreachable_since: float | None = None
-        self._turn = threading.Lock()
+        self._retry_lock = threading.Lock()
         self._given_up = threading.Event()
 
     def time_to_wait(self) -> float:
         """Return how many seconds a request may wait for a connection.
 
-        Infinite while the database is reachable. In an outage, the rest of the cold start: 0 or
-        negative when it is over.
+        The result is infinite while the database is reachable. After a failed attempt, it is the
+        rest of COLD_START, and 0 or negative when that time has passed.
         """
         since = self._unreachable_since
         return math.inf if since is None else since + self._cold_start - time.monotonic()
@@ -69,14 +69,14 @@ class CircuitBreaker:
     def connect(self, attempt: Callable[[], C]) -> C:
         """Return the connection of the first attempt that succeeds.
 
-        After an attempt has failed, one thread at a time makes the next ones. Raises the last
-        attempt's psycopg.OperationalError when `give_up` is called.
+        After a failed attempt, one thread at a time makes the next attempts. After a call of
+        `give_up`, raises the psycopg.OperationalError of the last attempt.
         """
         try:
             return self._try(attempt)
         except psycopg.OperationalError as error:
             failure = error
-        with self._turn:
+        with self._retry_lock:
             while self._unreachable_since is None or not self._given_up.wait(self._connect_pause):
                 try:
                     return self._try(attempt)
@@ -101,5 +101,5 @@ class CircuitBreaker:
         return connection
 
     def give_up(self) -> None:
-        """Make no further attempt after the next one that fails."""
+        """After the next failed attempt, stop connecting."""
         self._given_up.set()

@@ -1,4 +1,4 @@
-"""Connect for a command, such as migrations, and report in one sentence if that fails."""
+"""Connect to the database in commands and migrations, with a failure in one sentence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
-# Seconds for each address of the host, unless the URL or PGCONNECT_TIMEOUT has another number. The
-# default of psycopg is 130.
+# Seconds for each address of the host, unless the URL or PGCONNECT_TIMEOUT sets a timeout.
+# psycopg's default is 130.
 CONNECT_TIMEOUT = 10
 
 
 class UnreachableError(Exception):
-    """The database cannot be connected to; the message names host and port, and no password."""
+    """Connecting to the database failed. The message has the host and port, but no password."""
 
 
 def connect(
@@ -41,7 +41,7 @@ def connect(
 
 
 def read_parameters(url: str) -> dict[str, Any]:
-    """Return the URL's parameters; what it leaves out is libpq's default, or of its variables."""
+    """Return the parameters of the URL, completed from PG* variables and libpq's defaults."""
     defaults = {
         option.keyword.decode(): option.val.decode()
         for option in Conninfo.get_defaults()
@@ -51,7 +51,7 @@ def read_parameters(url: str) -> dict[str, Any]:
 
 
 def read_reason(error: psycopg.OperationalError) -> str:
-    """Return the reason of the last attempt, without libpq's hints and what it says of the host."""
+    """Return the reason why the last attempt failed, without libpq's hints and the host."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
     reason = lines[-1].rpartition(" failed: ")[2] if lines else type(error).__name__
     return reason.removeprefix("FATAL:").strip().rstrip(".")

@@ -27,16 +27,16 @@ Json: TypeAlias = bytes
 Row: TypeAlias = tuple[Any, ...]
 
 
-# A statement and the OIDs of its parameters' types: each shape is prepared once.
+# A statement's SQL and the type OIDs of its parameters. Each shape is prepared once.
 Shape: TypeAlias = tuple[bytes, tuple[int, ...]]
 
 
-# Prepared statements of one connection, at most.
-MOST_PREPARED = 200
+# The maximum of prepared statements per connection.
+MAX_PREPARED = 200
 
 
 class Query(NamedTuple):
-    """A statement's shape, and its parameters as they are sent, each with its format."""
+    """A statement's shape, its parameters in the form that is sent, and their formats."""
 
     shape: Shape
     parameters: Sequence[Buffer | None]
@@ -44,40 +44,40 @@ class Query(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """The result of preparing a statement."""
+    """The command that prepares a statement."""
 
     shape: Shape
 
 
 class Close(NamedTuple):
-    """The result of closing the least recently used prepared statement."""
+    """The command that closes the least recently used prepared statement."""
 
     shape: Shape
 
 
-# The command that a result belongs to. None is the run of a query.
+# The command that a result belongs to. None stands for the execution of a query.
 Command: TypeAlias = Prepare | Close | None
 
 
 class Connection(psycopg.Connection[Row]):
-    """A connection that can `transact`, after `set_up`."""
+    """A connection with the method `transact`. Call `set_up` first."""
 
     opened_at = 0.0
 
-    def set_up(self, *, prepares: bool, most_prepared: int = MOST_PREPARED) -> None:
-        """Prepare the connection for `transact`, with at most `most_prepared` prepared statements.
+    def set_up(self, *, prepares: bool, max_prepared: int = MAX_PREPARED) -> None:
+        """Set up the connection for `transact`, with at most `max_prepared` prepared statements.
 
-        The least recently used one is closed before another one is prepared. With `prepares` false,
-        no statement is prepared, because some poolers do not support it.
+        If there are as many, the least recently used one is closed before the next is prepared.
+        With `prepares=False`, statements are not prepared, for poolers without prepared statements.
         """
         self.opened_at = time.monotonic()
-        # Load JSON and text as bytes: responses send them as PostgreSQL wrote them.
+        # Load JSON and text as bytes: responses contain JSON as PostgreSQL wrote it.
         bytes_loader = self.adapters.get_loader(self.adapters.types["bytea"].oid, Format.BINARY)
         if bytes_loader is not None:
             self.adapters.register_loader("json", bytes_loader)
             self.adapters.register_loader("text", bytes_loader)
         self._transformer = Transformer(self)
-        self._most_prepared = most_prepared if prepares else 0
+        self._max_prepared = max_prepared if prepares else 0
         self._names: dict[Shape, bytes] = {}
         self._readable, self._either = select.poll(), select.poll()
         self._readable.register(self.fileno(), select.POLLIN)
@@ -86,23 +86,22 @@ class Connection(psycopg.Connection[Row]):
     def transact(
         self, statements: Sequence[Statement], values: Mapping[str, Any], deadline: float
     ) -> list[list[Row]]:
-        """Return the rows of each statement, run in one transaction and one round trip.
+        """Run the statements in one transaction and one round trip; return the rows of each.
 
-        Between two Syncs of a pipeline all statements are one implicit transaction (PostgreSQL,
-        "Pipelining" in the chapter on the message flow). libpq is called as PostgreSQL's
-        manual describes it ("Pipeline Mode"): for two statements, psycopg's own pipeline takes four
-        times as long.
+        Between two Syncs of a pipeline, all statements are one implicit transaction (PostgreSQL's
+        manual, "Message Flow", "Pipelining"). The calls of libpq follow PostgreSQL's manual
+        ("Pipeline Mode"): for two statements, psycopg's own pipeline takes four times as long.
 
-        Raises psycopg.Error: the error of the statement that failed, after which all are rolled
-        back; or an OperationalError without an SQLSTATE if the connection is lost or gets no result
-        until `deadline` (time.monotonic). The connection cannot be used after that. A value that
-        cannot be adapted raises before anything is sent, and the connection stays usable.
+        Raises psycopg.Error. If a statement fails, this is its error, and all statements are rolled
+        back. If the connection is lost, or no result comes before `deadline` (time.monotonic), it
+        is an OperationalError without SQLSTATE, and the connection is unusable. If a value cannot
+        be adapted, nothing is sent, and the connection stays usable.
         """
         queries = [self._adapt(statement, values) for statement in statements]
         self.pgconn.enter_pipeline_mode()
         sent = [command for query in queries for command in self._send(query)]
-        # Send nothing after the Sync. A pooler treats a later Flush as the start of a transaction
-        # and assigns a server connection, which no other client can use while this one is idle.
+        # Send nothing after the Sync. A pooler would treat a Flush as the start of a transaction,
+        # and would reserve a server connection for this client while it is idle.
         self.pgconn.pipeline_sync()
         while self.pgconn.flush():
             self._await(self._either, deadline)
@@ -125,7 +124,7 @@ class Connection(psycopg.Connection[Row]):
         return rows
 
     def _undo(self, commands: Iterable[Command]) -> None:
-        """Correct the record of prepared statements: these commands were not executed."""
+        """Correct `_names`: PostgreSQL did not execute these commands."""
         for command in reversed(list(commands)):
             match command:
                 case Prepare(shape):
@@ -134,7 +133,7 @@ class Connection(psycopg.Connection[Row]):
                     self._names[shape] = name_of(shape)
 
     def _adapt(self, statement: Statement, values: Mapping[str, Any]) -> Query:
-        """Return the statement with its parameters in PostgreSQL's formats; send nothing."""
+        """Return the statement and its parameters in PostgreSQL's formats."""
         parameters = self._transformer.dump_sequence(
             [values[name] for name in statement.names], statement.formats
         )
@@ -142,11 +141,11 @@ class Connection(psycopg.Connection[Row]):
         return Query(shape, parameters, self._transformer.formats)
 
     def _send(self, query: Query) -> Iterator[Command]:
-        """Send the query; yield the command that each expected result belongs to."""
+        """Send the query; for each expected result, yield the command that it belongs to."""
         shape, parameters, formats = query
         name = self._names.pop(shape, None)
-        if name is None and self._most_prepared:
-            if len(self._names) >= self._most_prepared:
+        if name is None and self._max_prepared:
+            if len(self._names) >= self._max_prepared:
                 oldest = next(iter(self._names))
                 self.pgconn.send_close_prepared(self._names.pop(oldest))
                 yield Close(oldest)
@@ -157,13 +156,13 @@ class Connection(psycopg.Connection[Row]):
             sql, types = shape
             self.pgconn.send_query_params(sql, parameters, types, formats, Format.BINARY)
         else:
-            # At the end of the dict: the most recently used.
+            # The last entry of the dict is the most recently used statement.
             self._names[shape] = name
             self.pgconn.send_query_prepared(name, parameters, formats, Format.BINARY)
         yield None
 
     def _receive(self, deadline: float) -> list[PGresult]:
-        """Return every result before that of the Sync."""
+        """Return all results before the result of the Sync."""
         results: list[PGresult] = []
         while True:
             while self.pgconn.is_busy():
@@ -185,5 +184,5 @@ class Connection(psycopg.Connection[Row]):
 
 
 def name_of(shape: Shape) -> bytes:
-    """Return the name of the prepared statement: the same each time, so none is prepared twice."""
+    """Return the name of the prepared statement, which depends on the shape only."""
     return hashlib.blake2b(repr(shape).encode(), digest_size=12).hexdigest().encode()

@@ -1,4 +1,4 @@
-"""A pool with limits on connections, their lifetime and the number of waiting requests."""
+"""A connection pool with limits on connections, their lifetime, and waiting requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PooledConnection(Connection):
 class Pool:
     """Connections to the database of `settings`, opened at the first use.
 
-    Each worker process makes its own after the fork.
+    Each worker opens its own connections after the fork.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Pool:
         slots = max(1, settings.web_threads - 1)
         self.metrics = metrics
         self.request_timeout = settings.request_timeout
-        self._watched = settings.metrics
+        self._reports_metrics = settings.metrics
         self.admission = AdmissionLimiter(slots, metrics, stall_timeout=stall_timeout)
         self._circuit_breaker = CircuitBreaker(metrics, cold_start=cold_start)
         self._opening = threading.Lock()
@@ -66,24 +66,23 @@ class Pool:
                 "application_name": "todo-api",
                 # At least 2, libpq's minimum: a suspended serverless database needs time to start.
                 "connect_timeout": max(2, round(settings.request_timeout)),
-                # If data are not acknowledged for this time, the network is lost.
+                # Milliseconds. Data that are not acknowledged for this time end the connection.
                 "tcp_user_timeout": round(settings.request_timeout * 1000),
             },
-            # A statement is prepared at its first run, unless a pooler does not support that.
             configure=partial(Connection.set_up, prepares=settings.database_prepare),
             open=False,
             min_size=1,
             max_size=slots,
-            # Poolers and firewalls close connections that are older than five minutes.
+            # Seconds. Poolers and firewalls close connections that are older than five minutes.
             max_lifetime=280,
         )
 
     def open(self) -> None:
-        """Start to connect, and return immediately. A second call has no effect."""
+        """Begin to connect, without waiting. A second call has no effect."""
         with self._opening:
             if self._pool.closed:
                 self._pool.open()
-                if self._watched:
+                if self._reports_metrics:
                     self.metrics.watch_pool(self._pool)
 
     def await_connection(self, seconds: float) -> None:
@@ -92,16 +91,16 @@ class Pool:
             pass
 
     def close(self) -> None:
-        """Close every connection; the pool cannot be opened again."""
+        """Close all connections. The pool cannot be opened again."""
         self._circuit_breaker.give_up()
         self._pool.close()
 
     @contextmanager
     def connection(self, deadline: float) -> Iterator[Connection]:
-        """Yield a connection that is available before `deadline` (time.monotonic).
+        """Yield a connection; wait for one until `deadline` (time.monotonic).
 
-        Raises psycopg_pool's TooManyRequests if the admission limiter refuses, and PoolTimeout if
-        no connection is available in time or the circuit breaker is open.
+        Raises psycopg_pool's TooManyRequests if the admission limiter refuses the request, and
+        PoolTimeout if no connection is available in time or the circuit breaker is open.
         """
         if self._pool.closed:
             self.open()
@@ -124,8 +123,8 @@ class Pool:
             self.admission.release(succeeded=succeeded)
 
     def _return(self, connection: PooledConnection) -> None:
-        # A connection that is not idle is broken, or its result is still pending: close it. Older
-        # connections are probably broken, too: a database that is suspended breaks the whole pool.
+        # Close a connection that is broken or has a pending result. Replace all older connections,
+        # too: they are probably broken, because a suspended database closes all its connections.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()
             self.metrics.connections_lost.inc()

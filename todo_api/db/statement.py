@@ -25,15 +25,15 @@ PLACEHOLDER = re.compile(rb"%\((\w+)\)s|%%")
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL with `%(name)s` placeholders, and `%%` for a percent sign, as in psycopg."""
+    """SQL as psycopg takes it: `%(name)s` is a placeholder, and `%%` is a percent sign."""
 
     sql: bytes
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the placeholders, each once, in the order of their first use."""
-        found = (match[1] for match in PLACEHOLDER.finditer(self.sql))
-        return tuple(dict.fromkeys(name.decode() for name in found if name))
+        names = (match[1] for match in PLACEHOLDER.finditer(self.sql))
+        return tuple(dict.fromkeys(name.decode() for name in names if name))
 
     @cached_property
     def formats(self) -> list[PyFormat]:
@@ -41,17 +41,21 @@ class Statement:
 
     @cached_property
     def numbered(self) -> bytes:
-        """The SQL in PostgreSQL's own form: `$1` is the first of `names`."""
+        """The SQL as PostgreSQL takes it: `$1` is the first of `names`."""
         numbers = {name.encode(): b"$%d" % number for number, name in enumerate(self.names, 1)}
         return PLACEHOLDER.sub(lambda match: numbers.get(match[1], b"%"), self.sql)
 
 
 def compiled(statement: ClauseElement) -> Statement:
-    """Return the Core statement as SQL. Compile at import, or once for each shape.
+    """Return the Core statement as SQL. Call this at import or with a cache, not in each request.
 
-    `Database` sets three parameters: `owner`; `attempt`, the id that the trigger writes into each
-    row that changes, the same in the retry; and `elapsed`, the seconds since the first run began,
-    NULL in the first run. Raises ValueError for a value that is not a parameter.
+    `Database` sets these parameters of all statements:
+
+    owner      the user who owns the rows
+    attempt    the id that the trigger writes into changed rows; a retry has the same id
+    elapsed    the seconds since the first run began; NULL in the first run
+
+    Raises ValueError if the statement contains a value, which should be a parameter.
     """
     dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
     compilation = cast("SQLCompiler", statement.compile(dialect=dialect))

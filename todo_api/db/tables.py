@@ -22,10 +22,10 @@ from sqlalchemy import (
     true,
 )
 
-KEY_LENGTH = 255
+IDEMPOTENCY_KEY_LENGTH = 255
 
-# How long deleted rows and idempotency keys are kept. The policies of the role that purges have the
-# same numbers, and a test compares them.
+# How long deleted rows and idempotency keys are kept. The policies of the role todo_maintenance
+# have the same numbers, and a test compares them.
 TRASH_DAYS = 30
 KEY_HOURS = 24
 
@@ -43,8 +43,8 @@ users = Table(
     "users",
     metadata,
     Column("id", Uuid, nullable=False),
-    # The number of the user's latest change, taken by the trigger of each resource: microseconds
-    # since 1970, and always greater than the one before (a hybrid logical clock).
+    # The revision of the user's latest change, from the trigger `take_revision` (migrations/):
+    # microseconds since 1970, but always greater than the previous number (a hybrid logical clock).
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column(
         "created_at",
@@ -52,23 +52,24 @@ users = Table(
         nullable=False,
         server_default=func.clock_timestamp(),
     ),
-    # The latest change that a purge has removed: a device below it has missed a deletion.
+    # The highest revision of a deleted row that was removed for good. A client whose sync token has
+    # a lower revision may have missed that deletion, and needs a full sync.
     Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id"),
     CheckConstraint("revision >= 0", name="revision_not_negative"),
     CheckConstraint("purged_revision BETWEEN 0 AND revision", name="purged_revision_known"),
 )
 
-# The response to the first request with an Idempotency-Key, for those that repeat it.
+# The response to the first request with an Idempotency-Key, which repeated requests get again.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
     Column("user_id", Uuid, nullable=False),
     Column("key", Text, nullable=False),
-    # SHA-256 of the first request.
+    # The SHA-256 of the first request.
     Column("fingerprint", LargeBinary, nullable=False),
-    # The response. JSON, unlike JSONB, keeps a text as it is. Only the version before this one
-    # writes the id.
+    # The response. JSON, unlike JSONB, keeps a text as it is. Only the previous release writes
+    # task_id.
     Column("status", SmallInteger),
     Column("headers", JSON),
     Column("body", JSON, nullable=False),
@@ -82,22 +83,24 @@ idempotency_keys = Table(
     ),
     PrimaryKeyConstraint("user_id", "key"),
     ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
-    CheckConstraint(f"char_length(key) BETWEEN 1 AND {KEY_LENGTH}", name="key_length"),
+    CheckConstraint(f"char_length(key) BETWEEN 1 AND {IDEMPOTENCY_KEY_LENGTH}", name="key_length"),
     CheckConstraint("octet_length(fingerprint) = 32", name="fingerprint_length"),
 )
 
-# What belongs to the database as a whole, in one row.
+# The state of the database as a whole, in one row.
 database_state = Table(
     "database_state",
     metadata,
     Column("is_current", Boolean, nullable=False, server_default=true()),
-    # In every sync token. `make restored` sets another one, so that clients start a full sync.
+    # A random id, which every sync token contains. After a restore from a backup, `make restored`
+    # sets a new epoch, so that clients start a full sync.
     Column("epoch", Uuid, nullable=False, server_default=func.gen_random_uuid()),
-    # The rows of owners from this id on are to be renewed: todo_api/commands/renewal.py.
+    # The renewal (todo_api/commands/renewal.py) continues with the owner who has this id or the
+    # next one. NULL: no renewal is needed.
     Column("renewal_position", Uuid),
     PrimaryKeyConstraint("is_current"),
     CheckConstraint("is_current", name="one_row"),
 )
 
-# Alembic's own table, read by /health. It is not in the metadata that migrations are compared with.
+# Alembic's table, which /health reads. It is not in `metadata`, which describes our own tables.
 alembic_version = table("alembic_version", column("version_num"))

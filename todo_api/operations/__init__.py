@@ -1,0 +1,1 @@
+"""Routes for operating the service: health, metrics, documentation and pages of problems."""

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it and loads from no other server."""
+"""The OpenAPI document, and a page that shows the document and loads nothing from other servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE_FOLDER = Path(str(files("todo_api") / "docs"))
 
 SWAGGER_UI_FOLDER = Path(flask_swagger_ui.__file__).parent / "dist"
 
-# The page loads from this server only. Swagger UI sets styles and has images in its CSS.
+# The page loads from this server only. Swagger UI needs inline styles, and has images in its CSS.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -37,7 +37,7 @@ ASSETS = {
 
 
 def docs_blueprint(api: Api) -> Blueprint:
-    """Return the routes that serve the document of `api`, which must have all other routes."""
+    """Return the routes of document and page. Call this after `api` has all documented routes."""
     blueprint = Blueprint("docs", __name__, requires_token=False)
     document = orjson.dumps(api.spec.to_dict())
 
@@ -51,7 +51,7 @@ def docs_blueprint(api: Api) -> Blueprint:
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
-    # One route for each asset, so that any other name is a 404.
+    # One route for each file, so that any other name is a 404.
     for name, folder in ASSETS.items():
         blueprint.add_url_rule(
             f"/docs/{name}",

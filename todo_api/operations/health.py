@@ -15,7 +15,7 @@ from todo_api.db.statement import compiled
 from todo_api.db.tables import alembic_version
 from todo_api.services import database
 from todo_api.web.blueprints import Blueprint
-from todo_api.web.fields import OpenSchema
+from todo_api.web.fields import ResponseSchema
 from todo_api.web.problems import unavailable
 from todo_api.web.responses import json_response
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NIL = UUID(int=0)
 
-# Raised if the schema, the role of requests, or the right to use that role is missing.
+# Raised if the tables, the role `todo_app`, or the right to use this role are missing.
 NOT_READY = (UndefinedTable, InsufficientPrivilege, InvalidParameterValue)
 
 FIND_SCHEMA_VERSION = compiled(select(alembic_version.c.version_num))
@@ -34,7 +34,7 @@ blueprint = Blueprint(
 )
 
 
-class Status(OpenSchema):
+class Status(ResponseSchema):
     """The state of the process or of the service."""
 
     status = fields.String(required=True, validate=validate.Equal("ok"), metadata={"example": "ok"})
@@ -43,9 +43,9 @@ class Status(OpenSchema):
 @blueprint.get("/livez")
 @blueprint.response(200, Status)
 def livez() -> Response:
-    """Tell that the process responds (liveness).
+    """Return 200 if the process responds (liveness).
 
-    The database is not used: a supervisor restarts a process that does not respond here.
+    The check does not use the database, because a supervisor restarts a process that fails it.
     """
     return ok_response()
 
@@ -54,9 +54,9 @@ def livez() -> Response:
 @blueprint.response(200, Status)
 @blueprint.response(503)
 def health() -> Response:
-    """Tell whether requests can be served (readiness).
+    """Return 200 if the service can serve requests (readiness).
 
-    200 if the database responds and has every migration that this version needs.
+    The database must respond and have all migrations that this version needs; otherwise 503.
     """
     try:
         version = find_schema_version(database())
@@ -68,7 +68,7 @@ def health() -> Response:
 
 
 def find_schema_version(database: Database) -> str | None:
-    """Return the latest migration of the database, read with the role of requests."""
+    """Return the number of the database's latest migration, read with the role of requests."""
     row = database.one(NIL, FIND_SCHEMA_VERSION)
     return row[0] if row else None
 

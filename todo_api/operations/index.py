@@ -1,4 +1,4 @@
-"""The root path: the API's name and version, and where it is described."""
+"""The root path: the name and version of the API, and the paths of its documentation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from todo_api.web.blueprints import Blueprint
-from todo_api.web.fields import OpenSchema
+from todo_api.web.fields import ResponseSchema
 from todo_api.web.openapi.settings import OPENAPI
 from todo_api.web.requests import current_request
 from todo_api.web.responses import FOUND, HTML, JSON, OK, PUBLIC, BytesResponse
 
 blueprint = Blueprint(
-    "index", __name__, requires_token=False, description="Where the API is described."
+    "index", __name__, requires_token=False, description="The paths of the documentation."
 )
 
 HEADERS = {"Cache-Control": PUBLIC, "Vary": "Accept"}
@@ -36,12 +36,12 @@ def text(description: str, name: str) -> fields.String:
     )
 
 
-class Index(OpenSchema):
-    """What is served here, and where it is described."""
+class Index(ResponseSchema):
+    """The name and version of the API, and the paths of its documentation."""
 
     name = text("The name of the API.", "name")
     version = text("The version of the server.", "version")
-    docs = text("The path of the page for browsers.", "docs")
+    docs = text("The path of the documentation for browsers.", "docs")
     openapi = text("The path of the OpenAPI document.", "openapi")
 
 
@@ -50,9 +50,9 @@ class Index(OpenSchema):
 @blueprint.response(OK, Index)
 @blueprint.response(FOUND)
 def get_index() -> Response:
-    """Tell the name and version of the API, and where it is described.
+    """Return the name and version of the API, and the paths of its documentation.
 
-    A client that prefers HTML, such as a browser, is redirected to the page.
+    A client that prefers HTML, such as a browser, is redirected to `/docs`.
     """
     accepted = parse_accept_header(current_request().header("Accept"), MIMEAccept)
     if accepted.best_match([JSON, HTML]) == HTML:

@@ -37,24 +37,24 @@ HEADERS = {
 
 
 def problem_pages_blueprint(item: type[Schema]) -> Blueprint:
-    """Return the routes of the pages. `item` is the schema of the resource in their examples."""
+    """Return the routes of the pages. `item` is the schema of the resource in the examples."""
     blueprint = Blueprint(
         "problem_pages", __name__, requires_token=False, template_folder=PAGE_FOLDER
     )
-    current = orjson.dumps(example_of(item))
+    example_resource = orjson.dumps(example_of(item))
     # One route for each page, so that any other name is a 404.
     for kind in KIND_OF_NAME.values():
         blueprint.add_url_rule(
             kind.type,
             endpoint=kind.name,
-            view_func=partial(problem_page, kind, example_text(kind, current)),
+            view_func=partial(problem_page, kind, example_text(kind, example_resource)),
         )
     return blueprint
 
 
-def example_text(kind: ProblemKind, current: bytes) -> str:
+def example_text(kind: ProblemKind, example_resource: bytes) -> str:
     """Return the body of the kind's example response, indented."""
-    body = orjson.loads(example_problem(kind, current).body(REQUEST_ID))
+    body = orjson.loads(example_problem(kind, example_resource).body(REQUEST_ID))
     return orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()
 
 

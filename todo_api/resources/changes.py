@@ -1,4 +1,4 @@
-"""Read what has changed since a sync token: the statement behind the sync."""
+"""Read the changes since a sync token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import database_state, users
-from todo_api.resources.feeds import merged
+from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import count_fitting
 from todo_api.resources.representation import json_id, json_number, json_object, json_text
 
@@ -35,17 +35,18 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
     from todo_api.resources.sync_tokens import SyncToken
 
-# The client has everything up to this position, in order of revision and id.
+# The client has all changes up to this position, in the order of revision and id.
 REVISION = bindparam("revision", type_=BigInteger)
 AFTER_ID = bindparam("after_id", type_=Uuid)
-STARTED = bindparam("started", type_=BigInteger)
+# The owner's revision when the client's full sync began; NULL before its first page.
+FULL_SYNC_START = bindparam("full_sync_start", type_=BigInteger)
 
 
 ZERO: Any = literal_column("0", BigInteger)
 
 
 class Change(NamedTuple):
-    """An item as it is, or its tombstone: the JSON of an entry of `changes`, and its position."""
+    """An entry of `changes` as JSON, and its position. The item may be a tombstone."""
 
     json: Json
     revision: int
@@ -55,7 +56,7 @@ class Change(NamedTuple):
 class Changes(NamedTuple):
     """A page of changes in order, and the state of the owner and of the database.
 
-    `revision` and `purged_revision` are 0 for an owner who has never written anything.
+    `revision` and `purged_revision` are 0 for an owner without any writes.
     """
 
     revision: int
@@ -67,9 +68,10 @@ class Changes(NamedTuple):
 
 @cache
 def changes_statement(resources: tuple[Resource, ...]) -> Statement:
-    """Return the state of the owner and a page of changes after a position, of one snapshot.
+    """Return a statement for the owner's state and the changes after a position, in one snapshot.
 
-    A deletion is left out if it is older than the full sync, which has never shown the item.
+    Deletions before the start of the client's full sync are left out: the client never received
+    these items.
     """
     owner_row = (
         select(users.c.revision, users.c.purged_revision).where(users.c.id == OWNER).cte("owner")
@@ -99,10 +101,13 @@ def changes_statement(resources: tuple[Resource, ...]) -> Statement:
         ).where(
             columns.user_id == OWNER,
             tuple_(columns.revision, columns.id) > tuple_(REVISION, AFTER_ID),
-            or_(statements.is_live, columns.revision > func.coalesce(STARTED, owner_revision)),
+            or_(
+                statements.is_live,
+                columns.revision > func.coalesce(FULL_SYNC_START, owner_revision),
+            ),
         )
 
-    page = merged(resources, changed, ("revision", "id")).subquery("page")
+    page = merge_branches(resources, changed, ("revision", "id")).subquery("page")
     first = select(
         null().cast(Text).label("json"),
         owner_revision.label("revision"),
@@ -119,21 +124,21 @@ def list_changes(
     token: SyncToken,
     limit: int,
 ) -> Changes:
-    """Return at most `limit` changes that the token's client does not have."""
+    """Return at most `limit` changes that the client with this token does not have."""
     statement = changes_statement(resources)
     rows = database.all(
         owner,
         statement,
         revision=token.revision,
         after_id=token.id,
-        started=token.started,
+        full_sync_start=token.full_sync_start,
         rows=limit + 1,
     )
     changes = []
-    for json, revision, item_id, purged in rows:
+    for json, revision, id_or_epoch, purged in rows:
         if json is None:  # the first row
-            state = (revision, purged, item_id)
+            state = (revision, purged, id_or_epoch)
         else:
-            changes.append(Change(json, revision, item_id))
+            changes.append(Change(json, revision, id_or_epoch))
     page = changes[: count_fitting([change.json for change in changes[:limit]])]
     return Changes(*state, page, len(page) < len(changes))

@@ -1,4 +1,4 @@
-"""Cursors: where a page of a list ended, in a text that means something to this server only."""
+"""Cursors: the end of a page of a list, as text that only this server interprets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def digest(*query: Any) -> str:
-    """Return 16 hexadecimal digits that are the same for the same query only."""
+    """Return 16 hexadecimal digits that differ for different queries."""
     canonical = orjson.dumps(
         query, default=bytes.hex, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
     )
@@ -30,9 +30,9 @@ def encode(fields: list[Any]) -> str:
 
 
 def decode(text: str) -> list[Any]:
-    """Return what `encode` was given. Raises ValueError for a text that it has not made.
+    """Return the values for which `encode` returns this text, otherwise raise ValueError.
 
-    A client can make such a text, too: the values may be of any type.
+    The text may come from a client, so the values may be of any type.
     """
     fields = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     try:
@@ -52,26 +52,26 @@ def write_cursor(end: Position, query: str) -> str:
 def read_cursor(
     text: str | None, query: str, to_parameter: Callable[[Any], Any]
 ) -> Position | None:
-    """Return the position that `write_cursor` wrote; 422 if it was for another query.
+    """Return the position in the cursor. Raises a 422 if the cursor is for another query.
 
-    `to_parameter` is that of the query's SortKey.
+    `to_parameter` is the method of the query's SortKey.
     """
     if text is None:
         return None
     try:
-        value, item_id, of_query = decode(text)
+        value, item_id, cursor_query = decode(text)
         to_parameter(value)
         position = Position(value, checked_id(item_id))
     except (ValueError, TypeError):
-        of_query = None
-    if of_query != query:
+        cursor_query = None
+    if cursor_query != query:
         detail = "Must come from the Link of a page of the same query."
         raise invalid([{"parameter": "cursor", "detail": detail}])
     return position
 
 
 def checked_id(value: Any) -> UUID:
-    """Return the UUID of its canonical text. Raises ValueError."""
+    """Return the UUID. Raises ValueError unless the value is its canonical text."""
     if not isinstance(value, str) or str(item_id := UUID(value)) != value:
         raise ValueError(value)
     return item_id

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
 
-def merged(
+def merge_branches(
     resources: Sequence[Resource],
     branch: Callable[[Resource], Select[Any]],
     order: Sequence[str],
     *,
     descending: bool = False,
 ) -> Select[Any]:
-    """Return the first rows of each resource's branch, in the order of these columns.
+    """Return a SELECT of the first rows of all branches together, sorted by these columns.
 
-    Each branch has an order and a limit of its own, so PostgreSQL reads no more than a page of it.
+    Each branch has its own order and limit, so that PostgreSQL reads at most one page per resource.
     """
 
     def sorted_by(columns: Any) -> list[ColumnElement[Any]]:

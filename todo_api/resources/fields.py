@@ -1,7 +1,6 @@
 """Declare a member of a resource once; its column, checks, schemas, filters and sort key follow.
 
-A `Field` is a plain value. The statements and schemas of `resources` are built from the fields of a
-`Resource`; nothing here writes SQL or reads requests.
+A `Field` is a plain value. The statements and schemas of a `Resource` are built from its fields.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 class Field:
     """A member of a resource.
 
-    `default` is what a POST sets that does not name the member; a `required` one has none. A PUT
-    or PATCH that does not name it keeps it.
+    `default` is the value if a POST does not have the member. A `required` member has no default. A
+    PUT or PATCH without the member keeps its value.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Field:
     is_sortable: bool = False
 
     def column(self) -> Column[Any]:
-        """Return a new column for a table; a column belongs to one table."""
+        """Return a new column for a table."""
         default = None if self.default is None else text(str(self.default).lower())
         return Column(
             self.name, self.type.column_type, nullable=self.nullable, server_default=default
@@ -48,6 +47,6 @@ class Field:
         ]
 
     def options(self) -> dict[str, Any]:
-        """Return the options that the field's marshmallow fields have in common."""
+        """Return the options that both marshmallow fields have: of requests and of responses."""
         metadata = {"description": self.description, "example": self.example}
         return {"metadata": metadata, "allow_none": self.nullable}

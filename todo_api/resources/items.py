@@ -1,4 +1,4 @@
-"""Read and change one row of a resource, in one round trip per function."""
+"""Read and change one row of a resource. Each attempt takes one round trip."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 CREATED = 201
 
-# A write that found nothing to do is sent again if the row was changed or removed before its
-# outcome was read; after so many times, the client has to.
-MOST_ROUNDS = 5
+# A write makes a new attempt if it changed nothing, and another request changed or removed the row
+# before the outcome was read. After this number of attempts, the response is a 503.
+MAX_ATTEMPTS = 5
 
-# The column of `find_outcome` that tells whether this attempt made the row's latest change.
+# The index of the column of `find_outcome` for: this attempt made the latest change of the row.
 WRITTEN_BY_THIS_ATTEMPT = 5
 
 
@@ -42,7 +42,7 @@ class Item(NamedTuple):
 
 
 class ChangeResult(NamedTuple):
-    """The row as it is now, or None if it does not exist, and whether it is as requested."""
+    """The row as it is now (None if there is no row), and whether the row is as requested."""
 
     item: Item | None
     is_as_requested: bool
@@ -72,21 +72,25 @@ def insert_item(
 ) -> ChangeResult:
     """Insert an item with these values, one for each field, under a UUIDv7 unless an id is given.
 
-    An item with this id and these values is as requested. Any other one is left as it is, even in
-    the trash. Raises OutcomeUnknownError if an item with this id disappears again and again.
+    If an item with the given id exists, also in the trash, it stays unchanged; it is as requested
+    if it is not in the trash and has these values. Raises OutcomeUnknownError if other requests
+    remove an item with this id during every attempt.
     """
     insertion = resource.statements.insert
     parameters = {"id": item_id or uuid7(), **new_values(values)}
-    # A new id is known only if the first attempt has inserted it.
-    first = [insertion.change] if item_id is None else [*insertion]
-    for _ in range(MOST_ROUNDS):
-        inserted, *outcome = database.write(owner, first, parameters, again=[*insertion])
+    # No row can have a new id before the first run, so the first run need not look for one. A retry
+    # that finds a row with the new id finds the row of the first run, even if it has changed since.
+    is_new_id = item_id is None
+    first = [insertion.change] if is_new_id else [*insertion]
+    for _ in range(MAX_ATTEMPTS):
+        inserted, *outcome = database.write(owner, first, parameters, retry=[*insertion])
         if inserted:
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
         if outcome and outcome[0]:
             *columns, has_values, written_by_this_attempt, _ = outcome[0][0]
-            return ChangeResult(Item(*columns), has_values or written_by_this_attempt)
-        # The row was removed for good after the insert had been decided.
+            is_own = is_new_id or has_values or written_by_this_attempt
+            return ChangeResult(Item(*columns), is_as_requested=is_own)
+        # After the INSERT found an existing row, another request removed the row. Try again.
     raise OutcomeUnknownError
 
 
@@ -98,12 +102,12 @@ def insert_item_once(
     values: Mapping[str, Any],
     request: IdempotentRequest,
 ) -> StoredResponse | ChangeResult | None:
-    """Insert an item unless a request with this key has; return the response to that request.
+    """Insert an item unless a request with this key has inserted one; return its response.
 
-    None means that the key belongs to a request with another fingerprint. A ChangeResult is of an
-    item with the same id that is not as requested. The item and the response are written by one
-    statement, so either both exist or none does. The loser of a race for the key waits for the
-    winner, gets a unique_violation, and finds the response when it is repeated. Raises
+    Returns None if the key belongs to a request with another fingerprint, and a ChangeResult if an
+    item with the same id exists and is not as requested. One statement writes the item and the
+    response, so either both exist or none. If two requests have the same key, the second one waits
+    for the first, fails with unique_violation, and finds the response in its retry. Raises
     OutcomeUnknownError as `insert_item` does.
     """
     location = f"{request.path}/{item_id or (item_id := uuid7())}"
@@ -117,21 +121,22 @@ def insert_item_once(
     }
     find_outcome = resource.statements.insert.find_outcome
     statements = [resource.statements.insert_once, FIND_RESPONSE, find_outcome]
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ATTEMPTS):
         stored, responses, existing = database.write(
-            owner, statements, parameters, again=statements
+            owner, statements, parameters, retry=statements
         )
         if responses:
             fingerprint, status, headers, body, revision = responses[0]
             if fingerprint != request.fingerprint:
                 return None
             fields = orjson.loads(headers) | {"ETag": etag(revision)}
-            # A retry that finds the response of its own first attempt is no replay.
-            is_own = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
-            return StoredResponse(status, fields, body, is_replayed=not is_own)
+            # In a retry, the response may come from the first run of this attempt: that is no
+            # replay.
+            is_first = bool(stored) or any(row[WRITTEN_BY_THIS_ATTEMPT] for row in existing)
+            return StoredResponse(status, fields, body, is_replayed=not is_first)
         if existing:
             return ChangeResult(Item(*existing[0][:4]), is_as_requested=False)
-        # The row was removed for good after the insert had been decided.
+        # After the INSERT found an existing row, another request removed the row. Try again.
     raise OutcomeUnknownError
 
 
@@ -176,16 +181,16 @@ def change(
     *,
     even_deleted: bool = False,
 ) -> ChangeResult:
-    """Run the change; if it applied to no row, return the row as it is then.
+    """Run the change and return the row. If the row did not change, return it as it is now.
 
-    A row that already is as requested is a success, even if If-Match fails (RFC 9110, section
-    13.1.1). The change itself checks the precondition, so no other request can write in
-    between. Raises OutcomeUnknownError where the first attempt may have applied and been
-    overwritten.
+    If the row already is as requested, the result is a success, even if If-Match fails (RFC 9110,
+    section 13.1.1). The UPDATE itself checks the precondition, so no other request can write
+    between check and change. Raises OutcomeUnknownError if the first run may have changed the row
+    and another request may have changed it since.
     """
     values = {**parameters, **precondition.parameters()}
-    for _ in range(MOST_ROUNDS):
-        changed, outcome = database.write(owner, statements, values, again=statements)
+    for _ in range(MAX_ATTEMPTS):
+        changed, outcome = database.write(owner, statements, values, retry=statements)
         if changed:
             return ChangeResult(Item(*changed[0]), is_as_requested=True)
         if not outcome:
@@ -201,10 +206,11 @@ def change(
             return ChangeResult(None, is_as_requested=False)
         if not precondition.holds(item.revision):
             return ChangeResult(item, is_as_requested=False)
-        # The row was as requested, or in the other state, until the change had been decided.
+        # When the UPDATE ran, the row did not match its conditions; now it does, because another
+        # request has changed it since. Try again.
     raise OutcomeUnknownError
 
 
 def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the statements' parameters for these values of fields."""
+    """Return the parameters for these values of fields."""
     return {f"new_{name}": value for name, value in values.items()}

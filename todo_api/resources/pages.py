@@ -1,4 +1,4 @@
-"""Pages of a list: filtered, sorted, and from a cursor on."""
+"""Pages of a list: filtered, sorted, and beginning after a cursor."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ if TYPE_CHECKING:
     from todo_api.db.database import Database
     from todo_api.resources.resource import Resource
 
-# A page ends at this many bytes, even if fewer items than its limit are in it.
+# A page has at most this number of bytes, so it may have fewer items than its limit.
 PAGE_BYTES = 1024 * 1024
 
-# Of the most recent combinations of filters and orders, the statements are kept.
+# The size of the cache of statements, one for each combination of filters, sort and cursor.
 LIST_STATEMENTS = 512
 
 ROWS = bindparam("rows", type_=Integer)
-KNOWN = bindparam("known", type_=ARRAY(BigInteger))
+# The revisions in the client's If-None-Match.
+CLIENT_REVISIONS = bindparam("client_revisions", type_=ARRAY(BigInteger))
 
 owner_row = select(users.c.revision).where(users.c.id == OWNER).cte("owner")
 
-# For a client that knows the owner's revision, no page is read: the owner's row is enough.
-NOT_KNOWN = ~exists().where(owner_row.c.revision == any_(KNOWN))
+# No page is read if the client has the page of the owner's current revision.
+CLIENT_IS_OUTDATED = ~exists().where(owner_row.c.revision == any_(CLIENT_REVISIONS))
 
 
 class Position(NamedTuple):
@@ -56,7 +57,7 @@ class Position(NamedTuple):
 
 
 class ListQuery(NamedTuple):
-    """A list's query: items that pass all filters, from a position on, at most `limit`.
+    """A list's query: at most `limit` items that pass all filters, after a position.
 
     `filters` has the value of each filter's query parameter.
     """
@@ -68,7 +69,10 @@ class ListQuery(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The owner's revision, the items unless the client knows that revision, and the page's end."""
+    """The owner's revision, the items, and the end of the page, or None for the last page.
+
+    There are no items if the client has the page of this revision.
+    """
 
     revision: int
     items: list[Json]
@@ -83,10 +87,7 @@ def list_statement(
     *,
     after: bool = False,
 ) -> Statement:
-    """Return the owner's revision and a page of the list, of one snapshot.
-
-    The page is filtered, sorted, and begins after a position.
-    """
+    """Return a statement for the owner's revision and a page of the list, in one snapshot."""
     table, statements = resource.table, resource.statements
     key = resource.sort_keys[sort.removeprefix("-")]
     is_descending = sort.startswith("-")
@@ -95,7 +96,7 @@ def list_statement(
     page = (
         select(statements.json.label("json"), null().cast(BigInteger).label("revision"))
         .where(table.c.user_id == OWNER, statements.is_live)
-        .where(*(resource.filters[name].condition for name in filters), NOT_KNOWN)
+        .where(*(resource.filters[name].condition for name in filters), CLIENT_IS_OUTDATED)
         .order_by(*order)
         .limit(ROWS)
     )
@@ -112,21 +113,22 @@ def list_items(
     owner: UUID,
     resource: Resource,
     query: ListQuery,
-    known: Sequence[int] = (),
+    client_revisions: Sequence[int] = (),
 ) -> Page:
     """Return a page of at most PAGE_BYTES, but of at least one item if there is one.
 
-    `known` are the owner's revisions at which the client has this page.
+    `client_revisions` are the revisions in the client's If-None-Match: if the owner's revision is
+    one of them, the page is not read.
     """
     filters, sort, after = query.filters, query.sort, query.after
     names = tuple(sorted(filters))
     is_after = after is not None
     statement = list_statement(resource, names, sort, after=is_after)
-    # One row more than the page has tells whether there is more.
+    # One row more than the limit shows whether there is a next page.
     parameters: dict[str, Any] = {
         name: resource.filters[name].to_parameter(value) for name, value in filters.items()
     }
-    parameters |= {"rows": query.limit + 1, "known": list(known)}
+    parameters |= {"rows": query.limit + 1, "client_revisions": list(client_revisions)}
     key = resource.sort_keys[sort.removeprefix("-")]
     if after is not None:
         parameters |= {"after_value": key.to_parameter(after.value), "after_id": after.id}

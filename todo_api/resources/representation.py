@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement, Table
 
 # RFC 3339 in UTC, to the microsecond.
-MOMENT_FORMAT = '\'YYYY-MM-DD"T"HH24:MI:SS.US"Z"\''
+TIMESTAMP_FORMAT = '\'YYYY-MM-DD"T"HH24:MI:SS.US"Z"\''
 
 FUNCTION = """
     CREATE OR REPLACE FUNCTION write_{table}_json() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -46,7 +46,7 @@ def rendered_row(table: Table, fields: Sequence[str], row: str) -> str:
 def rendered_value(column: Column[Any], value: str) -> str:
     """Return the SQL expression of a column's JSON value, as text; `null` for NULL."""
     if isinstance(column.type, DateTime):
-        value = f"to_char(timezone('UTC', {value}),\n                {MOMENT_FORMAT})"
+        value = f"to_char(timezone('UTC', {value}),\n                {TIMESTAMP_FORMAT})"
     return f"coalesce(to_json({value})::text, 'null')" if column.nullable else f"to_json({value})"
 
 
@@ -68,10 +68,10 @@ def json_id(column: ColumnElement[Any]) -> ColumnElement[str]:
     return json_text('"') + cast(column, Text) + json_text('"')
 
 
-def json_moment(column: ColumnElement[Any]) -> ColumnElement[str]:
+def json_timestamp(column: ColumnElement[Any]) -> ColumnElement[str]:
     """Return RFC 3339 in UTC, to the microsecond, whatever the server's time zone is."""
     utc = func.timezone(literal_column("'UTC'"), column)
-    return json_text('"') + func.to_char(utc, literal_column(MOMENT_FORMAT)) + json_text('"')
+    return json_text('"') + func.to_char(utc, literal_column(TIMESTAMP_FORMAT)) + json_text('"')
 
 
 def json_object(members: Mapping[str, ColumnElement[str]]) -> ColumnElement[str]:

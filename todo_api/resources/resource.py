@@ -1,4 +1,4 @@
-"""A resource: a table of which every row has an owner, and the schemas of its requests."""
+"""A resource: a table in which each row has an owner, with its schemas, filters and sort keys."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from sqlalchemy import (
 from todo_api.resources.fields import Field
 from todo_api.resources.schemas import Schemas
 from todo_api.resources.statements import Statements
-from todo_api.resources.types import Filter, MomentType, SortKey
-from todo_api.web.fields import MOMENT, StrictText
+from todo_api.resources.types import Filter, SortKey, TimestampType
+from todo_api.web.fields import TIMESTAMP, StrictText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 SEARCH_LENGTH = 100
 
 # Both are also filters and sort keys of every resource.
-MOMENTS = (
+TIMESTAMPS = (
     Field(
         name="created_at",
-        type=MomentType(),
+        type=TimestampType(),
         description="When it was created, in UTC.",
-        example=MOMENT,
+        example=TIMESTAMP,
         is_filterable=True,
         is_sortable=True,
     ),
     Field(
         name="updated_at",
-        type=MomentType(),
+        type=TimestampType(),
         description="When it was last changed, in UTC.",
-        example=MOMENT,
+        example=TIMESTAMP,
         is_filterable=True,
         is_sortable=True,
     ),
@@ -64,24 +64,24 @@ def resource_table(
 ) -> Table:
     """Return the table of a resource: its fields, and what every resource has.
 
-    Each of `indexes` names the columns behind the owner of an index on live rows.
+    Each entry of `indexes` lists the columns that follow `user_id` in an index on live rows.
     """
     now = func.clock_timestamp()
-    moment = DateTime(timezone=True)
+    timestamp = DateTime(timezone=True)
     table = Table(
         name,
         metadata,
         Column("user_id", Uuid, nullable=False),
         Column("id", Uuid, nullable=False),
         *(field.column() for field in declared),
-        # The trigger sets these three under the lock on the owner's row, so an owner's rows become
-        # visible in the order of created_at and of revision. No statement gives a value for them.
-        Column("created_at", moment, nullable=False, server_default=now),
-        Column("updated_at", moment, nullable=False, server_default=now),
+        # The trigger `take_revision` (migrations/) sets these three columns while it holds the lock
+        # on the owner's row. So rows become visible in the order of created_at and of revision.
+        Column("created_at", timestamp, nullable=False, server_default=now),
+        Column("updated_at", timestamp, nullable=False, server_default=now),
         Column("revision", BigInteger, nullable=False, server_default=text("0")),
-        Column("deleted_at", moment),
-        # The id of the attempt that made the latest change, set by the trigger. A write whose
-        # response was lost finds out by it, when it is repeated, whether it was made.
+        Column("deleted_at", timestamp),
+        # The id of the attempt that made the latest change, set by the trigger. It shows a retry
+        # whether the first run was committed.
         Column("attempt", Uuid),
         # The representation, written by a trigger; NULL in a row that is not yet renewed.
         Column("json", Text),
@@ -97,7 +97,7 @@ def resource_table(
             *(table.c[column] for column in columns),
             postgresql_where=table.c.deleted_at.is_(None),
         )
-    # Sync, and the trash.
+    # The indexes of /changes and of the trash.
     Index(None, table.c.user_id, table.c.revision, table.c.id)
     Index(
         None,
@@ -110,10 +110,10 @@ def resource_table(
 
 @dataclass(frozen=True, eq=False)
 class Resource:
-    """A kind of thing that users own. `name` is singular ("task"), the table's name plural.
+    """A kind of row that users own. `name` is singular ("task"); the table's name is the plural.
 
-    `example_id` is an id for the documentation. `search` names the text fields in which the query
-    parameter `q` looks.
+    `example_id` is an id for the documentation. `search` names the text fields that the query
+    parameter `q` searches.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Resource:
 
     @cached_property
     def constraints(self) -> dict[str, tuple[str, str]]:
-        """The pointer and the detail of each constraint that a request can violate, by name."""
+        """Pointer and detail for each constraint that a request can violate, by constraint name."""
         return {
             f"ck_{self.plural}_{field.name}_{ending}": (f"/{field.name}", rule.detail)
             for field in self.fields
@@ -142,8 +142,8 @@ class Resource:
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
-        """The fields, and the moments that every resource has, by name."""
-        return {field.name: field for field in (*self.fields, *MOMENTS)}
+        """The fields, and the timestamps that every resource has, by name."""
+        return {field.name: field for field in (*self.fields, *TIMESTAMPS)}
 
     @cached_property
     def statements(self) -> Statements:
@@ -178,7 +178,7 @@ class Resource:
         places = [self.table.c[name] for name in self.search]
         condition: ColumnElement[bool] = or_(*(place.ilike(pattern) for place in places))
         description = (
-            f"Only {self.plural} with this text in {' or '.join(self.search)}, whatever the case."
+            f"Only {self.plural} with this text in {' or '.join(self.search)}, ignoring case."
         )
         parameter = StrictText(
             validate=validate.Length(
@@ -190,6 +190,6 @@ class Resource:
 
 
 def like_pattern(part: str) -> str:
-    """Return the LIKE pattern of texts that contain this part, in which it stands for itself."""
+    """Return the LIKE pattern for texts that contain the part; escape its special characters."""
     escaped = part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return f"%{escaped}%"

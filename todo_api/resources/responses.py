@@ -1,4 +1,4 @@
-"""Responses about one item or a page of items, with their ETags."""
+"""Responses with one item or a page of items, and their ETags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def item_response(item: Item | None, status: int = 200) -> Response:
-    """Return the item as PostgreSQL wrote it, with its ETag; or a 304, or a 404 if it is None."""
+    """Return the item with its ETag, or a 304. Raises a 404 if the item is None."""
     if item is None:
         raise not_found()
     tag = etag(item.revision)
@@ -32,7 +32,7 @@ def item_response(item: Item | None, status: int = 200) -> Response:
 
 
 def created_response(result: ChangeResult) -> Response:
-    """Return a 201 for an item that was created below the request's path; or a 409."""
+    """Return a 201 with the path of the new item. Raises a 409."""
     item = result.item
     if item is None or not result.is_as_requested:
         raise already_exists(result)
@@ -42,7 +42,7 @@ def created_response(result: ChangeResult) -> Response:
 
 
 def already_exists(result: ChangeResult) -> Problem:
-    """Return the 409 of a creation under an id that is taken."""
+    """Return the 409 for a new item whose id is in use."""
     is_deleted = result.item is not None and result.item.is_deleted
     kind = KIND_OF_NAME["in-trash" if is_deleted else "already-exists"]
     return conflict(kind.name, kind.detail)
@@ -59,14 +59,14 @@ def stored_response(stored: StoredResponse) -> Response:
 
 
 def change_response(result: ChangeResult) -> Response:
-    """Return the changed item; or a 404, or a 412 with the item if it is not as requested."""
+    """Return the changed item. Raises a 404, or a 412 if the item is not as requested."""
     if result.item is not None and not result.is_as_requested:
         raise precondition_failed(result.item.json, etag(result.item.revision))
     return item_response(result.item)
 
 
 def collection_response(revision: int, body: bytes, *others: str) -> Response:
-    """Return a page with the ETag of the owner's revision, the query and `others`; or a 304."""
+    """Return a page, or a 304. The ETag depends on the owner's revision, query and `others`."""
     query = digest(current_request().query_string, *others)
     tag = etag(revision, query)
     tags = read_entity_tags("If-None-Match")
@@ -75,7 +75,7 @@ def collection_response(revision: int, body: bytes, *others: str) -> Response:
     return user_data(body, tag)
 
 
-def known_revisions() -> list[int]:
-    """Return the owner's revisions at which the client has this page."""
+def read_client_revisions() -> list[int]:
+    """Return the owner's revisions in the request's If-None-Match."""
     tags = read_entity_tags("If-None-Match")
     return tags.revisions(digest(current_request().query_string), weak=True) if tags else []

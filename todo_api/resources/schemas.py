@@ -9,14 +9,14 @@ from marshmallow import Schema, ValidationError, fields, validate
 
 from todo_api.resources.sync_tokens import EXAMPLE as SYNC_TOKEN
 from todo_api.web.fields import (
-    MOMENT,
     OPAQUE,
     PAGE_LIMIT,
     REVISION,
+    TIMESTAMP,
     USER_ID,
     Anything,
     OneOfSchemas,
-    OpenSchema,
+    ResponseSchema,
     SchemaUnion,
     StrictInteger,
     StrictUUID,
@@ -30,24 +30,25 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
 SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
-CURSOR_LENGTH = 2000  # a title of 255 characters is in it, in base64
+# A cursor may contain a title of 255 characters as JSON (up to 6 bytes for each), in base64.
+CURSOR_LENGTH = 3000
 
-# The members that the server writes, but for `id`, which a POST may have.
+# The members that only the server writes. `id` is not one of them: a POST may have it.
 READ_ONLY = ("user_id", "created_at", "updated_at", "revision")
 
 
 class CreationSchema(Schema):
-    """The body of a POST, of which the server's members are not a part."""
+    """The body of a POST."""
 
     def handle_error(self, error: ValidationError, data: Any, **options: Any) -> None:  # noqa: ARG002
-        """Say of each read-only member that it is one."""
+        """Replace the error of each read-only member by 'Is read-only.'."""
         messages = error.messages
         if isinstance(messages, dict):
             messages |= {name: ["Is read-only."] for name in READ_ONLY if name in messages}
 
 
 class Schemas:
-    """The schemas of one resource. Each is made once, and named as in the OpenAPI document."""
+    """The schemas of one resource. Each has its name in the OpenAPI document."""
 
     def __init__(self, resource: Resource) -> None:
         self._resource = resource
@@ -63,36 +64,36 @@ class Schemas:
             options = {"required": True} if field.required else {"load_default": field.default}
             return field.type.request_field(**options, **field.options())
 
-        description = "An id of the client's, so that the request can be sent again."
-        own_id = StrictUUID(
+        description = "An id that the client makes, so that it can send the request again."
+        client_id = StrictUUID(
             metadata={"description": description, "example": self._resource.example_id}
         )
         return self._made(
-            f"New{self._name}", {"id": own_id, **self._each(member)}, base=CreationSchema
+            f"New{self._name}", {"id": client_id, **self._each(member)}, base=CreationSchema
         )
 
     @cached_property
-    def replacement(self) -> type[Schema]:
+    def put(self) -> type[Schema]:
         """The body of a PUT."""
 
         def member(field: Field) -> fields.Field[Any]:
             return field.type.request_field(required=field.required, **field.options())
 
-        members = self._each(member) | self._representation()
-        return self._made(f"{self._name}Replacement", members)
+        members = self._each(member) | self._read_only_members()
+        return self._made(f"{self._name}Put", members)
 
     @cached_property
     def patch(self) -> type[Schema]:
         """The body of a PATCH: a JSON merge patch (RFC 7396)."""
         members = self._each(lambda field: field.type.request_field(**field.options()))
-        return self._made(f"{self._name}Patch", members | self._representation())
+        return self._made(f"{self._name}Patch", members | self._read_only_members())
 
-    def _representation(self) -> dict[str, Any]:
-        """Return the server's members, which a PUT or PATCH may send back as GET gave them."""
+    def _read_only_members(self) -> dict[str, Any]:
+        """Return the read-only members, which a PUT or PATCH may contain as GET returned them."""
         revision = StrictInteger(
             validate=validate.Range(1, 2**63 - 1, error="Must be {min} to {max}."),
             metadata={
-                "description": "A precondition, as in If-Match: the revision to change.",
+                "description": "A precondition, like If-Match: the revision that you read.",
                 "example": REVISION,
             },
         )
@@ -105,13 +106,13 @@ class Schemas:
             for name, (description, example) in ids.items()
         }
         for name in ("created_at", "updated_at"):
-            metadata = {"description": "Ignored.", "example": MOMENT}
+            metadata = {"description": "Ignored.", "example": TIMESTAMP}
             members[name] = Anything(metadata=metadata, allow_none=True)
         return members | {"revision": revision}
 
     @cached_property
     def list_query(self) -> type[Schema]:
-        """The query of a list: its filters, its order, its page."""
+        """The query of a list: filters, sort, limit and cursor."""
         resource = self._resource
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         members: dict[str, fields.Field[Any]] = {
@@ -121,7 +122,10 @@ class Schemas:
             load_default="-created_at",
             validate=validate.OneOf(sorts, error="Must be one of: {choices}."),
             metadata={
-                "description": "What to sort by; - is for descending. Text sorts by code point.",
+                "description": (
+                    "The member to sort by; with `-` before its name, in descending order. Text is "
+                    "sorted by code point."
+                ),
                 "example": "updated_at",
             },
         )
@@ -133,29 +137,29 @@ class Schemas:
 
     @cached_property
     def item(self) -> type[Schema]:
-        """One of the resource, as PostgreSQL writes it."""
+        """One item of the resource, as PostgreSQL writes it."""
         resource = self._resource
 
-        def read_only(field: Any, description: str, example: Any) -> Any:
+        def documented(field: Any, description: str, example: Any) -> Any:
             field.metadata |= {"description": description, "example": example}
             return field
 
         members = {
-            "id": read_only(
+            "id": documented(
                 fields.UUID(required=True),
-                "A UUIDv7 that the server made, or the id that the client made.",
+                "A UUIDv7 that the server made, or the id from the client's POST.",
                 resource.example_id,
             ),
-            "user_id": read_only(fields.UUID(required=True), "The owner.", USER_ID),
+            "user_id": documented(fields.UUID(required=True), "The owner.", USER_ID),
             **{
                 name: field.type.response_field(required=True, **field.options())
                 for name, field in resource.by_name.items()
             },
             "revision": revision_member(
-                "The owner's revision at its last change. In quotes: ETag."
+                "The number of the last change. In double quotes, it is the ETag."
             ),
         }
-        return self._made(self._name, members, base=OpenSchema)
+        return self._made(self._name, members, base=ResponseSchema)
 
     @cached_property
     def page(self) -> dict[str, Any]:
@@ -164,17 +168,20 @@ class Schemas:
 
     @cached_property
     def change(self) -> SchemaUnion:
-        """An entry of the changes: one of the resource as it is now, or its tombstone."""
-        value = fields.Nested(self.item, required=True, metadata={"description": "As it is now."})
+        """An entry of the changes: an item as it is now, or its tombstone."""
+        value = fields.Nested(
+            self.item, required=True, metadata={"description": "The item as it is now."}
+        )
         changed = self._made(
             f"Changed{self._name}",
             self._change(is_tombstone=False) | {"value": value},
-            base=OpenSchema,
+            base=ResponseSchema,
         )
         tombstone = self._made(
             f"{self._name}Tombstone",
-            self._change(is_tombstone=True) | {"deleted_at": moment("When it was deleted.")},
-            base=OpenSchema,
+            self._change(is_tombstone=True)
+            | {"deleted_at": timestamp("When the item was deleted.")},
+            base=ResponseSchema,
         )
         return SchemaUnion(f"{self._name}Change", (changed, tombstone))
 
@@ -182,12 +189,12 @@ class Schemas:
         deleted = fields.Boolean(
             required=True,
             validate=validate.Equal(is_tombstone),
-            metadata={"description": "Whether this is a tombstone.", "example": is_tombstone},
+            metadata={"description": "Whether the item was deleted.", "example": is_tombstone},
         )
         return {
             "type": self._type(),
             "id": self._id(),
-            "revision": revision_member("The owner's revision at this change."),
+            "revision": revision_member("The number of this change."),
             "deleted": deleted,
         }
 
@@ -197,13 +204,13 @@ class Schemas:
         members = {
             "type": self._type(),
             "id": self._id(),
-            "deleted_at": moment("When it was deleted."),
-            "purge_at": moment("When it may be removed for good."),
+            "deleted_at": timestamp("When the item was deleted."),
+            "purge_at": timestamp("When the server may remove the item for good."),
             "value": fields.Nested(
-                self.item, required=True, metadata={"description": "As it was."}
+                self.item, required=True, metadata={"description": "The item before its deletion."}
             ),
         }
-        return self._made(f"Trashed{self._name}", members, base=OpenSchema)
+        return self._made(f"Trashed{self._name}", members, base=ResponseSchema)
 
     def _type(self) -> fields.String:
         name = self._resource.name
@@ -214,7 +221,7 @@ class Schemas:
         )
 
     def _id(self) -> fields.UUID:
-        metadata = {"description": "Its id.", "example": self._resource.example_id}
+        metadata = {"description": "The id of the item.", "example": self._resource.example_id}
         return fields.UUID(required=True, metadata=metadata)
 
     def _each(self, member: Any) -> dict[str, fields.Field[Any]]:
@@ -227,19 +234,19 @@ class Schemas:
 
 
 class FeedSchemas:
-    """The schemas of what spans the resources: the changes and the trash."""
+    """The schemas of the changes and of the trash, which contain items of all resources."""
 
     def __init__(self, resources: Sequence[Resource]) -> None:
         self._resources = resources
 
     @cached_property
     def changes_query(self) -> type[Schema]:
-        """The query of a sync."""
+        """The query of the changes."""
         since = fields.String(
             required=True,
             validate=validate.Length(1, SYNC_TOKEN_LENGTH),
             metadata={
-                "description": "`next` of the last page; or 0 for a full sync.",
+                "description": "`next` of the previous response, or 0 for a full sync.",
                 "pattern": OPAQUE,
                 "example": "0",
             },
@@ -258,7 +265,7 @@ class FeedSchemas:
                 entries,
                 required=True,
                 validate=validate.Length(max=PAGE_LIMIT),
-                metadata={"description": "Whatever has changed, each once, as it is now."},
+                metadata={"description": "Each changed item once, as it is now."},
             ),
             "next": fields.String(
                 required=True,
@@ -272,12 +279,12 @@ class FeedSchemas:
             "more": fields.Boolean(
                 required=True,
                 metadata={
-                    "description": "Whether there are more changes: request them at once.",
+                    "description": "Whether there are more changes, to be requested immediately.",
                     "example": False,
                 },
             ),
         }
-        return OpenSchema.from_dict(members, name="Changes")
+        return ResponseSchema.from_dict(members, name="Changes")
 
     @cached_property
     def trash_query(self) -> type[Schema]:
@@ -301,7 +308,7 @@ def cursor_parameter() -> fields.String:
     return fields.String(
         validate=validate.Length(1, CURSOR_LENGTH),
         metadata={
-            "description": "Where the page starts: from the `Link` of the page before.",
+            "description": "The start of the page, from the `Link` of the previous page.",
             "pattern": OPAQUE,
             "example": "WyJCdXkiLCIwMTlhYTVjOCIsImZmIl0",
         },
@@ -316,6 +323,6 @@ def revision_member(description: str) -> fields.Integer:
     )
 
 
-def moment(description: str) -> fields.DateTime:
-    metadata = {"description": description, "example": MOMENT}
+def timestamp(description: str) -> fields.DateTime:
+    metadata = {"description": description, "example": TIMESTAMP}
     return fields.DateTime(required=True, metadata=metadata)

@@ -1,4 +1,4 @@
-"""The statements on one row of a resource: each is compiled once, and runs in one round trip."""
+"""The statements on one row of a resource, each compiled once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import TRASH_DAYS, idempotency_keys, users
-from todo_api.resources.representation import json_moment, rendered_row
+from todo_api.resources.representation import json_timestamp, rendered_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,8 +47,8 @@ def new_value(column: Column[Any]) -> ColumnElement[Any]:
     return bindparam(f"new_{column.name}", type_=column.type)
 
 
-# Durations are compared, not clocks: the application's and the database's may differ. The margin is
-# for what one message may be on its way longer than another.
+# Durations are compared, because the clocks of the application and of the database may differ. The
+# margin covers different network delays of two messages.
 ELAPSED = cast(bindparam("elapsed"), Double) * literal_column("interval '1 second'")
 MARGIN: ColumnElement[timedelta] = literal_column("interval '100 milliseconds'")
 
@@ -60,15 +60,15 @@ QUOTE: ColumnElement[str] = literal_column("'\"'")
 KEY = bindparam("key", type_=Text)
 SAME_KEY = (idempotency_keys.c.user_id == OWNER, idempotency_keys.c.key == KEY)
 
-# The statements of the most recent combinations of fields are kept: there are 2^fields of them.
+# The size of the cache of UPDATE statements: there are 2^fields combinations of fields.
 UPDATE_STATEMENTS = 64
 
 
 class ConditionalChange(NamedTuple):
-    """A change of one row, and the statement that reads the row as it is afterwards.
+    """A change of one row, and a statement that reads the row afterwards, in one transaction.
 
-    Both are sent in one transaction. A second statement has a new snapshot: if the change waited
-    for another writer, the second statement sees that writer's row, which a UNION ALL would not.
+    The second statement has a new snapshot: if the change waited for another writer, the second
+    statement sees the row that this writer committed. A UNION ALL would not.
     """
 
     change: Statement
@@ -83,17 +83,17 @@ class Statements:
         self.is_live = columns.deleted_at.is_(None)
         self.is_deleted = columns.deleted_at.is_not(None)
         trash_time: ColumnElement[timedelta] = literal_column(f"interval '{TRASH_DAYS} days'")
-        self.deleted_at = json_moment(columns.deleted_at)
-        self.purge_at = json_moment(columns.deleted_at + trash_time)
+        self.deleted_at = json_timestamp(columns.deleted_at)
+        self.purge_at = json_timestamp(columns.deleted_at + trash_time)
         rendered = literal_column(rendered_row(table, fields, table.name), Text)
         self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
         self._table = table
         self._fields = tuple(fields)
         self._item = (self.json, columns.revision, columns.id, self.is_deleted)
-        self._own = own = (columns.user_id == OWNER, columns.id == ID)
+        self._is_this_row = is_this_row = (columns.user_id == OWNER, columns.id == ID)
 
-        self.find = compiled(select(*self._item).where(*own, self.is_live))
+        self.find = compiled(select(*self._item).where(*is_this_row, self.is_live))
 
         self.lock_all = compiled(
             select(func.count()).select_from(
@@ -105,8 +105,8 @@ class Statements:
             )
         )
 
-        # A write that is repeated must find out whether its first attempt was the latest change of
-        # the row, and whether anything has changed the row since that attempt began.
+        # A retry must detect whether the first run made the latest change of the row, and whether
+        # anything has changed the row since the first run began.
         self._written_by_this_attempt = columns.attempt == bindparam(
             "attempt", type_=columns.attempt.type
         )
@@ -116,22 +116,23 @@ class Statements:
         values = select(OWNER, ID, *map(new_value, written))
         names = ["user_id", "id", *fields]
         has_new_values = and_(self.is_live, ~self._differs(fields))
-        # Not ON CONFLICT DO NOTHING: the trigger would take a revision for a row that is not
-        # inserted. The losing insert fails with unique_violation and is retried.
-        absent = values.where(~exists().where(*own))
+        # Not ON CONFLICT DO NOTHING: the trigger would use up a revision without an insert. Of two
+        # simultaneous inserts, the second fails with unique_violation and is retried.
+        absent = values.where(~exists().where(*is_this_row))
         self.insert = ConditionalChange(
             compiled(insert(table).from_select(names, absent).returning(*self._item)),
             self._find_outcome(has_new_values),
         )
 
-        # The key's response is stored if the row is inserted, and if it was inserted already.
+        # The response is stored in both cases: this statement inserts the row, or a row with these
+        # values already exists.
         is_first = ~exists().where(*SAME_KEY)
         new = insert(table).from_select(names, absent.where(is_first))
         result = (self.json.label("body"), columns.id, columns.revision)
         inserted = new.returning(*result).cte("new")
-        repeated = select(*result).where(*own, has_new_values, is_first)
+        repeated = select(*result).where(*is_this_row, has_new_values, is_first)
         self.insert_once = compiled(
-            keep_response(union_all(select(*inserted.c), repeated).subquery("created"))
+            insert_response(union_all(select(*inserted.c), repeated).subquery("created"))
         )
 
         self.delete = self._change({"deleted_at": func.clock_timestamp()}, self.is_live)
@@ -143,11 +144,11 @@ class Statements:
             .with_for_update()
             .cte("trash")
         )
-        self.empty_trash = compiled(remove_for_good(table, trash))
+        self.empty_trash = compiled(delete_for_good(table, trash))
 
-    @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource lives as long as the process
+    @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource exists as long as the process
     def update(self, fields: tuple[str, ...]) -> ConditionalChange:
-        """Return the change of these fields of a live row."""
+        """Return the statements that change these fields of a live row."""
         differs = self._differs(fields)
         values = {name: new_value(self._table.c[name]) for name in fields}
         return self._change(values, and_(self.is_live, differs), and_(self.is_live, ~differs))
@@ -162,10 +163,13 @@ class Statements:
         state: ColumnElement[bool],
         wanted: ColumnElement[bool] | None = None,
     ) -> ConditionalChange:
-        """Return the change of a row in this state; in the `wanted` state it is superfluous."""
+        """Return the statements that change a row which is in `state`.
+
+        A row in the state `wanted` (by default, any row not in `state`) is as requested already.
+        """
         revision = self._table.c.revision
         conditions = (
-            *self._own,
+            *self._is_this_row,
             state,
             or_(self._written_by_this_attempt, ~self._changed_since),
             or_(MATCH.is_(None), revision == any_(MATCH)),
@@ -178,13 +182,23 @@ class Statements:
         )
 
     def _find_outcome(self, wanted: ColumnElement[bool]) -> Statement:
-        """Return the row, whether it is in the wanted state, and what repeated writes ask for."""
-        asked = (wanted, self._written_by_this_attempt, self._changed_since)
-        return compiled(select(*self._item, *asked).where(*self._own))
+        """Return a statement for the row and three flags, which `items.py` evaluates.
+
+        The flags: the row is in the wanted state; this attempt made its latest change; something
+        has changed it since the first run began.
+        """
+        flags = (wanted, self._written_by_this_attempt, self._changed_since)
+        return compiled(select(*self._item, *flags).where(*self._is_this_row))
 
 
-def remove_for_good(table: Table, rows: Any) -> Any:
-    """Return the removal of the owner's deleted rows, noted for clients that still have them."""
+def delete_for_good(table: Table, rows: Any) -> Any:
+    """Return a statement that deletes the owner's `rows` and raises `purged_revision`.
+
+    Clients that have missed these deletions then start a full sync. If the DELETE waits for a
+    change of a row, it deletes the row as it is after the change. But PostgreSQL first checks the
+    constraints of the owner's row with the values from before the wait, and then computes the
+    UPDATE again. So the UPDATE writes `revision`, too, which it never increases.
+    """
     removal = (
         delete(table)
         .where(table.c.user_id == OWNER, table.c.id == rows.c.id)
@@ -195,13 +209,16 @@ def remove_for_good(table: Table, rows: Any) -> Any:
     return (
         update(users)
         .where(users.c.id == OWNER, latest.is_not(None))
-        .values(purged_revision=func.greatest(users.c.purged_revision, latest))
+        .values(
+            revision=func.greatest(users.c.revision, latest),
+            purged_revision=func.greatest(users.c.purged_revision, latest),
+        )
         .returning(users.c.purged_revision)
     )
 
 
-def keep_response(created: Any) -> Any:
-    """Return the insert of the response to a creation, for requests with the same key."""
+def insert_response(created: Any) -> Any:
+    """Return the INSERT of the response for the row in `created`, under the idempotency key."""
     tag = QUOTE + cast(created.c.revision, Text) + QUOTE
     return (
         insert(idempotency_keys)
@@ -230,7 +247,7 @@ FIND_RESPONSE = compiled(
         idempotency_keys.c.status,
         cast(idempotency_keys.c.headers, JSON),
         cast(idempotency_keys.c.body, JSON),
-        # For the ETag, which the version before this one wrote with a prefix.
+        # For the ETag: in headers of the previous release, it has a prefix.
         idempotency_keys.c.revision,
     ).where(*SAME_KEY)
 )

@@ -10,10 +10,10 @@ from uuid import UUID
 from sqlalchemy import Uuid, bindparam, select, tuple_
 
 from todo_api.db.statement import OWNER, Statement, compiled
-from todo_api.resources.feeds import merged
+from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import Position, count_fitting
 from todo_api.resources.representation import json_id, json_object, json_text
-from todo_api.resources.types import MomentType, microseconds
+from todo_api.resources.types import TimestampType, microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ class TrashPage(NamedTuple):
 
 @cache
 def trash_statement(resources: tuple[Resource, ...], *, after: bool = False) -> Statement:
-    """Return a page of the trash, the latest deletion first, from a position on."""
+    """Return a statement for a page of the trash, the latest deletion first."""
 
     def trashed(resource: Resource) -> Select[Any]:
         columns, statements = resource.table.c, resource.statements
@@ -51,13 +51,13 @@ def trash_statement(resources: tuple[Resource, ...], *, after: bool = False) -> 
         page = page.where(columns.user_id == OWNER, statements.is_deleted)
         if after:
             end = tuple_(
-                bindparam("after_moment", type_=columns.deleted_at.type),
+                bindparam("after_deleted_at", type_=columns.deleted_at.type),
                 bindparam("after_id", type_=Uuid),
             )
             page = page.where(tuple_(columns.deleted_at, columns.id) < end)
         return page
 
-    return compiled(merged(resources, trashed, ("deleted_at", "id"), descending=True))
+    return compiled(merge_branches(resources, trashed, ("deleted_at", "id"), descending=True))
 
 
 def list_trash(
@@ -67,11 +67,11 @@ def list_trash(
     limit: int,
     after: Position | None = None,
 ) -> TrashPage:
-    """Return at most `limit` entries of the trash, from a position on."""
+    """Return at most `limit` entries of the trash, after a position."""
     parameters: dict[str, Any] = {"rows": limit + 1}
     if after is not None:
-        moment = MomentType().to_parameter(after.value)
-        parameters |= {"after_moment": moment, "after_id": after.id}
+        deleted_before = TimestampType().to_parameter(after.value)
+        parameters |= {"after_deleted_at": deleted_before, "after_id": after.id}
     statement = trash_statement(resources, after=after is not None)
     rows: list[tuple[Json, datetime, UUID]] = [
         (json, deleted_at, item_id)
@@ -88,4 +88,4 @@ def list_trash(
 def empty_trash(database: Database, owner: UUID, resources: Sequence[Resource]) -> None:
     """Remove the owner's deleted rows for good."""
     statements = [resource.statements.empty_trash for resource in resources]
-    database.write(owner, statements, {}, again=statements)
+    database.write(owner, statements, {}, retry=statements)

@@ -36,28 +36,28 @@ if TYPE_CHECKING:
 
     from sqlalchemy.types import TypeEngine
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def microseconds(moment: datetime) -> int:
+def microseconds(time: datetime) -> int:
     """Return the microseconds since 1970."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    return (time - UNIX_EPOCH) // timedelta(microseconds=1)
 
 
-# Those of all moments that Python has.
+# The microseconds of all datetimes that Python can represent.
 MICROSECONDS = range(
     microseconds(datetime.min.replace(tzinfo=UTC)),
     microseconds(datetime.max.replace(tzinfo=UTC)) + 1,
 )
 
-# The characters that Python's str.strip() removes, as an SQL literal: the database checks the same.
+# The characters that Python's str.strip() removes, as an SQL literal for CHECK constraints.
 WHITE_SPACE = "U&'{}'".format(
     "".join(f"\\{code:04X}" for code in range(0x10000) if chr(code).isspace())
 )
 
 
 class Rule(NamedTuple):
-    """A CHECK constraint, and what a client is told whose value breaks it."""
+    """A CHECK constraint, and the detail of the error if a value violates it."""
 
     condition: str
     detail: str
@@ -66,9 +66,9 @@ class Rule(NamedTuple):
 class SortKey(NamedTuple):
     """A key by which a list is sorted, and the codec of its values in cursors.
 
-    `to_cursor` takes the member's JSON value and returns what the cursor holds, as JSON.
-    `to_parameter` takes what a cursor holds and returns the statement's parameter; it raises
-    ValueError or TypeError for what `to_cursor` cannot have returned.
+    `to_cursor` converts the member's JSON value to the JSON value in the cursor. `to_parameter`
+    converts the value in a cursor to the statement's parameter. It raises ValueError or TypeError
+    for a value that `to_cursor` never returns.
     """
 
     expression: ColumnElement[Any]
@@ -78,9 +78,9 @@ class SortKey(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A query parameter of a list, and the condition with a bind parameter of the same name.
+    """A query parameter of a list, and an SQL condition with a bind parameter of the same name.
 
-    `to_parameter` makes the bind parameter's value from the query parameter's.
+    `to_parameter` converts the query parameter's value to the bind parameter's.
     """
 
     parameter: fields.Field[Any]
@@ -101,13 +101,13 @@ class FieldType(Protocol):
         """Return the marshmallow field that documents a response's JSON value."""
 
     def rules(self, name: str) -> Mapping[str, Rule]:
-        """Return the rules on the column of this name, each by the end of its constraint's name."""
+        """Return the rules for the column `name`. Each key is the end of the constraint's name."""
 
     def filters(self, column: Column[Any], example: Any) -> Mapping[str, Filter]:
-        """Return the filters on the column, by query parameter."""
+        """Return the filters by this column. Each key is a query parameter."""
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        """Return how lists are sorted by the column."""
+        """Return the key that sorts lists by this column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class TextType:
     def _checked(self, value: Any) -> str:
         if not isinstance(value, str) or "\x00" in value:
             raise TypeError(value)
-        value.encode()  # a lone surrogate is a ValueError
+        value.encode()  # ValueError for a lone surrogate
         return value
 
 
@@ -183,7 +183,7 @@ class BooleanType:
     def response_field(self, **options: Any) -> fields.Field[Any]:
         return fields.Boolean(**options)
 
-    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there is none
+    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there are no rules
         return {}
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
@@ -203,7 +203,7 @@ class BooleanType:
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerType:
-    """A whole number of `minimum` to `maximum`. In a list that is sorted by it, null comes last."""
+    """A whole number of `minimum` to `maximum`. Null is sorted after all numbers."""
 
     minimum: int
     maximum: int
@@ -247,10 +247,10 @@ class IntegerType:
         )
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        # CASE and not COALESCE, which no index serves under row-level security. The number beyond
-        # the last stands for null.
-        beyond: ColumnElement[int] = literal_column(str(self.maximum + 1))
-        expression = case((column.is_(None), beyond), else_=column)
+        # For null: the first number above the maximum. CASE, because COALESCE under row-level
+        # security prevents the use of an index.
+        above_maximum: ColumnElement[int] = literal_column(str(self.maximum + 1))
+        expression = case((column.is_(None), above_maximum), else_=column)
         return SortKey(expression, self.column_type, self._to_cursor, self._checked)
 
     def _to_cursor(self, value: int | None) -> int:
@@ -265,8 +265,8 @@ class IntegerType:
 
 
 @dataclass(frozen=True)
-class MomentType:
-    """A moment, to the microsecond, of a member that only the server writes."""
+class TimestampType:
+    """A point in time, with microseconds, of a member that only the server writes."""
 
     column_type = DateTime(timezone=True)
 
@@ -276,16 +276,16 @@ class MomentType:
     def response_field(self, **options: Any) -> fields.Field[Any]:
         return fields.DateTime(**options)
 
-    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there is none
+    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there are no rules
         return {}
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:  # noqa: ARG002
-        # created_at is filtered by created_after and created_before.
+        # The parameters for created_at are created_after and created_before.
         name = str(column.name).removesuffix("_at")
 
         def filter_(suffix: str, operator: str, description: str) -> tuple[str, Filter]:
-            moment = bindparam(name + suffix, type_=self.column_type)
-            condition = column.op(operator, is_comparison=True)(moment)
+            time = bindparam(name + suffix, type_=self.column_type)
+            condition = column.op(operator, is_comparison=True)(time)
             return name + suffix, Filter(DateTimeParameter(description), condition)
 
         return dict(
@@ -304,4 +304,4 @@ class MomentType:
     def to_parameter(self, value: Any) -> datetime:
         if type(value) is not int or value not in MICROSECONDS:
             raise ValueError(value)
-        return EPOCH + timedelta(microseconds=value)
+        return UNIX_EPOCH + timedelta(microseconds=value)

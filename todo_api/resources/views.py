@@ -1,4 +1,4 @@
-"""The views of every resource, and those that span all resources of a user."""
+"""The views of each resource, and the views of changes and trash, which have all resources."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from todo_api.resources.responses import (
     collection_response,
     created_response,
     item_response,
-    known_revisions,
+    read_client_revisions,
     stored_response,
 )
 from todo_api.resources.schemas import FeedSchemas
 from todo_api.resources.sync_tokens import read_sync_token
 from todo_api.resources.trash import empty_trash, list_trash
-from todo_api.resources.types import MomentType
+from todo_api.resources.types import TimestampType
 from todo_api.services import database
 from todo_api.web.conditional import read_precondition
 from todo_api.web.idempotency import read_idempotent_request
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def named(resource: Resource) -> Callable[[View], View]:
-    """Put the resource's names into the view's docstring, which the OpenAPI document shows."""
+    """Replace ITEM and ITEMS in the view's docstring, which is in the OpenAPI document."""
 
     def name_in_docstring(view: View) -> View:
         text = view.__doc__ or ""
@@ -60,7 +60,7 @@ def named(resource: Resource) -> Callable[[View], View]:
 
 
 def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
-    """Add the routes that create and list."""
+    """Add the routes that create and list items."""
     schemas = resource.schemas
     path = f"/{resource.plural}"
 
@@ -73,10 +73,11 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
     def create(values: dict[str, Any], user_id: UUID) -> Response:
         """Create a ITEM.
 
-        `Location` is its path. To be able to send the request again after a lost response, send an
-        `id` that you made: the same request gets a 201 again, and creates nothing; an id that is
-        in use with other values, or in the trash, is a conflict. Or send an `Idempotency-Key`: the
-        same request gets the first response again, for at least 24 hours.
+        `Location` is the path of the new ITEM. To be able to send the request again after a lost
+        response, send an `id` that you made: the same request then gets a 201 again, and creates
+        nothing. If the id belongs to a ITEM with other values, or to one in the trash, the response
+        is 409. Or send an `Idempotency-Key`: the same request gets the first response again, for at
+        least 24 hours.
         """
         request = read_idempotent_request()
         item_id = values.pop("id", None)
@@ -97,28 +98,28 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
     def list_(query: dict[str, Any], user_id: UUID) -> Response:
         """List the user's ITEMS, a page at a time.
 
-        The newest come first, unless `sort` says otherwise. While there is a next page, `Link`
-        names it. A page may end before its limit, at 1 MiB. A cursor belongs to its query and its
-        user; no page repeats a ITEM of another page. To edit one of these ITEMS, send its
-        `revision` in quotes as `If-Match`.
+        The newest come first, unless `sort` has another order. If there is a next page, `Link` has
+        its path and query. A page has at most 1 MiB, so it may have fewer ITEMS than `limit`. A
+        cursor is valid only for the same query and user. No page repeats a ITEM of another page. To
+        change one of these ITEMS, send its `revision` in double quotes as `If-Match`.
         """
         filters = {name: query[name] for name in query.keys() & resource.filters.keys()}
         query_digest = digest(resource.plural, user_id.bytes, filters, query["sort"])
         key = resource.sort_keys[query["sort"].removeprefix("-")]
         after = read_cursor(query.get("cursor"), query_digest, key.to_parameter)
         listed = ListQuery(filters, query["limit"], query["sort"], after)
-        page = list_items(database(), user_id, resource, listed, known_revisions())
+        page = list_items(database(), user_id, resource, listed, read_client_revisions())
         response = collection_response(page.revision, json_array(page.items))
         return link_next_page(response, page.end, query_digest)
 
 
 def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
-    """Add the routes that read, put, patch, delete and restore."""
+    """Add the routes that read, put, patch, delete and restore one item."""
     schemas = resource.schemas
     path = f"/{resource.plural}/<id:{resource.id_parameter}>"
 
     def update(body: dict[str, Any], user_id: UUID, item_id: UUID) -> Response:
-        revision = check_representation(body, user_id, item_id)
+        revision = check_read_only_members(body, user_id, item_id)
         changes = {field.name: body[field.name] for field in resource.fields if field.name in body}
         precondition = read_precondition(revision)
         return change_response(
@@ -132,21 +133,22 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     def get(user_id: UUID, **ids: UUID) -> Response:
         """Read one ITEM.
 
-        With the `ETag` of your copy as `If-None-Match`: 304 if the ITEM has not changed.
+        If `If-None-Match` has the `ETag` of your copy, and the ITEM has not changed, the response
+        is 304.
         """
         return item_response(find_item(database(), user_id, resource, ids[resource.id_parameter]))
 
     @blueprint.put(path, endpoint=f"put_{resource.name}")
-    @blueprint.arguments(schemas.replacement)
+    @blueprint.arguments(schemas.put)
     @blueprint.response(200, schemas.item)
     @blueprint.conditional(schemas.item)
     @named(resource)
     def put(values: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
         """Set the members of a ITEM that are sent; keep the others.
 
-        This is no full replacement: a client that does not know a member does not erase it. What
-        GET gave can be sent as it is: `revision` is a precondition then, like `If-Match`, and the
-        other read-only members change nothing.
+        A PUT does not replace the whole ITEM, so a client that does not know a member does not
+        erase it. The body may be a whole ITEM as GET returned it: its `revision` is a precondition,
+        like `If-Match`, and the other read-only members change nothing.
         """
         return update(values, user_id, ids[resource.id_parameter])
 
@@ -168,10 +170,11 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     @blueprint.response(204)
     @blueprint.conditional(schemas.item)
     @named(resource)
-    def remove(user_id: UUID, **ids: UUID) -> Response:
+    def move_to_trash(user_id: UUID, **ids: UUID) -> Response:
         """Put a ITEM into the trash.
 
-        It can be restored for 30 days. While it is in the trash, the same request is 204 again.
+        The ITEM can be restored for 30 days. While the ITEM is in the trash, the response to the
+        same request is 204 again.
         """
         item_id = ids[resource.id_parameter]
         change_response(delete_item(database(), user_id, resource, item_id, read_precondition()))
@@ -184,7 +187,8 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     def restore(user_id: UUID, **ids: UUID) -> Response:
         """Take a ITEM out of the trash.
 
-        It has its former values and a new revision. A ITEM that is not in the trash stays as it is.
+        The ITEM has the same values as before, and a new revision. A ITEM that is not in the trash
+        does not change.
         """
         item_id = ids[resource.id_parameter]
         return change_response(
@@ -192,15 +196,15 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
         )
 
 
-def check_representation(body: dict[str, Any], user_id: UUID, item_id: UUID) -> int | None:
-    """Return the revision of what a PUT or PATCH sends back, if it is in the body.
+def check_read_only_members(body: dict[str, Any], user_id: UUID, item_id: UUID) -> int | None:
+    """Return the `revision` in the body of a PUT or PATCH, or None.
 
-    Raises a 422 if the body's id or user_id is not that of the path.
+    Raises a 422 if `id` or `user_id` in the body differs from the path.
     """
     faults = [
         {"pointer": f"/{name}", "detail": "Must be the id in the path."}
-        for name, of_path in (("id", item_id), ("user_id", user_id))
-        if body.get(name, of_path) != of_path
+        for name, path_id in (("id", item_id), ("user_id", user_id))
+        if body.get(name, path_id) != path_id
     ]
     if faults:
         raise invalid(faults)
@@ -208,7 +212,7 @@ def check_representation(body: dict[str, Any], user_id: UUID, item_id: UUID) -> 
 
 
 def add_feed_routes(blueprint: Blueprint, resources: tuple[Resource, ...]) -> None:
-    """Add the routes of what spans the resources: the sync and the trash."""
+    """Add the routes of the changes and of the trash, which have items of all resources."""
     schemas = FeedSchemas(resources)
 
     @blueprint.get("/changes")
@@ -219,10 +223,10 @@ def add_feed_routes(blueprint: Blueprint, resources: tuple[Resource, ...]) -> No
     def list_changes_of_user(query: dict[str, Any], user_id: UUID) -> Response:
         """List what has changed since a sync token, so that a client can keep a complete copy.
 
-        `since=0` starts a full sync: forget the copy, apply the pages while `more` is true, and
-        store `next`. Later, go on with `since` set to the stored `next`. Entries are in the order
-        of `revision`; an entry with `deleted: true` is a tombstone: remove what has its id. 410
-        means that the copy cannot be brought up to date: start a full sync.
+        `since=0` starts a full sync: delete the copy, apply the pages while `more` is true, and
+        store `next`. Later, continue with the stored `next` as `since`. Entries are in the order of
+        `revision`. An entry with `deleted: true` is a tombstone: remove the item with its id from
+        the copy. After a 410, start a full sync, because the copy cannot be updated.
         """
         token = read_sync_token(query["since"], user_id)
         page = list_changes(database(), user_id, resources, token, query["limit"])
@@ -239,12 +243,13 @@ def add_feed_routes(blueprint: Blueprint, resources: tuple[Resource, ...]) -> No
     @blueprint.arguments(schemas.trash_query, location="query")
     @blueprint.response(200, schemas.trash)
     def list_trash_of_user(query: dict[str, Any], user_id: UUID) -> Response:
-        """List what is in the trash, the latest deletion first.
+        """List the items in the trash, the latest deletion first.
 
-        Each entry can be restored until it is purged. While there is a next page, `Link` names it.
+        Each item can be restored until it is purged. If there is a next page, `Link` has its path
+        and query.
         """
         query_digest = digest("trash", user_id.bytes)
-        after = read_cursor(query.get("cursor"), query_digest, MomentType().to_parameter)
+        after = read_cursor(query.get("cursor"), query_digest, TimestampType().to_parameter)
         page = list_trash(database(), user_id, resources, query["limit"], after)
         response = json_response(json_array(page.entries))
         return link_next_page(response, page.end, query_digest)
@@ -252,21 +257,21 @@ def add_feed_routes(blueprint: Blueprint, resources: tuple[Resource, ...]) -> No
     @blueprint.delete("/trash")
     @blueprint.response(204)
     def empty_trash_of_user(user_id: UUID) -> Response:
-        """Remove everything in the trash for good.
+        """Remove all items in the trash for good.
 
-        It cannot be restored any more. Sent again, the response is 204, too.
+        They cannot be restored. If the trash is empty, the response is 204, too.
         """
         empty_trash(database(), user_id, resources)
         return no_content()
 
 
 def json_array(items: Sequence[bytes]) -> bytes:
-    """Return the JSON array of these JSON values, a line each."""
+    """Return the JSON array of these JSON values, each on its own line."""
     return b"[" + b",\n".join(items) + b"]"
 
 
 def link_next_page(response: Response, end: Position | None, query_digest: str) -> Response:
-    """Return the response with a Link to the page after `end`, if there is one (RFC 8288)."""
+    """Add a Link to the page after `end`, unless `end` is None (RFC 8288)."""
     if end is not None:
         request = current_request()
         query = request.args.to_dict() | {"cursor": write_cursor(end, query_digest)}

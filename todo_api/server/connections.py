@@ -8,8 +8,8 @@ from typing import Any
 
 from todo_api.server.requests import StrictParser
 
-# Limits of a lingering close. If a connection is closed while received bytes are unread, TCP resets
-# it, and the reset can reach the client before the response (RFC 9112, section 9.6).
+# The limits of a lingering close. If the server closes a connection with unread bytes, TCP resets
+# the connection, and the reset can reach the client before the response (RFC 9112, section 9.6).
 LINGER_SECONDS = 2
 LINGER_BYTES = 1024 * 1024
 
@@ -17,8 +17,8 @@ LINGER_BYTES = 1024 * 1024
 class Connection:
     """A client's connection.
 
-    At `deadline` (time.monotonic), the main thread shuts the connection down: if it is idle, if its
-    request takes too long, or if the client does not close it.
+    After `deadline` (time.monotonic), the main thread shuts the connection down: because it was
+    idle, because its request took too long, or because the client did not close it.
     """
 
     def __init__(self, sock: socket.socket, peer: Any, local: Any, settings: Any) -> None:

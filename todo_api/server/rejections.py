@@ -22,19 +22,19 @@ from todo_api.web.problems import Problem, bug, malformed, problem_of_status
 
 log = structlog.get_logger(__name__)
 
-# Errors of the application (500), although gunicorn derives them from ParseException.
+# Errors of the application (500), although gunicorn's classes are derived from ParseException.
 SERVER_ERRORS = (ConfigurationProblem, InvalidResponseHeader, InvalidResponseHeaderName)
 
 
 def reject(error: Exception, method: str | None) -> bytes:
-    """Log a request that failed outside the application, and return the response to it."""
+    """Log a request that failed outside the application, and return its response."""
     problem = rejection(error)
     request_id = str(uuid7())
     fields = {"request_id": request_id, "status": problem.status}
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("unhandled exception", exc_info=error, **fields)
     else:
-        # Not the error's message, which repeats text of the client.
+        # The error's message is not logged, because it may contain text of the client.
         log.info("request", method=None, route=None, error=type(error).__name__, **fields)
     return response_bytes(problem, request_id, method)
 

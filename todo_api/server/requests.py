@@ -1,4 +1,4 @@
-"""Read HTTP/1.1 requests strictly, and with both of gunicorn's parsers alike (RFC 9112)."""
+"""Read HTTP/1.1 requests strictly, in the same way with both parsers of gunicorn (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ REQUEST_LINE = re.compile(
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
-# Bytes of the request line and all fields together. With gunicorn's own limit, 819 KB, each idle
-# connection uses up to 1.7 MB of memory. Both parsers read the whole head again for each packet.
+# The maximum of bytes in the request line and all fields together. With gunicorn's limit, 819 KB,
+# an idle connection can use 1.7 MB of memory, and both parsers parse the whole head again for each
+# packet.
 MAX_HEAD = 64 * 1024
 
 
@@ -41,8 +42,9 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """A request that all HTTP/1.1 parsers read in the same way. Other requests are refused.
 
     gunicorn_h1c, the parser in C, accepts bare LF line ends, folded lines and several spaces in the
-    request line; gunicorn's parser in Python refuses some of them. If a proxy in front read them in
-    another way than this server, it would see other requests (request smuggling).
+    request line; gunicorn's parser in Python refuses some of these. If the proxy in front and this
+    server read the same bytes as different requests, a client could hide a request from the proxy
+    (request smuggling).
     """
 
     def parse(self, unreader: Unreader) -> bytes:
@@ -56,7 +58,7 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
             raise InvalidHeader("bare LF as line terminator")
         if fields.startswith((b" ", b"\t")) or b"\n " in fields or b"\n\t" in fields:
             raise ObsoleteFolding("")
-        # gunicorn does not count the fields that it drops, such as X_Forwarded_For.
+        # gunicorn does not count fields that it drops, such as X_Forwarded_For.
         if fields and fields.count(b"\r\n") >= self.limit_request_fields:
             raise LimitRequestHeaders("")
         self._received.clear()
@@ -69,16 +71,16 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         self._received += buf[size:]
         size = len(self._received)
         if size > MAX_HEAD:
-            # gunicorn_h1c waits for the end of a request line of any length.
+            # gunicorn_h1c has no limit on the length of a request line.
             has_line = b"\r\n" in self._received[2:]
             raise LimitRequestHeaders("") if has_line else LimitRequestLine(size, MAX_HEAD)
 
     def set_body_reader(self) -> None:
         hosts = self.values("HOST")
-        # RFC 9112, section 3.2. gunicorn refuses a second Host field.
+        # RFC 9112, section 3.2. gunicorn itself refuses a second Host field.
         if (not hosts and self.version >= (1, 1)) or not all(map(HOST.fullmatch, hosts)):
             raise InvalidHeader("HOST", req=self)
-        # gunicorn also accepts codings that it does not decode, and identity, which is obsolete.
+        # gunicorn accepts codings that it does not decode, and the obsolete `identity`.
         codings = self.values("TRANSFER-ENCODING")
         if codings and [coding.lower() for coding in codings] != ["chunked"]:
             raise InvalidHeader("TRANSFER-ENCODING", req=self)
@@ -100,10 +102,10 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return "close" in options or (is_old and "keep-alive" not in options)
 
     def unread_length(self) -> int | None:
-        """Return how many bytes of the body the application has not read, or None if unknown.
+        """Return the number of bytes of the body that the application has not read.
 
-        The number is unknown if reading has failed, or if the body is chunked and the application
-        has not read to its end.
+        Returns None if reading has failed, or if the application has not read a chunked body to the
+        end.
         """
         reader = self.body.reader
         if self.body.failed:
@@ -114,14 +116,14 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return length
 
     def values(self, name: str) -> list[str]:
-        """Return the value of each field of this name, which is in upper case."""
+        """Return the values of the fields with this name, which must be in upper case."""
         return [value for field, value in self.headers if field == name]
 
 
 class WholeBodyReader(LengthReader):  # type: ignore[misc]  # gunicorn has no types
-    """Read a body of known length. Raises NoMoreData if the connection ends before it.
+    """Reads a body of known length. Raises NoMoreData if the connection ends before the body.
 
-    gunicorn's reader treats the end of the connection as the end of the body, so the application
+    gunicorn's reader takes the end of the connection for the end of the body, so the application
     would execute an incomplete request (RFC 9112, section 8).
     """
 

@@ -1,4 +1,4 @@
-"""Send each whole response in one write."""
+"""Send a response with a complete body in one write."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from functools import lru_cache
 from gunicorn.http import wsgi
 from werkzeug import http
 
-# Bytes. If the application leaves a shorter part of a request's body unread, the server discards it
-# and keeps the connection; otherwise it closes the connection. gunicorn's `finish_body` has the
-# same limit.
+# Bytes of a request's body that the application may leave unread: the server discards them. If more
+# bytes are unread, the server closes the connection. gunicorn's `finish_body` has the same limit.
 MAX_DRAIN = 64 * 1024
 
 
 class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's response. If its body is complete, head and body are sent in one write.
+    """gunicorn's response, but head and body are sent together if the body is complete.
 
-    gunicorn sends them one after the other, which costs two system calls, two packets, and two
-    wake-ups of the client.
+    gunicorn sends head and body separately, with two system calls and two packets.
     """
 
     headers_sent: bool

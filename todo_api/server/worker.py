@@ -1,10 +1,9 @@
 """A gunicorn worker in which every serving thread waits for the events of all connections.
 
-The main thread accepts connections and enforces their time limits; it hands out no requests. All
-threads wait on one epoll set, in which each connection is armed for one event (EPOLLONESHOT). The
-thread that receives the event owns the connection until it arms the connection again or closes it.
-No other thread closes a connection, so no file descriptor is reused while an event for it is
-pending.
+The main thread accepts connections and enforces their time limits. The serving threads wait on one
+epoll set, which reports one event per connection (EPOLLONESHOT). The thread that receives the event
+owns the connection until it registers the connection for a new event or closes it. No other thread
+closes a connection, so the system reuses no file descriptor for which an event is pending.
 """
 
 from __future__ import annotations
@@ -33,35 +32,35 @@ if TYPE_CHECKING:
 
     from todo_api.server.requests import StrictRequest
 
-# Seconds from a request's first byte to the last byte of its response. The application has a
-# shorter limit for its own work; this one is for clients that send or read slowly, or not at all.
+# Seconds from a request's first byte to the last byte of its response, a limit for clients that
+# send or read slowly, or not at all. REQUEST_TIMEOUT limits the work of the application.
 EXCHANGE_TIMEOUT = 30
 
-# Seconds that a stopping worker waits for requests on idle connections.
+# Seconds for which a stopping worker still waits for requests on idle connections.
 STOP_LINGER = 2
 
 SWEEP_INTERVAL = 0.5  # seconds
 
-# Seconds between two accepts of a worker, so that other workers, which the kernel has also woken,
-# can accept the next connection. Measured with 2 workers and 16 clients that connect at the same
-# time: without this pause, the busier worker got 81 % of the connections (median), with it 56 %.
-# Requests are not delayed, because other threads serve them.
+# Seconds between two accepts of a worker. In this pause, another worker can accept the next
+# connection. If 16 clients connect to 2 workers at the same time, the busier worker gets 56 % of
+# the connections (median), without the pause 81 %. Requests are not delayed: other threads serve
+# them.
 ACCEPT_INTERVAL = 0.0005
 
-# Seconds without accepting after the system has no file descriptor left, and the least seconds
-# between two log lines about it.
+# Seconds without accepting if the system has no file descriptor left, and the minimum of seconds
+# between two log lines about this.
 ACCEPT_PAUSE = 1
 LOG_PAUSE = 60
 
-# File descriptors beside those of clients: listeners, database connections, log, metrics.
+# File descriptors that are not for clients: listeners, database connections, log, metrics.
 RESERVED_DESCRIPTORS = 64
 
-# Raised if the client has closed or reset the connection, or no longer acknowledges data. Other
-# OSErrors come from the application, such as FileNotFoundError.
+# Raised if the client has closed or reset the connection, or does not acknowledge data. Any other
+# OSError, such as FileNotFoundError, comes from the application.
 DISCONNECTED = (NoMoreData, ConnectionError, TimeoutError)
 
 READABLE = select.EPOLLIN | select.EPOLLONESHOT
-# Wakes a thread immediately, since a socket is nearly always writable.
+# Wakes a thread immediately, because a socket is nearly always writable.
 WRITABLE = select.EPOLLOUT | select.EPOLLONESHOT
 
 
@@ -84,8 +83,8 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             thread.join(1)
 
     def _prepare(self) -> None:
-        # Copied to attributes: each look-up in gunicorn's Config is a function call, and a request
-        # needs 15.
+        # A copy of the settings as attributes: each read of gunicorn's Config is a function call,
+        # and a request reads 15 settings.
         values = {name: setting.get() for name, setting in self.cfg.settings.items()}
         networks = self.cfg.forwarded_allow_networks
         self._settings = SimpleNamespace(**values, is_ssl=False, forwarded_allow_networks=networks)
@@ -93,15 +92,15 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         available = descriptors - RESERVED_DESCRIPTORS - self.cfg.threads
         self._max_connections = max(1, min(self.cfg.worker_connections, available))
         self._connections: dict[int, Connection] = {}
-        # The thread that removes a connection from this set owns it: a serving thread serves its
-        # request; the main thread closes it because it was idle for too long.
+        # The thread that removes a connection from this set owns the connection: a serving thread,
+        # to serve a request, or the main thread, to close a connection that was idle for too long.
         self._idle: set[Connection] = set()
         self._accept_again_at = self._log_again_at = self._sweep_again_at = 0.0
-        self._cut_off_at = math.inf
+        self._all_must_end_at = math.inf
         self._has_ended = False
         self._epoll = select.epoll()
-        # The stop signal: when its write end is closed, its read end stays readable, so that every
-        # thread wakes.
+        # A pipe that wakes all threads at the end: when its write end is closed, its read end
+        # becomes readable for all of them.
         stop_reader, self._stop_writer = os.pipe()
         self._epoll.register(stop_reader, select.EPOLLIN)
 
@@ -164,43 +163,43 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         return True
 
     def _enforce_deadlines(self) -> None:
-        """Shut down connections after their deadline. A thread gets the event and closes them."""
+        """Shut down connections after their deadlines. A serving thread then closes them."""
         now = time.monotonic()
         if now < self._sweep_again_at:
             return
         self._sweep_again_at = now + SWEEP_INTERVAL
         for connection in list(self._connections.values()):
-            if now < min(connection.deadline, self._cut_off_at):
+            if now < min(connection.deadline, self._all_must_end_at):
                 continue
-            if connection in self._idle and self._may_wait(connection, now):
+            if connection in self._idle and self._has_waiting_request(connection, now):
                 continue
             with suppress(OSError):  # the client has reset it, or a thread has closed it
                 if self._take(connection):
                     connection.deadline = now + LINGER_SECONDS
                     connection.sock.shutdown(socket.SHUT_WR)
-                # `_take` failed. If a thread has just taken the connection to serve a request, the
-                # deadline is a new one.
-                elif now >= min(connection.deadline, self._cut_off_at):
+                # A serving thread has taken the connection. If it has set a new deadline meanwhile,
+                # the connection stays open.
+                elif now >= min(connection.deadline, self._all_must_end_at):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def _may_wait(self, connection: Connection, now: float) -> bool:
-        """Whether a request on this idle connection still waits for a thread."""
-        end = min(connection.deadline + EXCHANGE_TIMEOUT, self._cut_off_at)
+    def _has_waiting_request(self, connection: Connection, now: float) -> bool:
+        """Whether a request on this connection waits for a thread, and may wait longer."""
+        end = min(connection.deadline + EXCHANGE_TIMEOUT, self._all_must_end_at)
         return now < end and connection.has_input()
 
     def _stop(self) -> None:
         """Stop accepting connections, and wait until the open ones have ended."""
         for listener in self.sockets:
-            # Closing the listener resets connections that it has not yet accepted.
+            # Accept all pending connections, because closing the listener resets them.
             while self._may_accept() and self._accept(listener):
                 pass
             listener.close()
         now = time.monotonic()
         for connection in list(self._idle):
             connection.deadline = min(connection.deadline, now + STOP_LINGER)
-        # Before the arbiter kills the worker, at the end of graceful_timeout.
-        self._cut_off_at = now + max(self.cfg.graceful_timeout - 2, 0)
-        while self._connections and time.monotonic() < self._cut_off_at + 1:
+        # gunicorn kills the worker after graceful_timeout: all connections must end before.
+        self._all_must_end_at = now + max(self.cfg.graceful_timeout - 2, 0)
+        while self._connections and time.monotonic() < self._all_must_end_at + 1:
             self.notify()
             time.sleep(0.05)
             self._enforce_deadlines()
@@ -208,7 +207,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     # The threads
 
     def _serve(self) -> None:
-        """Serve one event after another. If this loop ends early, the worker stops."""
+        """Handle one event after another. If this loop ends early, the worker stops."""
         try:
             while not self._has_ended:
                 for descriptor, _ in self._epoll.poll(maxevents=1):
@@ -224,11 +223,12 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def _handle_event(self, connection: Connection) -> None:
         """Serve a request, or discard input if the connection is being closed."""
-        # Set the deadline before the connection is taken: `_enforce_deadlines` must not see the old
-        # deadline of a taken connection.
-        deadline, connection.deadline = connection.deadline, time.monotonic() + EXCHANGE_TIMEOUT
+        # Set the new deadline before `_take`: `_enforce_deadlines` must not see the old deadline of
+        # a connection that is no longer idle.
+        old_deadline = connection.deadline
+        connection.deadline = time.monotonic() + EXCHANGE_TIMEOUT
         if not self._take(connection):
-            connection.deadline = deadline
+            connection.deadline = old_deadline
             self._discard_input(connection)
             return
         is_kept = False
@@ -246,7 +246,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             self._begin_close(connection)
 
     def _take(self, connection: Connection) -> bool:
-        """Remove the connection from the idle ones; return False if another thread has done so."""
+        """Remove the connection from `_idle`; return False if another thread has removed it."""
         try:
             self._idle.remove(connection)
         except KeyError:
@@ -270,7 +270,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             return bool(connection.parser.finish_body(time.monotonic() + LINGER_SECONDS))
         except (ParseException, OSError):
-            # The client would read a second response as the response to its next request.
+            # No error response: the client would take it for the response to its next request.
             return False
 
     def _respond(self, connection: Connection, request: StrictRequest) -> bool:
@@ -288,7 +288,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         try:
             body = self.wsgi(environ, response.start_response)
             try:
-                # The worker may have been told to stop while the application ran.
+                # The worker may have begun to stop while the application ran.
                 keepalive_limit = self._max_connections - self.cfg.threads
                 if not self.alive or len(self._connections) > keepalive_limit:
                     response.force_close()
@@ -304,8 +304,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
                 raise
             if not isinstance(error, DISCONNECTED):
                 self.log.exception("connection closed: sending a response failed")
-            # Never send a second response: the client would read it as the response to its next
-            # request.
+            # No error response: the client would take it for the response to its next request.
             return False
         return not response.should_close()
 
@@ -316,7 +315,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             connection.sock.send(reject(error, method), socket.MSG_DONTWAIT)
 
     def _begin_close(self, connection: Connection) -> None:
-        """Begin a lingering close: send no more, and wait until the client closes, too."""
+        """Begin a lingering close: send no more data, and wait until the client closes."""
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:  # the client has reset it
@@ -326,7 +325,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         self._epoll.modify(connection.descriptor, READABLE)
 
     def _discard_input(self, connection: Connection) -> None:
-        """Discard the data that a client still sends on a connection that is being closed."""
+        """Discard data from the client on a connection that is being closed."""
         try:
             data = connection.sock.recv(65536, socket.MSG_DONTWAIT)
         except OSError:
@@ -339,7 +338,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def _close(self, connection: Connection) -> None:
         was_full = len(self._connections) >= self._max_connections
-        # Before the socket is closed: the next connection may get the same descriptor.
+        # Before the socket is closed: later, a new connection may get the same descriptor.
         del self._connections[connection.descriptor]
         connection.sock.close()
         if was_full:
@@ -347,5 +346,5 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def _wake(self) -> None:
         """Wake the main thread."""
-        with suppress(OSError):  # the pipe is full, so the main thread will wake
+        with suppress(OSError):  # the pipe is full, so the main thread wakes anyway
             os.write(self.PIPE[1], b".")

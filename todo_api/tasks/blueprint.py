@@ -1,4 +1,4 @@
-"""The routes of tasks: those of every resource, and one that completes a task."""
+"""The routes of tasks: the routes that each resource has, and a route to complete a task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMPLETED = TASK.by_name["completed"]
 
 blueprint = Blueprint(
-    "tasks", __name__, url_prefix="/api/<id:user_id>", description="What a user has to do."
+    "tasks", __name__, url_prefix="/api/<id:user_id>", description="The tasks of a user."
 )
 add_collection_routes(blueprint, TASK)
 add_item_routes(blueprint, TASK)
@@ -41,9 +41,9 @@ class Completion(Schema):
 @blueprint.response(200, TASK.schemas.item)
 @blueprint.conditional(TASK.schemas.item)
 def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
-    """Set whether a task is done: without a body, it is.
+    """Set whether a task is done. Without a body, the task is marked as done.
 
-    It sets and never toggles, so that a repeated request does not undo the first.
+    The request never toggles the state, so a repeated request does not undo the first one.
     """
     return change_response(
         update_item(database(), user_id, TASK, task_id, completion, read_precondition())

@@ -1,4 +1,4 @@
-"""The members of a task that clients write. docs/development.md says how to add one."""
+"""The members of a task that clients write. docs/development.md says how to add a member."""
 
 from todo_api.db.tables import metadata
 from todo_api.resources.fields import Field
@@ -11,14 +11,14 @@ FIELDS = (
         type=TextType(minimum=1, maximum=255, is_stripped=True),
         required=True,
         is_sortable=True,
-        description="What is to be done. White space around it is stripped.",
+        description="What to do. White space at the start and end is removed.",
         example="Buy oat milk",
     ),
     Field(
         name="description",
         type=TextType(maximum=10_000),
         nullable=True,
-        description="More about it.",
+        description="More about the task.",
         example="Two litres, the blue one",
     ),
     Field(
@@ -26,7 +26,7 @@ FIELDS = (
         type=BooleanType(),
         default=False,
         is_filterable=True,
-        description="Whether it is done.",
+        description="Whether the task is done.",
         example=False,
     ),
 )
@@ -37,7 +37,7 @@ TASK = Resource(
         metadata,
         "tasks",
         FIELDS,
-        # A page of the list, newest first: of all tasks, and of the open or the completed ones.
+        # For lists with the newest task first: of all tasks, and with a filter by `completed`.
         indexes=(("created_at", "id"), ("completed", "created_at", "id")),
     ),
     fields=FIELDS,

@@ -1,4 +1,4 @@
-"""The session of a token, and the erasure of a user."""
+"""Routes that tell the user and expiry of a token, and that erase a user."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from todo_api.web.validation import SESSION
 if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
-session = Blueprint("session", __name__, description="Who a token is for.")
+session = Blueprint("session", __name__, description="The user and expiry of a token.")
 
 
 @session.get(SESSION)
 @session.response(200, Session)
 @session.response(404)
 def get_session() -> Response:
-    """Tell which user the token is for, and until when.
+    """Return the user and expiry of the token.
 
-    Where the server asks for no tokens, there is no session: 404.
+    If the server requires no tokens (`AUTH_MODE=none`), the response is 404.
     """
     identity = current_request().identity
     if identity is None:
@@ -45,19 +45,23 @@ def get_session() -> Response:
 
 
 def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
-    """Return the routes of a user, who owns rows of these resources."""
+    """Return the routes for a user as a whole: changes, trash and erasure."""
     users = Blueprint(
-        "users", __name__, url_prefix="/api/<id:user_id>", description="A user, and all of theirs."
+        "users",
+        __name__,
+        url_prefix="/api/<id:user_id>",
+        description="A user, and everything that the user owns.",
     )
     add_feed_routes(users, resources)
 
     @users.delete("")
     @users.response(204)
     def remove_user(user_id: UUID) -> Response:
-        """Erase the user and everything of theirs.
+        """Erase the user and everything that the user owns.
 
-        It is done at once, and for good. The next task that is created under the same id begins
-        anew. Where there is nothing of the user, the answer is 204, too: repeat it when in doubt.
+        The data are removed immediately and for good. If there are no data of the user, the
+        response is 204, too, so the request can be repeated. If a task is created later for the
+        same user id, the user starts without any data.
         """
         delete_user(database(), user_id, resources)
         return no_content()

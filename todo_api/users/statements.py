@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from todo_api.db.database import Database
     from todo_api.resources.resource import Resource
 
-# The foreign keys cascade, so everything that the user owns is deleted, too.
+# The foreign keys cascade: PostgreSQL also deletes all rows that the user owns.
 DELETE = compiled(delete(users).where(users.c.id == OWNER).returning(users.c.id))
 
 
 def delete_user(database: Database, owner: UUID, resources: Sequence[Resource]) -> bool:
     """Erase the user; return whether there was anything to erase.
 
-    Rows are locked before their owner, as by the trigger. In the other order, this request would
-    wait for a row that another one has locked, which waits for the owner.
+    All rows are locked before the owner's row, as in the trigger `take_revision` (migrations/). In
+    the other order, two requests could wait for each other (deadlock).
     """
     statements = [*(resource.statements.lock_all for resource in resources), DELETE]
-    *_, deleted = database.write(owner, statements, {}, again=statements)
+    *_, deleted = database.write(owner, statements, {}, retry=statements)
     return bool(deleted)

@@ -23,14 +23,14 @@ log = structlog.get_logger(__name__)
 def log_requests(app: Flask, observe: Observer | None = None) -> None:
     """Send each request's id as `X-Request-Id`, and log one line for each request.
 
-    `observe` is called for each request with its route or None, method, status and seconds.
+    `observe` is called for each request with the route (or None), method, status and seconds.
     """
 
     @app.after_request
     def finish_request(response: Response) -> Response:
         request = current_request()
         response.headers.add("X-Request-Id", request.id)
-        # Not the path, which holds text of the client.
+        # The route, not the path, because the path contains text of the client.
         route = path_template(request.url_rule.rule) if request.url_rule else None
         seconds = time.monotonic() - request.started
         log.info(

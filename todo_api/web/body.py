@@ -1,4 +1,4 @@
-"""Read a request's body: no further than its Content-Length, and only if it is complete."""
+"""Read a request's body: at most its Content-Length, and only if the body is complete."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-MAX_BODY = 128 * 1024  # bytes
+MAX_BODY = 256 * 1024  # bytes
 
 
 CONTENT_LENGTH = re.compile("[0-9]{1,18}")
 
 
-CUT_OFF = "Send the whole body: it ended before its Content-Length."
+INCOMPLETE_BODY = "Send the whole body: it ended before its Content-Length."
 
 
 def read_body(request: Request) -> bytes:
     """Return the request's body, of at most MAX_BODY bytes.
 
-    Raises a 413 if it is longer; a 400 if it was cut off or its chunks are malformed; a 411 if it
-    is chunked and the WSGI server does not decode chunks (PEP 3333 has no rule for chunks).
+    Raises a 413 if the body is longer, a 400 if it is incomplete or its chunks are malformed, and a
+    411 if it is chunked and the WSGI server does not decode chunks (PEP 3333 has no rule for
+    chunks).
     """
     environ = request.environ
-    # Set by servers that detect the end of a body themselves, such as gunicorn and waitress.
+    # Servers that detect the end of a body set this, such as gunicorn and waitress.
     is_terminated = environ.get("wsgi.input_terminated", False)
     content_length = environ.get("CONTENT_LENGTH") or None
     if not is_terminated and request.header("Transfer-Encoding") is not None:
@@ -46,8 +47,8 @@ def read_body(request: Request) -> bytes:
             raise malformed("Send a Content-Length that is a number.")
         if int(content_length) > MAX_BODY:
             raise RequestEntityTooLarge
-    # werkzeug cuts a chunked body at this limit without an error. One byte more shows that the body
-    # is too long.
+    # werkzeug truncates a chunked body at this limit without an error. The additional byte shows
+    # that the body is too long.
     request.max_content_length = MAX_BODY + 1
     try:
         data = request.get_data()
@@ -56,27 +57,27 @@ def read_body(request: Request) -> bytes:
         raise malformed(
             "Send well-formed chunks: the server could not read the body."
             if content_length is None
-            else CUT_OFF
+            else INCOMPLETE_BODY
         ) from None
     if len(data) > MAX_BODY:
         raise RequestEntityTooLarge
-    # werkzeug leaves this check to servers that set wsgi.input_terminated. gunicorn sets it, but
-    # raises no error for a body that was cut off.
+    # If a server sets wsgi.input_terminated, werkzeug does not check the length. gunicorn sets it,
+    # but raises no error for an incomplete body.
     if content_length is not None and len(data) < int(content_length):
-        raise malformed(CUT_OFF)
+        raise malformed(INCOMPLETE_BODY)
     return data
 
 
 @lru_cache(maxsize=128)
 def parse_media_type(content_type: str) -> str:
-    """Return the media type of a Content-Type field, without its parameters."""
+    """Return the media type in a Content-Type field, without parameters."""
     return parse_options_header(content_type)[0].lower()
 
 
 def read_json_body(request: Request, operation: Operation) -> Any:
-    """Return the parsed JSON body; an empty object if none is sent and none is required."""
+    """Return the parsed JSON body, or an empty object if the optional body is missing."""
     if not operation.media_types:
-        # The body is not used, but a request that was cut off must not change anything.
+        # The body is not used, but an incomplete request must not change anything.
         if request.method not in READS:
             read_body(request)
         return None

@@ -15,16 +15,16 @@ from todo_api.web.requests import current_request
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# No two parts of this pattern match the same text: otherwise a field of commas would take too long
-# to reject.
+# No two parts of this pattern match the same text. Otherwise a field of many commas would take too
+# much time (catastrophic backtracking).
 ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 ENTITY_TAGS = re.compile(rf"\*|[ \t,]*{ENTITY_TAG}(?:[ \t]*,[ \t,]*{ENTITY_TAG})*[ \t,]*")
 TAGS_LENGTH = 4000
-OWN_TAG = re.compile("(0|[1-9][0-9]{0,17})(?:-([0-9a-f]+))?")
+SERVER_TAG = re.compile("(0|[1-9][0-9]{0,17})(?:-([0-9a-f]+))?")
 
 
 def etag(revision: int, query: str | None = None) -> str:
-    """Return the strong entity tag of a revision; of a collection's with its query's digest."""
+    """Return the strong entity tag of a revision. `query` is the digest of a collection's query."""
     return f'"{revision}"' if query is None else f'"{revision}-{query}"'
 
 
@@ -36,20 +36,20 @@ class EntityTags:
     is_any: bool = False
 
     def revisions(self, query: str | None = None, *, weak: bool) -> list[int]:
-        """Return the revisions that the server's own tags name, weak ones only if `weak`."""
+        """Return the revisions in tags that the server made; in weak tags only if `weak`."""
         return list(self._revisions(query, weak=weak))
 
     def _revisions(self, query: str | None, *, weak: bool) -> Iterator[int]:
         for tag in self.listed:
             if tag.startswith("W/") and not weak:
                 continue
-            match = OWN_TAG.fullmatch(tag.removeprefix("W/").strip('"'))
+            match = SERVER_TAG.fullmatch(tag.removeprefix("W/").strip('"'))
             if match and match[2] == query:
                 yield int(match[1])
 
 
 def read_entity_tags(name: str) -> EntityTags | None:
-    """Return the tags of the header field `name`, or None without it. Raises a 400."""
+    """Return the tags of the header field `name`, or None if it is missing. Raises a 400."""
     field = current_request().header(name)
     if field is None:
         return None
@@ -83,13 +83,13 @@ class Precondition:
     def excludes(self, revision: int) -> bool:
         """Return whether If-None-Match fails at this revision.
 
-        If-Match may fail for a request whose state is already there (RFC 9110, section 13.1.1).
-        If-None-Match may not (section 13.1.2).
+        If the resource already is as requested, a false If-Match is ignored (RFC 9110, section
+        13.1.1). A false If-None-Match is never ignored (section 13.1.2).
         """
         return self.is_never or revision in self.none_match
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of the statements that check it."""
+        """Return the parameters for statements that check the precondition."""
         match = [] if self.is_never else self.match
         return {
             "match": None if match is None else list(match),
@@ -98,10 +98,10 @@ class Precondition:
 
 
 def read_precondition(revision: int | None = None) -> Precondition:
-    """Return the precondition of If-Match, of If-None-Match, and of a revision in the body.
+    """Return the precondition from If-Match, If-None-Match, and the revision in the body.
 
-    Raises a 400 if a header is malformed, and a 428 if the settings require a precondition and
-    there is neither If-Match nor a revision.
+    Raises a 400 if a header is malformed, and a 428 if REQUIRE_IF_MATCH is set and the request has
+    neither If-Match nor a revision.
     """
     tags, none_match = read_entity_tags("If-Match"), read_entity_tags("If-None-Match")
     if tags is None and revision is None and current_app.config["REQUIRE_IF_MATCH"]:

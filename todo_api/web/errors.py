@@ -9,7 +9,7 @@ from typing import TypeAlias
 import psycopg
 import structlog
 from flask import Flask, Response
-from psycopg.errors import QueryCanceled
+from psycopg.errors import ForeignKeyViolation, QueryCanceled, UniqueViolation
 from psycopg_pool import PoolTimeout, TooManyRequests
 from werkzeug.exceptions import HTTPException, InternalServerError, NotFound
 
@@ -19,7 +19,7 @@ from todo_api.web.requests import current_request
 
 log = structlog.get_logger(__name__)
 
-# By the name of the constraint: a JSON Pointer (RFC 6901), and the detail.
+# For each name of a constraint: a JSON Pointer (RFC 6901), and the detail of the error.
 Constraints: TypeAlias = Mapping[str, tuple[str, str]]
 
 
@@ -33,21 +33,24 @@ def problem_of_http_exception(error: HTTPException) -> Problem:
 
 
 TRY_AGAIN = "Try again after Retry-After seconds"
-# The detail of a 404 whose path would have a route without the slash at its end.
+RACE_LOST = f"{TRY_AGAIN}: other requests create or remove the same items."
+# The detail of a 404 if the path without the slash at its end has a route.
 SLASH_AT_END = "No route has this path: remove the slash at its end."
 
 UNAVAILABLE_DETAILS: dict[type[psycopg.Error], str] = {
     PoolTimeout: f"{TRY_AGAIN}: the database accepts no connections.",
     TooManyRequests: f"{TRY_AGAIN}: too many requests use the database.",
     QueryCanceled: f"{TRY_AGAIN}: the database took too long.",
+    UniqueViolation: RACE_LOST,
+    ForeignKeyViolation: RACE_LOST,
 }
 
 
 class DatabaseBugError(Exception):
     """A statement failed for a reason that no request should cause.
 
-    It replaces psycopg's error, whose text can quote a row: that text must not reach the log or a
-    tool that reports errors.
+    This exception replaces psycopg's error, because the text of that error can quote a row, and
+    must not be in the log or in tools that report errors.
     """
 
     def __init__(self, error: psycopg.Error) -> None:
@@ -61,7 +64,7 @@ class DatabaseBugError(Exception):
 
 
 def log_bug(error: BaseException) -> None:
-    """Log an unhandled exception, once. The 500 response tells nothing of it."""
+    """Log an unhandled exception. The 500 response has no details of it."""
     if isinstance(error, DatabaseBugError):
         stack = "".join(traceback.format_tb(error.__traceback__))
         log.error("unexpected database error", stack=stack, **error.fields)
@@ -70,7 +73,7 @@ def log_bug(error: BaseException) -> None:
 
 
 def problem_of_database_error(error: psycopg.Error, constraints: Constraints) -> Problem | None:
-    """Return the problem that a constraint or an SQLSTATE stands for, or None for a bug."""
+    """Return the problem for the error's constraint or SQLSTATE, or None if the error is a bug."""
     fault = constraints.get(error.diag.constraint_name or "")
     if fault is not None:
         pointer, detail = fault
@@ -83,7 +86,12 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
             "tell whether the change was made."
         )
     if meaning(error).is_unavailable:
-        log.warning("database unavailable", error=type(error).__name__, sqlstate=error.sqlstate)
+        log.warning(
+            "database unavailable",
+            error=type(error).__name__,
+            sqlstate=error.sqlstate,
+            constraint=error.diag.constraint_name,
+        )
         return unavailable(
             UNAVAILABLE_DETAILS.get(type(error), f"{TRY_AGAIN}: the database is not available.")
         )
@@ -93,8 +101,8 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
 def register_error_handlers(app: Flask, constraints: Constraints) -> None:
     """Map every exception to a response with problem details.
 
-    `constraints` has the pointer and the detail of each constraint that a request can violate
-    though it passed its schema. The violation of any other constraint is a bug, and a 500.
+    `constraints` has the constraints that a request can violate although it is valid by its schema.
+    The violation of any other constraint is a bug (500).
     """
 
     @app.errorhandler(Problem)
@@ -121,8 +129,8 @@ def register_error_handlers(app: Flask, constraints: Constraints) -> None:
             raise DatabaseBugError(error).with_traceback(error.__traceback__) from None
         return problem.response()
 
-    # Not for Exception: with InternalServerError, Flask logs the exception and sends the signal
-    # `got_request_exception`, on which tools that report errors rely.
+    # For InternalServerError, not Exception: Flask then logs the exception and sends the signal
+    # `got_request_exception`, which tools that report errors need.
     @app.errorhandler(InternalServerError)
     def respond_to_bug(_: InternalServerError) -> Response:
         return bug().response()

@@ -1,7 +1,7 @@
-"""Marshmallow fields for the values that requests carry, as strict as the contract.
+"""Strict marshmallow fields for the values in requests.
 
-JSON has types, so body fields convert nothing: `1` is not a boolean, `"1"` is not an integer. A
-query has text only, so the fields of its parameters accept one spelling of each value.
+Fields of a JSON body convert no types: `1` is not a boolean, and `"1"` is not an integer. A query
+consists of text, so each value of a parameter has one allowed spelling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECAS
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-# RFC 3339's date-time (section 5.6). The offset is required, so the value is an instant.
+# A date-time of RFC 3339 (section 5.6), with its required offset.
 DATE_TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
     r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -33,21 +33,21 @@ DATE_TIME = re.compile(
 # Patterns for the OpenAPI document.
 OPAQUE = "^[A-Za-z0-9_-]+$"  # cursors and tokens that the server made
 ANYTHING = r"^[\s\S]*$"  # any text, including U+0000
-# Text that has not only white space. Each character of Python's white space is listed, because \s
-# matches other characters in other languages.
+# Text with at least one character that is not white space. Python's white space is listed, because
+# \s matches other characters in other programming languages.
 WHITE_SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 
 # Examples for the OpenAPI document.
 USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
-MOMENT = "2026-11-21T09:30:00.000000Z"
+TIMESTAMP = "2026-11-21T09:30:00.000000Z"
 REVISION = 1763717400000000
 ITEM_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
 REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
 
 
 class StrictText(fields.String):
-    """Text, kept as it was sent, without characters that PostgreSQL or UTF-8 cannot hold."""
+    """Text, unchanged, without characters that PostgreSQL or UTF-8 cannot represent."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:  # noqa: ARG002
         if not isinstance(value, str):
@@ -60,7 +60,7 @@ class StrictText(fields.String):
 
 
 class StrippedText(StrictText):
-    """Text without the white space around it."""
+    """Text, from which white space at the start and end is removed."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         return super()._deserialize(value, *args, **kwargs).strip()
@@ -76,9 +76,11 @@ class StrictBoolean(fields.Boolean):
 
 
 class StrictInteger(fields.Integer):
-    """A JSON number without a fraction."""
+    """A JSON number without a fraction, as 7 and 7.0 (JSON Schema Validation, section 6.1.1)."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:  # noqa: ARG002
+        if type(value) is float and value.is_integer():
+            return int(value)
         if type(value) is not int:
             raise self.make_error("invalid", input=value)
         return value
@@ -94,11 +96,11 @@ class StrictUUID(fields.UUID):
 
 
 class Anything(fields.Raw):
-    """Any JSON value, which is not used."""
+    """Any JSON value, because it is ignored."""
 
 
-class OpenSchema(Schema):
-    """The schema of a response. Clients ignore members that they do not know."""
+class ResponseSchema(Schema):
+    """The schema of a response. Later versions may add members, so unknown members are allowed."""
 
     class Meta:
         unknown = EXCLUDE
@@ -106,7 +108,10 @@ class OpenSchema(Schema):
 
 @dataclass(frozen=True)
 class SchemaUnion:
-    """Schemas with a common name in the OpenAPI document. A constant member differs among them."""
+    """Schemas under one name in the OpenAPI document.
+
+    One member has a fixed value, which is different in each schema.
+    """
 
     name: str
     schemas: tuple[type[Schema], ...]
@@ -117,9 +122,9 @@ class SchemaUnion:
 
 
 class OneOfSchemas(fields.Field[Any]):
-    """An object of one of these schemas, for the documentation of responses. It loads nothing.
+    """An object that matches one of several schemas, only for the documentation of responses.
 
-    `schemas` has each schema under the value that its member `discriminator` has.
+    The keys of `schemas` are the values of the member `discriminator`.
     """
 
     def __init__(
@@ -147,7 +152,7 @@ class BooleanParameter(fields.Boolean):
 
 
 class IntegerParameter(fields.Integer):
-    """ASCII digits, as text, with a sign if it is negative."""
+    """ASCII digits, as text, with `-` before a negative number."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:  # noqa: ARG002
         if not re.fullmatch("-?[0-9]{1,18}", value):
@@ -170,21 +175,21 @@ class DateTimeParameter(fields.DateTime):
         try:
             if DATE_TIME.fullmatch(value):
                 return datetime.fromisoformat(value.upper())
-        except ValueError:  # the 30th of February
+        except ValueError:  # such as the 30th of February
             pass
-        # In a query, + stands for a space.
+        # In a query, + means a space.
         if " " in value and DATE_TIME.fullmatch(value.replace(" ", "+")):
             raise ValidationError(
-                "Must be a date-time of RFC 3339: write the + of its offset as %2B, like"
+                "Must be a date-time of RFC 3339: write the + of the offset as %2B, like"
                 " 2026-11-21T09:30:00%2B02:00."
             )
         raise ValidationError("Must be a date-time of RFC 3339, like 2026-11-21T09:30:00Z.")
 
 
 def limit_parameter(plural: str) -> IntegerParameter:
-    """Return the parameter for the size of a page; `plural` names its items."""
+    """Return the parameter for the maximum of items in a page; `plural` is the word for them."""
     return IntegerParameter(
         load_default=PAGE_DEFAULT,
         validate=validate.Range(1, PAGE_LIMIT, error="Must be {min} to {max}."),
-        metadata={"description": f"How many {plural} a page has at most.", "example": 20},
+        metadata={"description": f"The maximum of {plural} in a page.", "example": 20},
     )

@@ -7,7 +7,7 @@ from flask import Flask, Response
 from todo_api.web.requests import current_request
 from todo_api.web.responses import BytesResponse
 
-# A response is data: no page may frame it, and no script in it runs. /docs has its own policy.
+# No page may frame a response, and no script in a response runs. /docs has its own policy.
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
@@ -18,11 +18,11 @@ REQUEST_HEADERS = (
 
 EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-Id"
 
-PREFLIGHT_AGE = 7200  # seconds, the most that any browser keeps
+PREFLIGHT_AGE = 7200  # seconds; browsers cache a preflight no longer
 
 
 def send_security_headers(app: Flask) -> None:
-    """Forbid browsers to guess a response's type, to frame it, and to tell other sites its URL."""
+    """Forbid browsers to guess a response's type, to frame it, and to send its URL as Referer."""
 
     @app.after_request
     def add_security_headers(response: Response) -> Response:
@@ -40,8 +40,8 @@ def send_security_headers(app: Flask) -> None:
 def enable_cors(app: Flask, origins: tuple[str, ...]) -> None:
     """Let pages of these origins call the API (CORS, in the Fetch standard).
 
-    A preflight carries no token, so the response is sent before authentication. No
-    credentials are allowed: a page's own code sends tokens, and the API uses no cookies.
+    A preflight has no token, so it gets its response before authentication. CORS credentials are
+    not allowed: the API uses no cookies, and a page sends its token in a header.
     """
 
     def allowed_origin() -> str | None:

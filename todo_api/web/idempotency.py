@@ -1,4 +1,4 @@
-"""Read the Idempotency-Key header, which identifies repeated requests (an IETF draft)."""
+"""Read the Idempotency-Key header of an IETF draft, which identifies repeated requests."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import orjson
 
-from todo_api.db.tables import KEY_LENGTH
+from todo_api.db.tables import IDEMPOTENCY_KEY_LENGTH
 from todo_api.web.problems import malformed_header
 from todo_api.web.requests import current_request
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
 
-# Visible ASCII characters: in quotes (RFC 9651, section 3.3.3), as in the draft, or without quotes,
-# as most clients send them.
+# Visible ASCII characters. The draft requires quotes (RFC 9651, section 3.3.3), but most clients
+# send none.
 QUOTED = r'(?:[!#-\[\]-~]|\\["\\])'
-KEY = re.compile(rf'"{QUOTED}{{1,{KEY_LENGTH}}}"|[!#-~][!-~]{{0,{KEY_LENGTH - 1}}}')
+KEY = re.compile(
+    rf'"{QUOTED}{{1,{IDEMPOTENCY_KEY_LENGTH}}}"|[!#-~][!-~]{{0,{IDEMPOTENCY_KEY_LENGTH - 1}}}'
+)
 
 
 class IdempotentRequest(NamedTuple):
@@ -36,8 +38,8 @@ def read_idempotent_request() -> IdempotentRequest | None:
     if value is None:
         return None
     if not KEY.fullmatch(value):
-        detail = f"Must be 1 to {KEY_LENGTH} visible ASCII characters, with or without quotes."
-        raise malformed_header(HEADER, detail)
+        length = f"1 to {IDEMPOTENCY_KEY_LENGTH} visible ASCII characters"
+        raise malformed_header(HEADER, f"Must be {length}, with or without quotes.")
     key = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
     content = [request.method, request.path.lower(), request.body]
     fingerprint = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()

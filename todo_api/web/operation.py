@@ -1,4 +1,4 @@
-"""The operation that a view declares, for the checks of requests and for the OpenAPI document."""
+"""The operation that a view declares, for checks of requests and for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Operation:
     """An operation (OpenAPI), as the decorators of its view declare it.
 
-    `media_types` are those of the body, if it has one. `responses` has the schema of each status:
-    None if the response has no body, or if the status is an error. `current` is the schema of what
-    a 412 holds, if the operation reads preconditions. `offers` has the media types
-    of successes.
+    `media_types` are the media types of the request's body, empty if there is no body. `responses`
+    has a schema for each status, or None for an error or a response without a body.
+    `current_schema` is the schema of the member `current` in a 412, or None if the operation reads
+    no preconditions. `offers` are the media types of successful responses.
     """
 
     body: Schema | None = None
@@ -30,22 +30,22 @@ class Operation:
     query: Schema | None = None
     responses: Mapping[int, Any] = field(default_factory=dict)
     offers: tuple[str, ...] = (JSON,)
-    current: type[Schema] | None = None
+    current_schema: type[Schema] | None = None
     is_idempotent: bool = False
 
     @property
     def is_conditional(self) -> bool:
         """Whether the view calls `read_precondition`."""
-        return self.current is not None
+        return self.current_schema is not None
 
     @cached_property
     def query_names(self) -> frozenset[str]:
-        """Return the names of the query parameters."""
+        """The names of the query parameters."""
         return frozenset(self.query.fields if self.query else ())
 
     @property
     def is_documented(self) -> bool:
-        """Whether the operation is in the document; then its responses are those of `offers`."""
+        """Whether the operation is in the OpenAPI document."""
         return bool(self.responses)
 
 

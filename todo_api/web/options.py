@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def options_response(app: Flask) -> BytesResponse:
-    """Return an empty 200 with `Allow`, and `Accept-Patch` (RFC 5789, section 3.1) with PATCH."""
+    """Return an empty 200 with `Allow`, and with `Accept-Patch` if there is a PATCH (RFC 5789)."""
     adapter = app.create_url_adapter(current_request())
     methods = set(adapter.allowed_methods()) if adapter else set()
     headers = {"Allow": ", ".join(sorted(methods))}

@@ -1,7 +1,6 @@
-"""The kinds of problems (RFC 9457, section 3.1.1): one declaration for each, with its page's texts.
+"""The kinds of problems (RFC 9457, section 3.1.1), each declared once, with the texts of its page.
 
-A new kind is one more entry of KINDS. Its page follows from it, and the example in the OpenAPI
-document, too, if the kind is the one of its status.
+To add a kind, add an entry to KINDS. Its page and the example in the OpenAPI document follow.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from textwrap import dedent
 
-# `{pointer | parameter | header, detail}`: the faulty part of a request, and the fault. A pointer
-# is a JSON Pointer (RFC 6901).
+# The place and the detail of a fault in a request. The key of the place is "pointer" (JSON Pointer,
+# RFC 6901), "parameter" or "header"; the other key is "detail".
 Fault = dict[str, str]
 
 
@@ -18,10 +17,10 @@ Fault = dict[str, str]
 class ProblemKind:
     """A kind of problem: the common parts of its responses, and the texts of its page.
 
-    `name` is the last part of the type. `detail`, `errors` and `has_current` describe the example;
-    a response has the same members, with its own detail and errors. `request` is an example of a
-    request that succeeds. `is_of_status` is False if another kind has the same status: then a
-    problem has this kind only if it names it. In the texts of the page, names of members, headers
+    `name` is the last part of the type. `detail`, `errors` and `has_current` describe the example
+    response; an actual response has the same members, with its own detail and errors. `request` is
+    an example of a request that succeeds. With `is_default_for_status`, a problem with this status
+    has this kind unless it names another kind. In the texts of the page, names of members, headers
     and routes are in backticks.
     """
 
@@ -35,7 +34,7 @@ class ProblemKind:
     errors: tuple[Fault, ...] = ()
     has_current: bool = False
     request: str = ""
-    is_of_status: bool = True
+    is_default_for_status: bool = True
 
     @property
     def type(self) -> str:
@@ -100,7 +99,7 @@ KINDS = (
         title="Forbidden",
         happened="The request was sent over http, without encryption, and the proxy refused it.",
         reason=(
-            "The token in the request could be read by others on its way. The proxy in front of "
+            "Others could read the token on its way to the server. The proxy in front of "
             "the service accepts https only."
         ),
         remedy=(
@@ -108,13 +107,13 @@ KINDS = (
             "Configure the client with an address that begins with https."
         ),
         detail="Get another token and use https: this request was sent without encryption.",
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="not-found",
         status=404,
         title="Not found",
-        happened="Nothing that this token can use is at the path of the request.",
+        happened="The path of the request has no resource that this token can use.",
         reason=(
             "The path is misspelled, the resource was deleted or never existed, or it belongs to "
             "another user. The response is the same in all these cases, so that no user learns "
@@ -135,11 +134,11 @@ KINDS = (
         name="method-not-allowed",
         status=405,
         title="Method not allowed",
-        happened="The path exists, but not for the method of the request.",
+        happened="The path exists, but it does not have the method of the request.",
         reason="Each path has its own methods. The header `Allow` lists those of this path.",
         remedy=(
             "Use one of the methods in `Allow`. To change some members of a task, send PATCH; to "
-            "replace all of them, send PUT."
+            "set all members, send PUT."
         ),
         detail="Use one of the methods in the Allow header.",
     ),
@@ -167,12 +166,12 @@ KINDS = (
             "resource keeps its id until it is purged, because it can still be restored."
         ),
         remedy="Restore the resource and then change it, or create a new one under another id.",
-        detail="Restore it, or use another id: a resource with this id is in the trash.",
+        detail="Use another id, or restore the resource: this id belongs to one in the trash.",
         request="""
             POST /api/USER_ID/tasks/TASK_ID/restore HTTP/1.1
             Authorization: Bearer TOKEN
         """,
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="already-exists",
@@ -185,7 +184,7 @@ KINDS = (
             "values: another request has created or changed it."
         ),
         remedy="Change the existing resource, or create a new one under another id.",
-        detail="Change it, or use another id: a resource with this id has other values.",
+        detail="Use another id, or change the resource: this id belongs to one with other values.",
         request="""
             PATCH /api/USER_ID/tasks/TASK_ID HTTP/1.1
             Authorization: Bearer TOKEN
@@ -193,7 +192,7 @@ KINDS = (
 
             {"title": "Buy oat milk"}
         """,
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="gone",
@@ -278,9 +277,9 @@ KINDS = (
         status=413,
         title="Content too large",
         happened="The body of the request is longer than the server reads.",
-        reason="A body has at most 128 KiB.",
+        reason="A body has at most 256 KiB.",
         remedy="Send a shorter body. A description has at most 10,000 characters.",
-        detail="Send a body of at most 128 KiB.",
+        detail="Send a body of at most 256 KiB.",
     ),
     ProblemKind(
         name="uri-too-long",
@@ -289,8 +288,8 @@ KINDS = (
         happened="The path and query of the request are longer than the server reads.",
         reason="The server reads about 4,000 characters of path and query together.",
         remedy=(
-            "Send fewer or shorter query parameters. Use a cursor as the header `Link` has it, and "
-            "do not add to it."
+            "Send fewer or shorter query parameters. Use a cursor from the header `Link` without "
+            "changes."
         ),
         detail="Send a path and query of at most 4,000 characters.",
     ),
@@ -317,7 +316,7 @@ KINDS = (
         name="expectation-failed",
         status=417,
         title="Expectation failed",
-        happened="The header `Expect` of the request names something that the server does not do.",
+        happened="The header `Expect` of the request has a value that the server does not support.",
         reason=(
             "The only expectation that HTTP defines is `100-continue` (RFC 9110, section 10.1.1)."
         ),
@@ -382,17 +381,17 @@ KINDS = (
 
             {"title": "Buy oat milk"}
         """,
-        is_of_status=False,
+        is_default_for_status=False,
     ),
     ProblemKind(
         name="precondition-required",
         status=428,
         title="Precondition required",
-        happened="The request changes a resource without `If-Match`, and the server requires it.",
+        happened="The request changes a resource without `If-Match`, which the server requires.",
         reason=(
             "With `If-Match`, a change applies only to the version that the client has read, so "
-            "that no client overwrites a change that it has not seen. The operator has made it a "
-            "rule (`REQUIRE_IF_MATCH`)."
+            "that no client overwrites a change that it has not seen. The operator requires it "
+            "(`REQUIRE_IF_MATCH`)."
         ),
         remedy="Read the resource, and send its `ETag` in `If-Match` with the change.",
         detail="Send If-Match with the ETag of the resource, or its revision in the body.",
@@ -437,7 +436,7 @@ KINDS = (
         status=500,
         title="Internal server error",
         happened="The server has a bug, which this request has triggered.",
-        reason="The response does not tell more. The server's log has the error under `instance`.",
+        reason="The response has no details. The server's log has the error under `instance`.",
         remedy=(
             "Report `instance` and the time to the operator. A request that only reads can be sent "
             "again. Before a change is sent again, read the resource: the change may have been "
@@ -451,14 +450,14 @@ KINDS = (
         title="Bad gateway",
         happened="The proxy could not get a response from the service.",
         reason=(
-            "The service is down or restarts, or the connection to it broke. If the request "
+            "The service is down or restarts, or its connection broke. If the request "
             "changes something, the change may have been made."
         ),
         remedy=(
             "Wait for the seconds in `Retry-After`. Send the request again if it only reads, or if "
             "it has an `If-Match` or an `Idempotency-Key`; otherwise read the resource first."
         ),
-        detail="Read before you send a change again: the service did not respond.",
+        detail="Read the resource before you send a change again: the service did not respond.",
     ),
     ProblemKind(
         name="unavailable",
@@ -491,11 +490,11 @@ KINDS = (
             "Wait some seconds. Send the request again if it only reads, or if it has an "
             "`If-Match` or an `Idempotency-Key`; otherwise read the resource first."
         ),
-        detail="Read before you send a change again: the service took too long.",
+        detail="Read the resource before you send a change again: the service took too long.",
     ),
 )
 
-# The kind of every status that has none: of the server's extensions, and of a proxy.
+# The kind for all statuses without a kind of their own, for example from a proxy.
 OTHER = ProblemKind(
     name="other",
     status=501,
@@ -507,8 +506,8 @@ OTHER = ProblemKind(
         "failed. Report `instance` to the operator if the cause stays unclear."
     ),
     detail="The server does not support the action requested by the browser.",
-    is_of_status=False,
+    is_default_for_status=False,
 )
 
 KIND_OF_NAME = {kind.name: kind for kind in (*KINDS, OTHER)}
-KIND_OF_STATUS = {kind.status: kind for kind in KINDS if kind.is_of_status}
+KIND_OF_STATUS = {kind.status: kind for kind in KINDS if kind.is_default_for_status}

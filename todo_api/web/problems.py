@@ -1,7 +1,7 @@
 """Problem details (RFC 9457): an exception for error responses, and a function for each kind.
 
 Exception
-    Problem     raised for a faulty request; web/errors.py turns it into a response
+    Problem     an error response; web/errors.py converts it
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RETRY_AFTER = 1  # seconds
 class Problem(Exception):  # noqa: N818  RFC 9457's name
     """A response of 400 or above.
 
-    `kind` is the name of a kind that replaces the one of the status. `current` is the JSON of the
-    resource as it is now.
+    `kind` is the name of a problem kind; the default is the kind of the status. `current` is the
+    JSON of the resource as it is now.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
 
 
 def example_problem(kind: ProblemKind, current: bytes) -> Problem:
-    """Return the example that the kind declares; `current` is the JSON of a resource."""
+    """Return the example that the kind declares. `current` is the JSON of an example resource."""
     return Problem(
         kind.status,
         kind.detail,
@@ -84,7 +84,7 @@ def example_problem(kind: ProblemKind, current: bytes) -> Problem:
 
 
 def problem_of_status(status: int) -> Problem:
-    """Return the problem of a status whose responses all have the detail that its kind declares."""
+    """Return the problem of a status, with the detail that its kind declares."""
     return Problem(status, KIND_OF_STATUS[status].detail)
 
 
@@ -106,7 +106,7 @@ def unauthorized(detail: str, challenge: str = "Bearer") -> Problem:
 
 
 def not_found() -> Problem:
-    """Return the 404: the same for a resource that does not exist and for another user's."""
+    """Return the 404, which is the same for a missing resource and for another user's."""
     return problem_of_status(404)
 
 
@@ -127,7 +127,7 @@ def length_required() -> Problem:
 
 
 def precondition_failed(current: bytes, etag: str) -> Problem:
-    """Return a 412 with the resource as it is now, so that the client can merge its change."""
+    """Return a 412 with the resource as it is now; the client can merge its change into it."""
     return Problem(412, KIND_OF_STATUS[412].detail, headers={"ETag": etag}, current=current)
 
 
@@ -136,7 +136,7 @@ def precondition_required() -> Problem:
 
 
 def unsupported_media_type(accepted: Sequence[str], method: str) -> Problem:
-    """Return a 415; that of a PATCH has `Accept-Patch` (RFC 5789, section 2.2)."""
+    """Return a 415. After a PATCH, it has `Accept-Patch` (RFC 5789, section 2.2)."""
     headers = {"Accept-Patch": ", ".join(accepted)} if method == "PATCH" else {}
     return Problem(
         415, f"Send the body with Content-Type: {' or '.join(accepted)}.", headers=headers
@@ -160,7 +160,7 @@ def bug() -> Problem:
     return problem_of_status(500)
 
 
-# Errors of Flask and werkzeug with these statuses get the detail that the kind declares; theirs
-# is written for browsers.
+# The details that replace the texts of Flask and werkzeug for these statuses, which are for
+# browsers.
 DETAIL_OF_STATUS = {status: KIND_OF_STATUS[status].detail for status in (404, 405, 413)}
 DETAIL_OF_STATUS[404] = "No route has this path: /openapi.json lists all routes."

@@ -1,4 +1,4 @@
-"""Flask's request, with an id, a start time, and results of the checks before the view."""
+"""Flask's request, with an id, a start time, and the results of checks before the view."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 READS = {"GET", "HEAD"}
 
 
-# A request id is written into log lines, headers and problems, so it has only characters that need
-# no escaping there.
+# A request id is in log lines, headers and problems, so it has only characters that need no
+# escaping.
 WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Request(flask.Request):
-    """A request with its start time (time.monotonic) and its id: the client's own or a new one.
+    """A request with its start time (time.monotonic) and its id: the client's id or a new one.
 
-    Before the view runs, `identity` is set to the token's identity, if a token is required;
-    `user_id` to the user of the path or the token; `body` to the parsed JSON body.
+    These attributes are set before the view runs:
+
+    identity    the identity of the token, if the route requires a token
+    user_id     the user of the path, or of the token
+    body        the parsed JSON body
     """
 
     identity: Any = None
@@ -39,11 +42,11 @@ class Request(flask.Request):
         self.id = client_id if WELL_FORMED.fullmatch(client_id) else str(uuid7())
 
     def header(self, name: str) -> str | None:
-        """Return the header field of this name, at a tenth of the cost of `headers.get`."""
+        """Return the header field of this name. `headers.get` takes ten times as long."""
         value: str | None = self.environ.get(f"HTTP_{name.upper().replace('-', '_')}")
         return value
 
 
 def current_request() -> Request:
-    """Return the request itself: each attribute read through Flask's proxy takes 1 us."""
+    """Return the request itself, because each read of an attribute of Flask's proxy takes 1 us."""
     return cast("Request", flask.request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001  documented

@@ -2,14 +2,14 @@
 
 from marshmallow import fields, validate
 
-from todo_api.web.fields import ANYTHING, REQUEST_ID, OpenSchema
+from todo_api.web.fields import ANYTHING, REQUEST_ID, ResponseSchema
 
-FAULTS_SHOWN = 100  # the most that a response lists
+FAULTS_SHOWN = 100  # the maximum in a response
 FAULT_LENGTH = 1000  # characters
 
 
-class Fault(OpenSchema):
-    """One fault of a request: its place and what is wrong."""
+class Fault(ResponseSchema):
+    """One fault of a request: its place and its description."""
 
     pointer = fields.String(
         validate=validate.Length(max=FAULT_LENGTH),
@@ -38,7 +38,7 @@ class Fault(OpenSchema):
     )
 
 
-class ProblemDetails(OpenSchema):
+class ProblemDetails(ResponseSchema):
     """Problem details (RFC 9457)."""
 
     type = fields.String(
@@ -72,7 +72,7 @@ class ProblemDetails(OpenSchema):
         required=True,
         validate=validate.Length(1, 128),
         metadata={
-            "description": "The request id, which the server's log has, too.",
+            "description": "The request id, which is also in the server's log.",
             "pattern": "^[A-Za-z0-9._-]+$",
             "example": REQUEST_ID,
         },

@@ -1,4 +1,4 @@
-"""Parse JSON (RFC 8259) in UTF-8, and reject texts that parsers read in different ways."""
+"""Parse JSON (RFC 8259) in UTF-8; reject texts that some parsers read in another way."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 
 
 class NotJsonError(ValueError):
-    """The bytes are not strict JSON. The message has the reason, and does not quote them."""
+    """The bytes are not strict JSON. The message has the reason, without a quotation."""
 
 
 def loads(data: bytes) -> Any:
-    """Return the value, of the types of `json.loads`.
+    """Return the value, in the types of `json.loads`.
 
     Raises NotJsonError, also for NaN and infinities, repeated names in an object, deep nesting and
     long integers.

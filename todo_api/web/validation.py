@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from todo_api.web.problem_kinds import Fault
 
 
-# The one path below /api that does not begin with a user's id.
+# The only path below /api that does not begin with a user's id.
 SESSION = "/api/session"
 
 
-# How the types of `json.loads`, except that of an object, are named in a fault.
+# The names of JSON types in faults, for each type that `json.loads` returns, except dict.
 JSON_TYPES = {
     type(None): "null",
     bool: "a boolean",
@@ -43,9 +43,9 @@ JSON_TYPES = {
 
 
 class IdConverter(UnicodeConverter):
-    """Match any text but `session`, which is a path beside the users' ids.
+    """Match any text except `session`, because `/api/session` is not the path of a user.
 
-    `check_request` reads the text as a UUID: a malformed id is a 422, not a 404.
+    `check_request` parses the UUID later, so that a malformed id is a 422 and not a 404.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class IdConverter(UnicodeConverter):
 
 
 def load_body(schema: Schema) -> Any:
-    """Return the body that `check_request` has read, as the schema loads it. Raises a 422."""
+    """Load the body that `check_request` has read, by the schema. Raises a 422."""
     body = current_request().body
     if not isinstance(body, dict):
         detail = f"Must be an object, not {JSON_TYPES[type(body)]}."
@@ -67,9 +67,9 @@ def load_body(schema: Schema) -> Any:
 
 
 def load_query(schema: Schema) -> Any:
-    """Return the query, whose names `check_request` has checked, as the schema loads it.
+    """Load the query by the schema. Raises a 422.
 
-    Raises a 422.
+    `check_request` has checked the names of the parameters.
     """
     try:
         return dict(load_parameters(schema, tuple(current_request().args.items())))
@@ -80,7 +80,7 @@ def load_query(schema: Schema) -> Any:
     )
 
 
-# Many requests have the same query, and loading ten parameters takes 20 us.
+# A cache, because many requests have the same query, and loading ten parameters takes 20 us.
 @lru_cache(maxsize=128)
 def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     parameters: dict[str, Any] = schema.load(dict(query))
@@ -88,13 +88,13 @@ def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[
 
 
 def list_faults(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each message of marshmallow's tree with its JSON Pointer (RFC 6901)."""
+    """Yield each message in marshmallow's tree, after its JSON Pointer (RFC 6901)."""
     if isinstance(messages, dict):
-        for key, below in messages.items():
-            # A key is text of the client, which may not be encodable as UTF-8.
+        for key, subtree in messages.items():
+            # A key comes from the client and may contain lone surrogates.
             text = str(key).encode(errors="replace").decode()[:200]
             step = "/" + text.replace("~", "~0").replace("/", "~1")
-            yield from list_faults(below, pointer if key == "_schema" else pointer + step)
+            yield from list_faults(subtree, pointer if key == "_schema" else pointer + step)
     else:
         yield from ((pointer, str(message)) for message in messages)
 
@@ -107,14 +107,14 @@ def check_requests(app: Flask) -> None:
 def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
     """Make the checks that all operations need. Raises a 400, 406, 411, 413, 415 or 422.
 
-    Sets the request's `body` and `user_id`, and replaces the ids in the view's arguments by UUIDs.
+    Sets `body` and `user_id` of the request, and converts the ids in the view's arguments to UUIDs.
     """
     request = current_request()
     if request.routing_exception or request.method == "OPTIONS":
         return
     operation = operation_of(views[request.endpoint or ""])
-    wanted = request.header("Accept")
-    if operation.is_documented and wanted and not is_acceptable(wanted, operation.offers):
+    accept = request.header("Accept")
+    if operation.is_documented and accept and not is_acceptable(accept, operation.offers):
         raise not_acceptable(JSON)
     request.body = read_json_body(request, operation)
     arguments = request.view_args or {}
@@ -133,12 +133,12 @@ def check_request(views: Mapping[str, Callable[..., Any]]) -> None:
     request.user_id = arguments.get("user_id", request.user_id)
 
 
-# Requests of one client program have the same field.
+# A cache, because a client program sends the same Accept header with each request.
 @lru_cache(maxsize=128)
 def is_acceptable(accept: str, media_types: tuple[str, ...]) -> bool:
     """Return whether this Accept field allows one of these media types."""
-    wanted = parse_accept_header(accept, MIMEAccept)
-    return not wanted or any(wanted[media_type] > 0 for media_type in media_types)
+    accepted = parse_accept_header(accept, MIMEAccept)
+    return not accepted or any(accepted[media_type] > 0 for media_type in media_types)
 
 
 def find_wrong_parameters(request: Request, operation: Operation) -> Iterator[Fault]:

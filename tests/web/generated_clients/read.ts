@@ -11,7 +11,7 @@ import {
   listTrashOfUser,
   patchTask,
 } from "./client/sdk.gen.js";
-import type { TaskChange, TaskConflict } from "./client/types.gen.js";
+import type { TaskChange, TaskPreconditionFailed } from "./client/types.gen.js";
 
 interface StoredResponse {
   status: number;
@@ -34,7 +34,7 @@ function clientOf(name: string) {
   });
 }
 
-function isConflict(error: object): error is TaskConflict {
+function isConflict(error: object): error is TaskPreconditionFailed {
   return "current" in error;
 }
 

@@ -12,7 +12,7 @@ MODELS = {
     "tasks": models.ListTasksOfUserResponse,
     "changes": models.Changes,
     "trash": models.ListTrashOfUserResponse,
-    "conflict": models.TaskConflict,
+    "conflict": models.TaskPreconditionFailed,
     "invalid": models.ProblemDetails,
 }
 

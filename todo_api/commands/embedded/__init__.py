@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own in a folder: for `make run` and the tests, never for production."""
+"""PostgreSQL with its data in a folder: for `make run` and the tests, never for production."""
 
 from todo_api.commands.embedded.account import find_account
 from todo_api.commands.embedded.cluster import Cluster, temporary_cluster

@@ -11,7 +11,7 @@ from todo_api.commands.embedded.errors import EmbeddedError
 
 
 def main(command: list[str]) -> int:
-    """Run the command with DATABASE_URL naming a new, empty database; return its exit code."""
+    """Run the command with a new, empty database as DATABASE_URL; return its exit code."""
     with temporary_cluster() as cluster:
         environ = os.environ | {"DATABASE_URL": cluster.url()}
         return subprocess.run(command, env=environ, check=False).returncode

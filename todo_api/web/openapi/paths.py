@@ -8,13 +8,13 @@ from typing import Any
 
 from todo_api.web.fields import ITEM_ID, USER_ID
 
-# In a rule of Flask: `<converter:name>` or `<name>`.
+# A variable in Flask's rule: `<converter:name>` or `<name>`.
 VARIABLE = re.compile("<(?:[^:<>]+:)?([^<>]+)>")
 
 
 @cache
 def path_template(rule: str) -> str:
-    """Return Flask's rule as the OpenAPI document spells it: `/api/{user_id}/tasks`."""
+    """Return Flask's rule in the form of the OpenAPI document: `/api/{user_id}/tasks`."""
     return VARIABLE.sub(r"{\1}", rule)
 
 
@@ -24,14 +24,14 @@ def path_parameters(rule: str) -> list[dict[str, Any]]:
 
 
 def path_parameter(name: str) -> dict[str, Any]:
-    """Return the parameter object of an id: `user_id`, or that of a resource."""
+    """Return the parameter object of an id: `user_id`, or the id of a resource."""
     is_user = name == "user_id"
-    of_resource = f"The id of the {name.removesuffix('_id')}."
+    description = f"The id of the {name.removesuffix('_id')}."
     return {
         "in": "path",
         "name": name,
         "required": True,
-        "description": "The id of the user: that of the token." if is_user else of_resource,
+        "description": "The id of the token's user." if is_user else description,
         "schema": {
             "type": "string",
             "format": "uuid",

@@ -1,4 +1,4 @@
-"""Schemas in the OpenAPI document: the attributes and examples that follow from their fields."""
+"""Schemas in the OpenAPI document, with keywords and examples from their fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from apispec.ext.marshmallow.openapi import OpenAPIConverter
 
-# Any text that PostgreSQL can hold: all but U+0000.
+# Any text that PostgreSQL can store: all characters except U+0000.
 TEXT = r"^[^\u0000]*$"
 
 LENGTHS_OF_FORMAT = {"uuid": (36, 36), "date-time": (20, 32)}
@@ -23,8 +23,8 @@ LENGTHS_OF_FORMAT = {"uuid": (36, 36), "date-time": (20, 32)}
 def schema_name(schema: Any) -> str | None:
     """Return the name of a schema's component, or None for flask-smorest's own schemas.
 
-    flask-smorest registers them though no operation uses them. A schema without a name is inlined,
-    so that the document has no component for it.
+    flask-smorest registers schemas that no operation uses. Without a name, a schema gets no
+    component in the document.
     """
     if isinstance(schema, SchemaUnion):
         return schema.name
@@ -38,9 +38,9 @@ def field_attributes(
 ) -> dict[str, Any]:
     """Return the JSON Schema keywords that follow from a field's type: bounds, `examples`.
 
-    apispec calls it for each field (`add_attribute_function`). It replaces `example`
-    in `ret` (OpenAPI 3.0) by `examples` (3.1), because Swagger UI would fill its form with the
-    value of `example`.
+    apispec calls this function for each field (`add_attribute_function`). `example` in `ret`
+    (OpenAPI 3.0) is replaced by `examples` (3.1), because Swagger UI would fill its form with
+    `example`.
     """
     attributes: dict[str, Any] = {}
     if "example" in ret:
@@ -49,7 +49,7 @@ def field_attributes(
         attributes |= union_object(field)
         attributes["oneOf"] = [reference(converter, schema) for schema in attributes["oneOf"]]
     if ret.get("type") == "boolean" and len(ret.get("enum", ())) == 1:
-        # An enum makes generated clients declare an enumeration; a constant is the literal itself.
+        # Generated clients declare an enumeration for an enum, but a literal for a constant.
         (attributes["const"],) = ret.pop("enum")
     if "integer" in ret.get("type", ()):
         attributes["format"] = "int64"
@@ -62,20 +62,20 @@ def field_attributes(
 
 
 def reference(converter: OpenAPIConverter, schema: type[Schema] | SchemaUnion) -> Any:
-    """Return the reference to the component of a schema, which is registered if it is not yet."""
+    """Return the reference to the component of a schema; register the component if needed."""
     resolve: Any = converter.resolve_nested_schema
     if not isinstance(schema, SchemaUnion):
         return resolve(schema)
     components = converter.spec.components
     if schema.name not in components.schemas:
-        # openapi-typescript warns of a discriminator that leads to a schema without this type.
+        # Without `type: object`, openapi-typescript warns about the discriminator.
         alternatives = [resolve(each) for each in schema.schemas]
         components.schema(schema.name, {"type": "object", "oneOf": alternatives})
     return components.get_ref("schema", schema.name)
 
 
 def union_object(union: OneOfSchemas) -> dict[str, Any]:
-    """Return the schema object of a union. Its schemas are marshmallow's."""
+    """Return the schema object of a union, with marshmallow's schemas in `oneOf`."""
     return {
         "oneOf": list(union.schemas.values()),
         "discriminator": {
@@ -89,9 +89,9 @@ def union_object(union: OneOfSchemas) -> dict[str, Any]:
 
 
 def array_object(schema: Any) -> Any:
-    """Return the schema with the schema object of a union in `items`; another one as it is.
+    """Return an array schema in which a union is replaced by its schema object.
 
-    apispec resolves the schemas of a schema object, but not a field in the place of one.
+    apispec does not resolve a field in `items`. Any other schema is returned unchanged.
     """
     match schema:
         case {"items": OneOfSchemas() as union}:
@@ -100,7 +100,7 @@ def array_object(schema: Any) -> Any:
 
 
 def string_schema(pattern: re.Pattern[str], max_length: int, example: str) -> dict[str, Any]:
-    """Return the schema of a string that the whole pattern matches."""
+    """Return the schema of a string that must match the whole pattern."""
     return {
         "type": "string",
         "pattern": f"^(?:{pattern.pattern})$",
@@ -110,12 +110,12 @@ def string_schema(pattern: re.Pattern[str], max_length: int, example: str) -> di
 
 
 def example_of(schema: Any) -> Any:
-    """Return a value of a schema, a field or a schema object, made of its members' examples."""
+    """Return an example of a schema, field or schema object, built from its members' examples."""
     match schema:
         case {"items": inner} | fields.List(inner=inner):
             return [example_of(inner)]
-        case fields.Nested(schema=one) | OneOfSchemas(first=one) | SchemaUnion(first=one):
-            return example_of(one)
+        case fields.Nested(schema=inner) | OneOfSchemas(first=inner) | SchemaUnion(first=inner):
+            return example_of(inner)
         case fields.Field():
             return schema.metadata["example"]
         case Schema():

@@ -1,34 +1,36 @@
-"""The settings of the OpenAPI document that no operation decides: title, description, servers."""
+"""The parts of the OpenAPI document that are not operations: title, description, servers."""
 
 from importlib.metadata import version
 from typing import Any
 
 DESCRIPTION = """\
-A todo backend in which every user owns tasks, and no user sees those of another.
+A todo backend. Every user owns tasks, and no user sees the tasks of another user.
 
-**Authentication.** Send a token as `Authorization: Bearer TOKEN`. `GET /api/session` returns its
-`user_id`. A path with another user's id is 404, whether or not that user exists.
+**Authentication.** Send a token as `Authorization: Bearer TOKEN`. `GET /api/session` returns the
+`user_id` of the token. For a path with another user's id, the response is 404, whether or not that
+user exists.
 
 **A token** comes from the issuer that signs your users in. On a server that `make run` has started,
 `make token USER_ID=5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10` prints one. To try requests on the page
 `/docs`, select `Authorize` and paste the token.
 
 **Retries.** Every write can be sent again as it is: if the resource is as requested, the response
-is a success, even if `If-Match` names an older revision. A POST that creates takes an `id` that the
-client made, or an `Idempotency-Key`. After a 503, wait for the seconds in `Retry-After`, and send
-the request again.
+is a success, even if `If-Match` has an older revision. To make a POST that creates repeatable, send
+an `id` that the client made, or an `Idempotency-Key`. After a 503, wait for the seconds in
+`Retry-After`, and send the request again.
 
 **Concurrent changes.** Send a task's `ETag` in `If-Match` with a change. If another request has
-changed the task, the response is 412, with the task as it is now in `current`. A read with
-`If-None-Match` is 304 if nothing has changed.
+changed the task, the response is 412, and its member `current` has the task as it is now. A read
+with `If-None-Match` gets a 304 if nothing has changed.
 
 **Errors** are problem details (RFC 9457), as `application/problem+json`. `type` is the path of a
-page that explains the problem and says what to do; it needs no token. No part of a request is
-ignored: an unknown member, or an unknown or repeated query parameter, is 422, and `errors` names
-it. A method that the path does not have is 405, with `Allow`.
+page that explains the problem and says what to do. The page needs no token. No part of a request is
+ignored: for an unknown member, or an unknown or repeated query parameter, the response is 422, and
+`errors` names each of them. For a method that the path does not have, the response is 405, with
+`Allow`.
 
-Every response has an `X-Request-Id`: the one of the request, if it has 1 to 128 letters, digits,
-`.`, `_` and `-`; otherwise one that the server made.
+Every response has an `X-Request-Id`. It is the id in the request, if that consists of 1 to 128
+letters, digits, `.`, `_` and `-`, or otherwise a new id.
 """
 
 OPENAPI: dict[str, Any] = {
@@ -44,7 +46,7 @@ OPENAPI: dict[str, Any] = {
         "servers": [
             {
                 "url": "/",
-                "description": "The server that this document comes from, local or production.",
+                "description": "The server that sent this document.",
                 "x-internal": False,
             },
             {
@@ -54,7 +56,7 @@ OPENAPI: dict[str, Any] = {
                 "variables": {
                     "host": {
                         "default": "todo.internal",
-                        "description": "Its host name, with the port if it is not 443.",
+                        "description": "The host name, with the port if it is not 443.",
                     }
                 },
             },

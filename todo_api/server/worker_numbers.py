@@ -1,4 +1,4 @@
-"""A folder in which all workers write their metrics, with numbered files for each worker."""
+"""A folder in which all workers write their metrics. Each worker has a number for its files."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ PREFIX = "todo-api-metrics-"
 MIN_ORPHAN_AGE = 60  # seconds
 
 
-class MetricsSlots:
-    """The workers' slots: numbers in the names of their files.
+class WorkerNumbers:
+    """The workers' numbers, which are in the names of their files.
 
-    A new worker gets the slot of a worker that has ended, and continues its files.
+    A new worker gets the number of a worker that has ended, and continues its files.
 
     `pre_fork`, `post_fork` and `child_exit` are gunicorn's hooks of these names.
     """
 
     def __init__(self) -> None:
-        self.own: int | None = None  # in a worker: its slot; in the master: None
-        self._slots: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
+        self.own: int | None = None  # the number of this worker; None in the master
+        self._numbers: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
 
     def pre_fork(self, server: Arbiter, worker: Worker) -> None:
-        """In the master: give the new worker the lowest free slot."""
-        taken = {self._slots[other] for other in server.WORKERS.values()}
-        self._slots[worker] = next(number for number in count() if number not in taken)
+        """In the master: give the new worker the lowest free number."""
+        taken = {self._numbers[other] for other in server.WORKERS.values()}
+        self._numbers[worker] = next(number for number in count() if number not in taken)
 
     def post_fork(self, _: Arbiter, worker: Worker) -> None:
-        """In the worker, before it loads the application: remember its slot."""
-        self.own = self._slots[worker]
+        """In the worker, before it loads the application: store its number."""
+        self.own = self._numbers[worker]
         self._remove_gauges(worker)
 
     def child_exit(self, _: Arbiter, worker: Worker) -> None:
@@ -54,38 +54,38 @@ class MetricsSlots:
         self._remove_gauges(worker)
 
     def _remove_gauges(self, worker: Worker) -> None:
-        """Remove the gauges of the slot's last worker, which has ended."""
-        mark_process_dead(self._slots[worker])  # type: ignore[no-untyped-call]
+        """Remove the gauges of the last worker with this number, which has ended."""
+        mark_process_dead(self._numbers[worker])  # type: ignore[no-untyped-call]
 
 
 @cache
-def share_metrics() -> MetricsSlots:
-    """Make all metrics of this process and its workers use one new folder; return its slots.
+def make_metrics_folder() -> WorkerNumbers:
+    """Make a folder for the metrics of all workers; return the numbers of the workers.
 
-    gunicorn reads its configuration again at a reload: this function then returns the same slots.
-    An upgrade's new master makes a folder of its own, although it inherits the old one's
-    environment. A master removes its folder when it exits; if it is killed, a later master does.
+    When gunicorn reloads its configuration, this function returns the same object again. The new
+    master of an upgrade makes a new folder, although it inherits the old master's environment. A
+    master removes its folder when it exits. If a master is killed, a later one removes its folder.
     """
-    slots = MetricsSlots()
+    numbers = WorkerNumbers()
     parent = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
     remove_orphans(parent)
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent)
-    # Workers inherit the lock: it ends with the last process of this server.
+    # Workers inherit the lock, which therefore ends with the last process of this server.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slots.own)  # type: ignore[no-untyped-call]
-    atexit.register(remove_folder, folder, slots)
-    return slots
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: numbers.own)  # type: ignore[no-untyped-call]
+    atexit.register(remove_folder, folder, numbers)
+    return numbers
 
 
-def remove_folder(folder: str, slots: MetricsSlots) -> None:
-    """Remove the folder in the master. A worker inherits the master's exit functions."""
-    if slots.own is None:
+def remove_folder(folder: str, numbers: WorkerNumbers) -> None:
+    """Remove the folder, but not in a worker, which inherits the master's exit functions."""
+    if numbers.own is None:
         shutil.rmtree(folder)
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove folders that no process locks, except new ones, which may not be locked yet."""
+    """Remove folders that no process locks. New folders, which may not be locked yet, stay."""
     for folder in parent.glob(f"{PREFIX}*"):
         # OSError: the folder belongs to another user, is locked, or has just been removed.
         with suppress(OSError):

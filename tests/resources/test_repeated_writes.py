@@ -17,7 +17,7 @@ import pytest
 from tests.support.locks import wait_for_sessions
 from todo_api.db.pool import Pool
 from todo_api.db.statement import Statement
-from todo_api.resources.items import MOST_ROUNDS
+from todo_api.resources.items import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Write(NamedTuple):
     """A request on one task, and whether it has `If-Match` with the task's first revision.
 
-    A path that begins with `..` is one of the user. A body whose `id` is None gets the task's.
+    A path that begins with `..` is relative to the user's path. The task's id replaces an `id` of
+    None in the body.
     """
 
     method: str
@@ -190,7 +191,8 @@ def test_write_with_a_stale_if_match_is_refused_after_another_change(
     assert read_rows(task["id"]) == rows
 
 
-# What a transaction that holds the task's row has done when it ends, as SQL; None: a rollback.
+# The change, as SQL, that a transaction commits while a request waits for the task's row. None: the
+# transaction rolls back.
 HELD = {
     "other values": "UPDATE tasks SET title = 'Other' WHERE id = %s",
     "the requested title": "UPDATE tasks SET title = 'First' WHERE id = %s",
@@ -395,8 +397,8 @@ PAUSE = Statement(f"SELECT pg_advisory_xact_lock_shared({PAUSE_KEY})".encode())
 class PausingPool(Pool):
     """A pool whose writes pause between the change and the read of its outcome.
 
-    `interferences` are run one for each transaction: `before` it, and `between` its statements,
-    while it waits for a lock of `holder`.
+    Each transaction takes one pair of functions from `interferences`. The first function runs
+    before the transaction, the second between its statements, while it waits for a lock.
     """
 
     def __init__(self, *arguments: Any, url: str, **options: Any) -> None:
@@ -458,7 +460,7 @@ def pausing(make_app, make_settings, database_url):
 
 
 class ImpatientPool(Pool):
-    """A pool that takes the connection for lost if its first transaction waits for a lock."""
+    """A pool that treats the connection as lost if its first transaction waits for a lock."""
 
     has_waited = False
 
@@ -507,8 +509,8 @@ def nothing() -> None:
     """Interfere with nothing."""
 
 
-# Each write finds its state when it is decided, and no longer when the outcome is read: the state
-# is set before the write, and undone between its two statements.
+# When the UPDATE runs, the task already is as requested, so the UPDATE changes nothing. Before the
+# next statement reads the task, another session undoes that state.
 AMBIGUOUS = {
     "PATCH": (Write("PATCH", body={"title": "First"}, is_conditional=False), "title = 'First'"),
     "PUT": (Write("PUT", body={"title": "First"}, is_conditional=False), "title = 'First'"),
@@ -527,7 +529,7 @@ UNDONE = {
 
 @pytest.fixture
 def set_row(database_url):
-    """Return a function that sets columns of a task, by a connection of its own."""
+    """Return a function that sets columns of a task on a separate connection."""
 
     def set_columns(task: dict[str, Any], assignment: str) -> None:
         with psycopg.connect(database_url, autocommit=True) as connection:
@@ -538,7 +540,7 @@ def set_row(database_url):
 
 @pytest.fixture
 def has_state(connection):
-    """Return a function that tells whether a task has what an assignment sets."""
+    """Return a function that tells whether a task has the value of an assignment."""
 
     def read(task: dict[str, Any], assignment: str) -> bool:
         column, _, value = assignment.partition(" = ")
@@ -550,28 +552,28 @@ def has_state(connection):
     return read
 
 
-@pytest.mark.parametrize("rounds", [1, MOST_ROUNDS - 1])
+@pytest.mark.parametrize("attempts", [1, MAX_ATTEMPTS - 1])
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_write_whose_state_is_undone_before_its_outcome_is_read_is_decided_again(
-    pausing, task, set_row, has_state, read_rows, name, rounds
+def test_write_makes_a_new_attempt_if_the_requested_state_is_undone_before_it_is_read(
+    pausing, task, set_row, has_state, read_rows, name, attempts
 ):
     write, state = AMBIGUOUS[name]
     pool = pausing.services.pool
     pool.interferences = [
         (lambda: set_row(task, state), lambda: set_row(task, UNDONE[name]))
-    ] * rounds
+    ] * attempts
 
     response = write.send(pausing.test_client(), task)
 
     assert response.status_code in {200, 204}
-    assert pool.transactions == rounds + 1
+    assert pool.transactions == attempts + 1
     assert has_state(task, state)
     if response.status_code == 200:
         assert response.json["revision"] == read_rows(task["id"])[0][-1]
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_write_whose_state_is_undone_each_time_is_a_503_and_changes_nothing(
+def test_write_is_a_503_without_a_change_if_the_requested_state_is_undone_in_each_attempt(
     pausing, task, set_row, has_state, read_rows, name
 ):
     write, state = AMBIGUOUS[name]
@@ -582,13 +584,13 @@ def test_write_whose_state_is_undone_each_time_is_a_503_and_changes_nothing(
         set_row(task, UNDONE[name])
         rows[:] = read_rows(task["id"])
 
-    pool.interferences = [(lambda: set_row(task, state), undo)] * MOST_ROUNDS
+    pool.interferences = [(lambda: set_row(task, state), undo)] * MAX_ATTEMPTS
 
     response = write.send(pausing.test_client(), task)
 
     assert response.status_code == 503
     assert "Retry-After" in response.headers
-    assert pool.transactions == MOST_ROUNDS
+    assert pool.transactions == MAX_ATTEMPTS
     assert read_rows(task["id"]) == rows
     assert write.send(pausing.test_client(), task).status_code in {200, 204}
     assert has_state(task, state)
@@ -621,7 +623,7 @@ def test_write_to_a_task_that_is_erased_before_its_outcome_is_read_is_a_404(
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a-key"}], ids=["id", "id and key"])
-def test_post_with_an_id_that_leaves_the_trash_for_good_meanwhile_creates(
+def test_post_creates_if_the_id_is_removed_from_the_trash_meanwhile(
     pausing, app, task, user_id, headers
 ):
     client = app.test_client()
@@ -650,7 +652,7 @@ def test_post_with_an_id_that_is_purged_each_time_is_a_503(
         assert client.delete(f"{tasks_url}/{body['id']}").status_code == 204
 
     purge = (put_into_trash, lambda: client.delete(f"/api/{user_id}/trash"))
-    pausing.services.pool.interferences = [purge] * MOST_ROUNDS
+    pausing.services.pool.interferences = [purge] * MAX_ATTEMPTS
 
     response = pausing.test_client().post(tasks_url, json=body, headers=headers)
 
