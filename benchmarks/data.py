@@ -76,7 +76,8 @@ class Size:
 # No trigger renders the rows: the columns of the subquery have the names of those of `tasks`.
 INSERT_TASKS = f"""
     INSERT INTO tasks
-        (user_id, id, title, description, completed, created_at, updated_at, revision, json)
+        (user_id, id, title, description, completed, priority, created_at, updated_at, revision,
+         json)
     SELECT task.*, {rendered_row(TASK.table, [field.name for field in TASK.fields], "task")}
     FROM (
         SELECT format('00000000-0000-4000-8000-%%s',
@@ -85,7 +86,7 @@ INSERT_TASKS = f"""
                'Buy oat milk, number ' || n AS title,
                'Two litres of the plain kind, and none of the ones with sugar in them.'
                    AS description,
-               false AS completed, moment AS created_at, moment AS updated_at,
+               false AS completed, 'none' AS priority, moment AS created_at, moment AS updated_at,
                %(first)s + (n - 1) %% %(each)s + 1 AS revision
         FROM generate_series(1, %(all)s::bigint) AS n,
              LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'

@@ -14,7 +14,7 @@ from todo_api.db import tables
 from todo_api.resources.fields import Field
 from todo_api.resources.representation import function_of
 from todo_api.resources.resource import Resource, resource_table
-from todo_api.resources.types import BooleanType, IntegerType, TextType
+from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
 from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
 
@@ -68,6 +68,16 @@ FIELDS = (
         is_sortable=True,
         description="Whether the widget is open.",
         example=True,
+    ),
+    # Their order is not the alphabetical one.
+    Field(
+        name="shape",
+        type=EnumType(values=("square", "circle", "oval")),
+        nullable=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="The shape of the widget.",
+        example="oval",
     ),
 )
 

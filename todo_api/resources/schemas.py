@@ -85,8 +85,13 @@ class Schemas:
     @cached_property
     def patch(self) -> type[Schema]:
         """The body of a PATCH: a JSON merge patch (RFC 7396)."""
-        members = self._each(lambda field: field.type.request_field(**field.options()))
-        return self._made(f"{self._name}Patch", members | self._read_only_members())
+
+        def member(field: Field) -> fields.Field[Any]:
+            options = field.options() | {"allow_none": field.is_nullable_in_patch}
+            return field.type.request_field(**options)
+
+        members = self._each(member) | self._read_only_members()
+        return self._made(f"{self._name}Patch", members)
 
     def _read_only_members(self) -> dict[str, Any]:
         """Return the read-only members, which a PUT or PATCH may contain as GET returned them."""
@@ -115,9 +120,7 @@ class Schemas:
         """The query of a list: filters, sort, limit and cursor."""
         resource = self._resource
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
-        members: dict[str, fields.Field[Any]] = {
-            name: filter_.parameter for name, filter_ in resource.filters.items()
-        }
+        members = self._filters()
         members["sort"] = fields.String(
             load_default="-created_at",
             validate=validate.OneOf(sorts, error="Must be one of: {choices}."),
@@ -132,6 +135,14 @@ class Schemas:
         members["limit"] = limit_parameter(resource.plural)
         members["cursor"] = cursor_parameter()
         return self._made(f"{self._name}Query", members)
+
+    @cached_property
+    def count_query(self) -> type[Schema]:
+        """The query of a count: filters."""
+        return self._made(f"{self._name}CountQuery", self._filters())
+
+    def _filters(self) -> dict[str, fields.Field[Any]]:
+        return {name: filter_.parameter for name, filter_ in self._resource.filters.items()}
 
     # Responses
 
@@ -165,6 +176,16 @@ class Schemas:
     def page(self) -> dict[str, Any]:
         """A page of a list."""
         return {"type": "array", "maxItems": PAGE_LIMIT, "items": self.item}
+
+    @cached_property
+    def count(self) -> type[Schema]:
+        """The number of items that pass all filters."""
+        number = fields.Integer(
+            required=True,
+            validate=validate.Range(0, 2**53 - 1),
+            metadata={"description": f"The number of {self._resource.plural}.", "example": 7},
+        )
+        return self._made(f"{self._name}Count", {"count": number}, base=ResponseSchema)
 
     @cached_property
     def change(self) -> SchemaUnion:
