@@ -551,6 +551,24 @@ def test_existing_rows_get_clock_revisions_beside_writers_of_the_version_before(
     assert_serves(open_database, url)
 
 
+def test_rows_of_the_version_before_get_the_default_of_a_new_member(new_database):
+    """0011 adds the priority of a task. The version before still inserts rows without it."""
+    url = new_database("priority")
+    migrate(url, "0010")
+    execute(url, INSERT_TASK)
+    before = read_revisions(url)
+
+    migrate(url)
+    renewed = read_revisions(url)
+    execute(url, INSERT_TASK)
+
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT priority, json::json->>'priority' FROM tasks").fetchall()
+    assert renewed > before, "a new member changes the JSON: it takes a revision"
+    assert rows == [("none", "none")] * 2
+    assert read_wrongly_rendered(url) == []
+
+
 def read_wrongly_rendered(url):
     rendered = rendered_row(TASK.table, [field.name for field in TASK.fields], "tasks")
     with psycopg.connect(url) as connection:
