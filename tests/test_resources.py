@@ -317,9 +317,7 @@ def test_schema_and_database_enforce_every_rule(items, resource, field, ending):
     assert resource.constraints[constraint] == (pointer, rule.detail)
 
 
-def sort_rows(
-    resource: Resource, rows: list[dict[str, Any]], sort: str
-) -> list[dict[str, Any]]:
+def sort_rows(resource: Resource, rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     """Sort as lists do: null is after every value, and the id decides between equal values."""
     name = sort.removeprefix("-")
     type_ = resource.by_name[name].type

@@ -104,7 +104,8 @@ def test_filter_takes_several_priorities(client, make_task, tasks_url, words, ex
 
 
 @pytest.mark.parametrize(
-    "words", ["urgent", "high,urgent", "High", "", "high,", "high, low", "4", ",".join(["low"] * 60)]
+    "words",
+    ["urgent", "high,urgent", "High", "", "high,", "high, low", "4", ",".join(["low"] * 60)],
 )
 @pytest.mark.parametrize("path", ["", "/count"])
 def test_unknown_word_in_the_filter_is_refused(client, tasks_url, path, words):
