@@ -18,7 +18,7 @@ from alembic.operations.ops import (
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
+from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect, text
 
 from todo_api.app import RESOURCES
 from todo_api.commands.renewal import renew_revisions
@@ -65,7 +65,11 @@ def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
-        directive.upgrade_ops.ops += renew_changed_tables(directive.upgrade_ops.ops)
+        changed = changed_resources(directive.upgrade_ops.ops)
+        directive.upgrade_ops.ops += renew(write_json(resource) for resource in changed)
+        directive.downgrade_ops.ops += renew(
+            current_write_json(migration.connection, resource) for resource in changed
+        )
         # Not for `alembic check`, which writes no migration.
         if getattr(context.config.cmd_opts, "autogenerate", False):
             set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
@@ -162,24 +166,34 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
 RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
 
 
-def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
-    """Yield what renders all rows of a resource anew if an operation adds a member to it."""
-    changed = {
+def changed_resources(operations: Iterable[Any]) -> list[Resource]:
+    """Return the resources to which an operation adds a member."""
+    tables = {
         operation.table_name
         for operation in operations
         if isinstance(operation, ModifyTableOps)
         and any(isinstance(each, AddColumnOp) for each in operation.ops)
     }
-    functions = [write_json(each) for each in RESOURCES if each.table.name in changed]
-    yield from functions
-    if functions:
-        yield ExecuteSQLOp(RENEW)
+    return [resource for resource in RESOURCES if resource.table.name in tables]
+
+
+def renew(functions: Iterable[ExecuteSQLOp]) -> list[ExecuteSQLOp]:
+    """Return these functions, and what renders all rows anew if there is a function."""
+    operations = [*functions]
+    return [*operations, ExecuteSQLOp(RENEW)] if operations else []
 
 
 def write_json(resource: Resource) -> ExecuteSQLOp:
     """Return what makes or replaces the function that renders the resource's rows."""
     fields = [field.name for field in resource.fields]
     return ExecuteSQLOp(function_of(resource.table, fields))
+
+
+def current_write_json(connection: Connection, resource: Resource) -> ExecuteSQLOp:
+    """Return what makes the function that the database has now, for the downgrade."""
+    definition = text("SELECT pg_get_functiondef(CAST(:name AS regproc))")
+    name = f"write_{resource.table.name}_json"
+    return ExecuteSQLOp(connection.execute(definition, {"name": name}).scalar_one())
 
 
 def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:
