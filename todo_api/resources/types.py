@@ -276,8 +276,8 @@ class EnumType:
     column_type = Text()
 
     def request_field(self, **options: Any) -> fields.Field[Any]:
-        messages = {"invalid": self._detail()}
-        return StrictText(validate=self._one_of(), error_messages=messages, **options)
+        options["error_messages"] = {"invalid": self._detail()}
+        return StrictText(validate=self._one_of(), **options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
         return fields.String(validate=self._one_of(), **options)

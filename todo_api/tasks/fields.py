@@ -36,7 +36,7 @@ FIELDS = (
         default="none",
         is_filterable=True,
         is_sortable=True,
-        description="How important the task is. Lists sort priorities in the order none to high.",
+        description="How important the task is. Lists sort in the order none, low, medium, high.",
         example="high",
     ),
 )
