@@ -139,7 +139,7 @@ async function createWithOwnId(user_id: string): Promise<Task> {
   assert.equal(created.title, "Own id");
 
   assert.deepEqual(await createTask(api, user_id, "Own id", id), created);
-  await assert.rejects(createTask(api, user_id, "Another title", id), /has other values/);
+  await assert.rejects(createTask(api, user_id, "Another title", id), /belongs to one with other values/);
   return created;
 }
 
