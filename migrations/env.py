@@ -54,10 +54,10 @@ STATEMENT_TIMEOUT = "60s"
 def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
     """Number a generated migration, and add the parts that Alembic does not compare.
 
-    These are CHECK constraints; the trigger, grants and row-level security of a new resource; and
-    the statement that starts the renewal (new revisions for all rows, commands/renewal.py) if a
-    resource has a new member. SCHEMA_VERSION becomes the new number. Numbers ascend, because
-    /health compares SCHEMA_VERSION with the number in the database.
+    These are CHECK constraints; the trigger, grants and row-level security of a new resource; and,
+    for a new member, the function that renders rows and the statement that starts the renewal (new
+    revisions for all rows, commands/renewal.py). SCHEMA_VERSION becomes the new number. Numbers
+    ascend, because /health compares SCHEMA_VERSION with the number in the database.
     """
     script = ScriptDirectory.from_config(context.config)
     head = script.get_current_head() or "0000"
