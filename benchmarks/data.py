@@ -17,6 +17,8 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 
 from todo_api.commands.embedded import Cluster, temporary_cluster
+from todo_api.resources.representation import rendered_row
+from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +73,27 @@ class Size:
     tasks_per_user: int
 
 
+# No trigger renders the rows: the columns of the subquery have the names of those of `tasks`.
+INSERT_TASKS = f"""
+    INSERT INTO tasks
+        (user_id, id, title, description, completed, priority, created_at, updated_at, revision,
+         json)
+    SELECT task.*, {rendered_row(TASK.table, [field.name for field in TASK.fields], "task")}
+    FROM (
+        SELECT format('00000000-0000-4000-8000-%%s',
+                      lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid AS user_id,
+               format('01900000-0000-7000-8000-%%s', lpad(n::text, 12, '0'))::uuid AS id,
+               'Buy oat milk, number ' || n AS title,
+               'Two litres of the plain kind, and none of the ones with sugar in them.'
+                   AS description,
+               false AS completed, 'none' AS priority, moment AS created_at, moment AS updated_at,
+               %(first)s + (n - 1) %% %(each)s + 1 AS revision
+        FROM generate_series(1, %(all)s::bigint) AS n,
+             LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'
+                             + n * interval '1 second') AS of (moment)
+    ) AS task
+"""  # noqa: S608  constants of this project
+
 # Ahead of the clock, so that the trigger counts: each change takes the previous number plus 1.
 FIRST_REVISION = 2**52
 
@@ -98,19 +121,7 @@ class Data:
                     (FIRST_REVISION + size.tasks_per_user, size.users),
                 )
                 connection.execute(
-                    """
-                    INSERT INTO tasks
-                        (user_id, id, title, description, created_at, updated_at, revision)
-                    SELECT format('00000000-0000-4000-8000-%%s',
-                                  lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid,
-                           format('01900000-0000-7000-8000-%%s', lpad(n::text, 12, '0'))::uuid,
-                           'Buy oat milk, number ' || n,
-                           'Two litres of the plain kind, and none of the ones with sugar in them.',
-                           moment, moment, %(first)s + (n - 1) %% %(each)s + 1
-                    FROM generate_series(1, %(all)s::bigint) AS n,
-                         LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'
-                                         + n * interval '1 second') AS of (moment)
-                    """,
+                    INSERT_TASKS,
                     {
                         "each": size.tasks_per_user,
                         "all": size.users * size.tasks_per_user,

@@ -51,6 +51,7 @@ EXPRESSIONS = {
     "new_title": "('Buy oat milk, change ' || :change)",
     "new_description": "'Two litres, and none with sugar in it.'",
     "new_completed": "(:change::int % 2 = 0)",
+    "new_priority": "'none'",
 }
 
 

@@ -18,7 +18,7 @@ from alembic.operations.ops import (
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect
+from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect, text
 
 from todo_api.app import RESOURCES
 from todo_api.commands.renewal import renew_revisions
@@ -26,12 +26,15 @@ from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
+from todo_api.resources.representation import function_of
 from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
+
+    from todo_api.resources.resource import Resource
 
 # The metadata of all tables, also of those without a resource.
 metadata = RESOURCES[0].table.metadata
@@ -51,10 +54,10 @@ STATEMENT_TIMEOUT = "60s"
 def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
     """Number a generated migration, and add the parts that Alembic does not compare.
 
-    These are CHECK constraints; the trigger, grants and row-level security of a new resource; and
-    the statement that starts the renewal (new revisions for all rows, commands/renewal.py) if a
-    resource has a new member. SCHEMA_VERSION becomes the new number. Numbers ascend, because
-    /health compares SCHEMA_VERSION with the number in the database.
+    These are CHECK constraints; the trigger, grants and row-level security of a new resource; and,
+    for a new member, the function that renders rows and the statement that starts the renewal (new
+    revisions for all rows, commands/renewal.py). SCHEMA_VERSION becomes the new number. Numbers
+    ascend, because /health compares SCHEMA_VERSION with the number in the database.
     """
     script = ScriptDirectory.from_config(context.config)
     head = script.get_current_head() or "0000"
@@ -62,7 +65,11 @@ def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
-        directive.upgrade_ops.ops += renew_changed_tables(directive.upgrade_ops.ops)
+        changed = changed_resources(directive.upgrade_ops.ops)
+        directive.upgrade_ops.ops += renew(write_json(resource) for resource in changed)
+        directive.downgrade_ops.ops += renew(
+            current_write_json(migration.connection, resource) for resource in changed
+        )
         # Not for `alembic check`, which writes no migration.
         if getattr(context.config.cmd_opts, "autogenerate", False):
             set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
@@ -104,6 +111,16 @@ PROTECTION = (
         "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
         " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
     ),
+    # After take_revision, in the order of the triggers' names.
+    (
+        "CREATE TRIGGER write_json_on_insert BEFORE INSERT ON {table}"
+        " FOR EACH ROW EXECUTE FUNCTION write_{table}_json()"
+    ),
+    (
+        "CREATE TRIGGER write_json_on_update BEFORE UPDATE ON {table}"
+        " FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)"
+        " EXECUTE FUNCTION write_{table}_json()"
+    ),
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {application}",
     # Of UPDATE for one column, the purge needs the right to lock rows.
     (
@@ -133,6 +150,7 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
     existing = inspect(connection).get_table_names()
     for resource in RESOURCES:
         if resource.table.name not in existing:
+            yield write_json(resource)
             for statement in PROTECTION:
                 yield ExecuteSQLOp(
                     statement.format(
@@ -148,18 +166,34 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
 RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
 
 
-def renew_changed_tables(operations: Iterable[Any]) -> Iterator[ExecuteSQLOp]:
-    """Yield the statement that starts the renewal if an operation adds a member to a resource."""
-    tables = {resource.table.name for resource in RESOURCES}
-    added = [
-        each
+def changed_resources(operations: Iterable[Any]) -> list[Resource]:
+    """Return the resources to which an operation adds a member."""
+    tables = {
+        operation.table_name
         for operation in operations
-        if isinstance(operation, ModifyTableOps) and operation.table_name in tables
-        for each in operation.ops
-        if isinstance(each, AddColumnOp)
-    ]
-    if added:
-        yield ExecuteSQLOp(RENEW)
+        if isinstance(operation, ModifyTableOps)
+        and any(isinstance(each, AddColumnOp) for each in operation.ops)
+    }
+    return [resource for resource in RESOURCES if resource.table.name in tables]
+
+
+def renew(functions: Iterable[ExecuteSQLOp]) -> list[ExecuteSQLOp]:
+    """Return these functions, and what renders all rows anew if there is a function."""
+    operations = [*functions]
+    return [*operations, ExecuteSQLOp(RENEW)] if operations else []
+
+
+def write_json(resource: Resource) -> ExecuteSQLOp:
+    """Return what makes or replaces the function that renders the resource's rows."""
+    fields = [field.name for field in resource.fields]
+    return ExecuteSQLOp(function_of(resource.table, fields))
+
+
+def current_write_json(connection: Connection, resource: Resource) -> ExecuteSQLOp:
+    """Return what makes the function that the database has now, for the downgrade."""
+    definition = text("SELECT pg_get_functiondef(CAST(:name AS regproc))")
+    name = f"write_{resource.table.name}_json"
+    return ExecuteSQLOp(connection.execute(definition, {"name": name}).scalar_one())
 
 
 def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:

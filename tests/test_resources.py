@@ -21,6 +21,7 @@ from tests.support.postgresql import migrate
 from tests.support.samples import breaking_values, sample_values
 from tests.support.widgets import WIDGET, add_widget_routes, create_widgets_table
 from todo_api.app import RESOURCES
+from todo_api.resources.types import EnumType
 
 if TYPE_CHECKING:
     from flask.testing import FlaskClient
@@ -95,6 +96,13 @@ class Items:
         assert self.client.delete(url).status_code == 204
         return [self.client.post(f"{url}/restore").json, *others]
 
+    def count(self, **query: Any) -> int:
+        """Return the number of items that pass these filters."""
+        texts = {name: query_text(value) for name, value in query.items()}
+        response = self.client.get(f"{self.url}/count?{urlencode(texts)}")
+        assert response.status_code == 200, response.text
+        return response.json["count"]
+
     def feed(self, path: str) -> Any:
         """Return what a route that spans all resources of the user has."""
         response = self.client.get(f"{self.feeds_url}/{path}")
@@ -148,6 +156,7 @@ def test_resource_has_every_route(items, resource):
     assert {
         f"create_{resource.name}",
         f"list_{resource.plural}_of_user",
+        f"count_{resource.plural}_of_user",
         f"get_{resource.name}",
         f"put_{resource.name}",
         f"patch_{resource.name}",
@@ -256,6 +265,26 @@ def test_null_is_refused_unless_the_field_is_nullable(items, field):
         assert (response.status_code, response.json["errors"]) == (422, errors)
 
 
+@pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
+def test_null_in_a_patch_sets_the_default(items, field):
+    other = next(value for value in sample_values(field) if value != field.default)
+    item = items.create(**{field.name: other})
+    url = f"{items.url}/{item['id']}"
+
+    response = items.client.patch(url, json={field.name: None})
+
+    if field.required or not field.is_reset_by_null:
+        errors = [{"pointer": f"/{field.name}", "detail": "Field may not be null."}]
+        assert (response.status_code, response.json["errors"]) == (422, errors)
+        assert items.client.get(url).json == item
+    else:
+        new = {name: response.json[name] for name in ("revision", "updated_at")}
+        assert (response.status_code, response.json) == (
+            200,
+            item | {field.name: field.default} | new,
+        )
+
+
 def test_samples_have_an_invalid_value_for_every_rule():
     fields = [field for resource in RESOURCES_AND_WIDGET for field in resource.fields]
 
@@ -288,12 +317,16 @@ def test_schema_and_database_enforce_every_rule(items, resource, field, ending):
     assert resource.constraints[constraint] == (pointer, rule.detail)
 
 
-def sort_rows(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+def sort_rows(resource: Resource, rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     """Sort as lists do: null is after every value, and the id decides between equal values."""
     name = sort.removeprefix("-")
+    type_ = resource.by_name[name].type
 
     def key(row: dict[str, Any]) -> tuple[bool, Any, str]:
-        return row[name] is None, 0 if row[name] is None else row[name], row["id"]
+        value = row[name]
+        if isinstance(type_, EnumType) and value is not None:
+            value = type_.values.index(value)
+        return value is None, 0 if value is None else value, row["id"]
 
     return sorted(rows, key=key, reverse=sort.startswith("-"))
 
@@ -307,7 +340,7 @@ def test_pages_continue_every_sort_order(items, resource, sort):
     field = resource.by_name[sort.removeprefix("-")]
     assert_same_lines(
         [row for page in listed for row in page],
-        sort_rows(rows, sort),
+        sort_rows(resource, rows, sort),
         f"See sort_key of {type(field.type).__name__} in todo_api/resources/types.py.",
     )
 
@@ -325,7 +358,7 @@ def filtered_field(resource: Resource, name: str) -> tuple[Field, str]:
 
 
 @pytest.mark.parametrize(("resource", "name"), EACH_FILTER)
-def test_every_filter_returns_the_matching_rows(items, resource, name):
+def test_every_filter_returns_and_counts_the_matching_rows(items, resource, name):
     rows = items.fill()
     if name == SEARCH:
         values = {
@@ -349,7 +382,9 @@ def test_every_filter_returns_the_matching_rows(items, resource, name):
     has_partial_match = False
     for value in sorted(filter(lambda value: value != "", values)):
         (page,) = items.list(**{name: value}, sort="created_at") or [[]]
-        expected = [row for row in sort_rows(rows, "created_at") if passes(row, value)]
+        in_order = sort_rows(resource, rows, "created_at")
+        expected = [row for row in in_order if passes(row, value)]
+        assert items.count(**{name: value}) == len(expected)
         assert_same_lines(
             page,
             expected,

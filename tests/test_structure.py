@@ -13,6 +13,7 @@ from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_WITH_TIMEOUT
 from todo_api.db.statement import Statement
+from todo_api.resources.representation import function_of
 from todo_api.resources.types import WHITE_SPACE
 from todo_api.web.operation import operation_of
 
@@ -147,7 +148,7 @@ def test_requests_can_remove_nothing_but_what_is_in_the_trash(connection):
     )
 
 
-def test_every_table_of_a_resource_has_the_revision_triggers(connection):
+def test_every_table_of_a_resource_has_its_triggers(connection):
     rows = connection.execute("""
         SELECT tgrelid::regclass::text, proname FROM pg_trigger JOIN pg_proc ON tgfoid = pg_proc.oid
         WHERE NOT tgisinternal
@@ -155,9 +156,27 @@ def test_every_table_of_a_resource_has_the_revision_triggers(connection):
 
     assert_same_lines(
         sorted(rows),
-        sorted((table, "take_revision") for table in TABLES for _ in ("insert", "update")),
-        "Create both triggers for each table in its migration, as 0002 does.",
+        sorted(
+            (table, function)
+            for table in TABLES
+            for function in ("take_revision", f"write_{table}_json")
+            for _ in ("insert", "update")
+        ),
+        "Create the triggers of each table in its migration, as 0002 and 0010 do.",
     )
+
+
+def test_every_resource_is_rendered_by_its_present_fields(connection):
+    """The function in the database is the one that `make migration` would write now."""
+    for resource in RESOURCES:
+        fields = [field.name for field in resource.fields]
+        (source,) = connection.execute(
+            "SELECT prosrc FROM pg_proc WHERE proname = %s", (f"write_{resource.plural}_json",)
+        ).fetchone()
+
+        assert f"AS $${source}$$" in function_of(resource.table, fields), (
+            f"{resource.plural}: write the function in a migration, as 0010 does."
+        )
 
 
 def test_every_constraint_has_an_error_message_or_is_internal(connection):

@@ -85,6 +85,7 @@ class User(NamedTuple):
             "new_title": "Changed",
             "new_description": None,
             "new_completed": False,
+            "new_priority": "none",
             "match": None,
             "none_match": [],
             "rows": limit + 1,

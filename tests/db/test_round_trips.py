@@ -164,6 +164,8 @@ def test_response_in_many_segments_is_one_round_trip(proxied_url, count_round_tr
         ("GET", "/{id}", None, 200),
         ("GET", "", None, 200),
         ("GET", "?completed=false&limit=1", None, 200),
+        ("GET", "/count", None, 200),
+        ("GET", "/count?priority=none,high", None, 200),
         ("POST", "", {"title": "Buy oats"}, 201),
         ("POST", "", {"title": "Buy oat milk", "id": "{id}"}, 201),
         ("POST", "", {"title": "Buy oats", "id": "{id}"}, 409),

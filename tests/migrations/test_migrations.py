@@ -30,6 +30,7 @@ from todo_api.commands.embedded import temporary_cluster
 from todo_api.db.schema_version import SCHEMA_VERSION
 from todo_api.db.tables import metadata
 from todo_api.resources.items import find_item, insert_item
+from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
 # The advisory lock that lets one migration run at a time.
@@ -543,10 +544,37 @@ def test_existing_rows_get_clock_revisions_beside_writers_of_the_version_before(
     assert least >= before, "no row keeps a number of version 0008"
     assert above == 0
     assert state == (None,)
+    assert read_wrongly_rendered(url) == []
     renewed = read_tasks(url, quiet)
     assert [row[:-1] for row in renewed] == [row[:-1] for row in unchanged]
     assert len({row[-1] for row in renewed}) == 1
     assert_serves(open_database, url)
+
+
+def test_rows_of_the_version_before_get_the_default_of_a_new_member(new_database):
+    """0011 adds the priority of a task. The version before still inserts rows without it."""
+    url = new_database("priority")
+    migrate(url, "0010")
+    execute(url, INSERT_TASK)
+    before = read_revisions(url)
+
+    migrate(url)
+    renewed = read_revisions(url)
+    execute(url, INSERT_TASK)
+
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT priority, json::json->>'priority' FROM tasks").fetchall()
+    assert renewed > before, "a new member changes the JSON: it takes a revision"
+    assert rows == [("none", "none")] * 2
+    assert read_wrongly_rendered(url) == []
+
+
+def read_wrongly_rendered(url):
+    rendered = rendered_row(TASK.table, [field.name for field in TASK.fields], "tasks")
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            f"SELECT id, json FROM tasks WHERE json IS DISTINCT FROM {rendered}"
+        ).fetchall()
 
 
 def read_tasks(url, owner):
@@ -569,8 +597,8 @@ def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path
     shutil.copy(ROOT / version_file, tmp_path / version_file)
     before = (ROOT / version_file).read_text()
     migrate(url)
-    execute(url, "ALTER TABLE tasks DROP COLUMN description")
     execute(url, INSERT_TASK)
+    execute(url, "ALTER TABLE tasks DROP COLUMN description")
     revision = read_revisions(url)
 
     assert_succeeds(
@@ -584,9 +612,13 @@ def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path
     text = (tmp_path / "migrations" / "versions" / f"{next_number}_describe_tasks.py").read_text()
     assert f"revision = '{next_number}'\ndown_revision = '{SCHEMA_VERSION}'\n" in text
     assert "op.add_column('tasks', sa.Column('description', sa.Text()" in text
+    upgrade, _, downgrade = text.partition("def downgrade()")
+    assert "CREATE OR REPLACE FUNCTION write_tasks_json()" in upgrade
+    assert "CREATE OR REPLACE FUNCTION public.write_tasks_json()" in downgrade
     assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
     assert version(url) == next_number
     assert read_revisions(url) > revision, "a new member changes the JSON: it takes a revision"
+    assert read_wrongly_rendered(url) == []
     assert f'SCHEMA_VERSION = "{next_number}"' in (tmp_path / version_file).read_text()
     assert (ROOT / version_file).read_text() == before
 
@@ -616,7 +648,7 @@ def test_generated_migration_protects_a_new_resource(new_database, alembic, tmp_
             " (SELECT count(*) FROM pg_trigger WHERE tgrelid = pg_class.oid AND NOT tgisinternal)"
             " FROM pg_class WHERE relname = 'tasks'"
         ).fetchone()
-    assert protected == (True, True, 3, 2)
+    assert protected == (True, True, 3, 4)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from todo_api.resources.types import BooleanType, IntegerType, TextType
+from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
 
 if TYPE_CHECKING:
     from todo_api.resources.fields import Field
@@ -19,6 +19,8 @@ def sample_values(field: Field) -> list[Any]:
     match field.type:
         case BooleanType():
             values: list[Any] = [False, True]
+        case EnumType(values=words):
+            values = list(words)
         case IntegerType(minimum=minimum, maximum=maximum):
             values = [maximum, minimum, (minimum + maximum) // 2]
         case TextType(minimum=minimum, maximum=maximum):
@@ -33,6 +35,8 @@ def breaking_values(field: Field) -> dict[str, Any]:
     match field.type:
         case BooleanType():
             return {}
+        case EnumType(values=words):
+            return {"known": words[0].upper()}
         case IntegerType(maximum=maximum):
             return {"range": maximum + 1}
         case TextType(maximum=maximum, is_stripped=is_stripped):

@@ -9,7 +9,7 @@ from todo_api.app import RESOURCES
 from todo_api.db.statement import Statement
 from todo_api.operations.health import FIND_SCHEMA_VERSION
 from todo_api.resources.changes import changes_statement
-from todo_api.resources.pages import list_statement
+from todo_api.resources.pages import count_statement, list_statement
 from todo_api.resources.statements import FIND_RESPONSE, ConditionalChange
 from todo_api.resources.trash import trash_statement
 from todo_api.users.statements import DELETE
@@ -47,6 +47,7 @@ def statements() -> Iterator[tuple[str, Statement]]:
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         names = tuple(sorted(resource.filters))
         for filters in ((), *((name,) for name in names), names):
+            yield f"count {resource.plural} {filters}", count_statement(resource, filters)
             for sort, after in product(sorts, (False, True)):
                 statement = list_statement(resource, filters, sort, after=after)
                 yield f"list {resource.plural} {filters} {sort} {after}", statement

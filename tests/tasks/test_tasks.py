@@ -35,6 +35,7 @@ def test_new_task_has_the_sent_fields_and_the_server_fields(client, tasks_url, u
         "title": "Buy oat milk",
         "description": "Two litres",
         "completed": True,
+        "priority": "none",
         "created_at": response.json["updated_at"],
         "updated_at": response.json["updated_at"],
         "revision": response.json["revision"],
@@ -52,6 +53,7 @@ def test_task_needs_only_a_title(client, tasks_url):
     assert response.status_code == 201
     assert response.json["description"] is None
     assert response.json["completed"] is False
+    assert response.json["priority"] == "none"
 
 
 def test_location_of_a_new_task_returns_it(client, tasks_url):

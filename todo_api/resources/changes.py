@@ -8,26 +8,24 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Text,
     Uuid,
     bindparam,
     case,
-    false,
     func,
     literal_column,
     null,
     or_,
     select,
-    true,
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSON
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import database_state, users
 from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import count_fitting
-from todo_api.resources.statements import json_object
+from todo_api.resources.representation import json_id, json_number, json_object, json_text
 
 if TYPE_CHECKING:
     from sqlalchemy import Select
@@ -85,12 +83,12 @@ def changes_statement(resources: tuple[Resource, ...]) -> Statement:
     def changed(resource: Resource) -> Select[Any]:
         columns, statements = resource.table.c, resource.statements
         position = {
-            "type": literal_column(f"'{resource.name}'"),
-            "id": columns.id,
-            "revision": columns.revision,
+            "type": json_text(f'"{resource.name}"'),
+            "id": json_id(columns.id),
+            "revision": json_number(columns.revision),
         }
-        live = {"deleted": false(), "value": statements.json}
-        tombstone = {"deleted": true(), "deleted_at": statements.deleted_at}
+        live = {"deleted": json_text("false"), "value": statements.json}
+        tombstone = {"deleted": json_text("true"), "deleted_at": statements.deleted_at}
         json = case(
             (statements.is_live, json_object(position | live)),
             else_=json_object(position | tombstone),
@@ -111,7 +109,7 @@ def changes_statement(resources: tuple[Resource, ...]) -> Statement:
 
     page = merge_branches(resources, changed, ("revision", "id")).subquery("page")
     first = select(
-        null().cast(JSON).label("json"),
+        null().cast(Text).label("json"),
         owner_revision.label("revision"),
         epoch.label("id"),
         purged_revision.label("purged_revision"),

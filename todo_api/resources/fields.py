@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Field:
     """A member of a resource.
 
-    `default` is the value if a POST does not have the member. A `required` member has no default. A
-    PUT or PATCH without the member keeps its value.
+    `default` is the value if a POST does not have the member, or if a PATCH has null. A `required`
+    member has no default. A PUT or PATCH without the member keeps its value.
     """
 
     name: str
@@ -29,12 +29,15 @@ class Field:
     required: bool = False
     nullable: bool = False
     default: Any = None
+    is_reset_by_null: bool = True
     is_filterable: bool = False
     is_sortable: bool = False
 
     def column(self) -> Column[Any]:
         """Return a new column for a table."""
-        default = None if self.default is None else text(str(self.default).lower())
+        default = self.default
+        if default is not None and not isinstance(default, str):
+            default = text(str(default).lower())
         return Column(
             self.name, self.type.column_type, nullable=self.nullable, server_default=default
         )
@@ -45,6 +48,11 @@ class Field:
             CheckConstraint(rule.condition, name=f"{self.name}_{ending}")
             for ending, rule in self.type.rules(self.name).items()
         ]
+
+    @property
+    def is_nullable_in_patch(self) -> bool:
+        """Whether a PATCH may have null, which sets the default."""
+        return self.nullable or (self.is_reset_by_null and not self.required)
 
     def options(self) -> dict[str, Any]:
         """Return the options that both marshmallow fields have: of requests and of responses."""

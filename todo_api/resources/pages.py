@@ -1,4 +1,4 @@
-"""Pages of a list: filtered, sorted, and beginning after a cursor."""
+"""Pages of a list: filtered, sorted, and beginning after a cursor; and the count of its items."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import orjson
 from sqlalchemy import (
     BigInteger,
     Integer,
+    Text,
     Uuid,
     any_,
     bindparam,
     exists,
+    func,
     null,
     select,
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSON
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import users
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 # A page has at most this number of bytes, so it may have fewer items than its limit.
 PAGE_BYTES = 1024 * 1024
 
-# The size of the cache of statements, one for each combination of filters, sort and cursor.
+# The size of each cache of statements: one for each combination of filters, sort and cursor.
 LIST_STATEMENTS = 512
 
 ROWS = bindparam("rows", type_=Integer)
@@ -103,7 +105,7 @@ def list_statement(
         row = tuple_(expression, table.c.id)
         end = tuple_(bindparam("after_value", type_=key.type), bindparam("after_id", type_=Uuid))
         page = page.where(row < end if is_descending else row > end)
-    first = select(null().cast(JSON).label("json"), owner_row.c.revision)
+    first = select(null().cast(Text).label("json"), owner_row.c.revision)
     return compiled(union_all(first, select(*page.subquery("page").c)))
 
 
@@ -124,9 +126,7 @@ def list_items(
     is_after = after is not None
     statement = list_statement(resource, names, sort, after=is_after)
     # One row more than the limit shows whether there is a next page.
-    parameters: dict[str, Any] = {
-        name: resource.filters[name].to_parameter(value) for name, value in filters.items()
-    }
+    parameters = filter_parameters(resource, filters)
     parameters |= {"rows": query.limit + 1, "client_revisions": list(client_revisions)}
     key = resource.sort_keys[sort.removeprefix("-")]
     if after is not None:
@@ -143,6 +143,41 @@ def list_items(
         members = orjson.loads(page[-1])
         end = Position(key.to_cursor(members[sort.removeprefix("-")]), UUID(members["id"]))
     return Page(revision, page, end)
+
+
+def filter_parameters(resource: Resource, filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the statement's parameters for these values of query parameters."""
+    return {name: resource.filters[name].to_parameter(value) for name, value in filters.items()}
+
+
+@lru_cache(maxsize=LIST_STATEMENTS)
+def count_statement(resource: Resource, filters: tuple[str, ...] = ()) -> Statement:
+    """Return a statement for the owner's revision and the number of items, in one snapshot."""
+    table = resource.table
+    count = (
+        select(func.count())
+        .select_from(table)
+        .where(table.c.user_id == OWNER, resource.statements.is_live)
+        .where(*(resource.filters[name].condition for name in filters), CLIENT_IS_OUTDATED)
+    )
+    return compiled(select(owner_row.c.revision, count.scalar_subquery().label("count")))
+
+
+def count_items(
+    database: Database,
+    owner: UUID,
+    resource: Resource,
+    filters: Mapping[str, Any],
+    client_revisions: Sequence[int] = (),
+) -> tuple[int, int]:
+    """Return the owner's revision, and the number of items that pass all filters.
+
+    If the owner's revision is one of `client_revisions`, no items are counted.
+    """
+    statement = count_statement(resource, tuple(sorted(filters)))
+    parameters = filter_parameters(resource, filters)
+    row = database.one(owner, statement, **parameters, client_revisions=list(client_revisions))
+    return (row[0], row[1]) if row else (0, 0)
 
 
 def count_fitting(page: Sequence[Json]) -> int:

@@ -86,6 +86,8 @@ def resource_table(
         # The write attempt id of the latest change, which the trigger writes. It shows a retry
         # whether the first run was committed.
         Column("attempt", Uuid),
+        # The representation, written by a trigger; NULL in a row that is not yet renewed.
+        Column("json", Text),
         PrimaryKeyConstraint("user_id", "id"),
         ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         *(constraint for field in declared for constraint in field.constraints()),

@@ -68,7 +68,7 @@ class Schemas:
         client_id = StrictUUID(
             metadata={"description": description, "example": self._resource.example_id}
         )
-        return self._made(
+        return self._make_schema(
             f"New{self._name}", {"id": client_id, **self._each(member)}, base=CreationSchema
         )
 
@@ -80,13 +80,18 @@ class Schemas:
             return field.type.request_field(required=field.required, **field.options())
 
         members = self._each(member) | self._read_only_members()
-        return self._made(f"{self._name}Put", members)
+        return self._make_schema(f"{self._name}Put", members)
 
     @cached_property
     def patch(self) -> type[Schema]:
         """The body of a PATCH: a JSON merge patch (RFC 7396)."""
-        members = self._each(lambda field: field.type.request_field(**field.options()))
-        return self._made(f"{self._name}Patch", members | self._read_only_members())
+
+        def member(field: Field) -> fields.Field[Any]:
+            options = field.options() | {"allow_none": field.is_nullable_in_patch}
+            return field.type.request_field(**options)
+
+        members = self._each(member) | self._read_only_members()
+        return self._make_schema(f"{self._name}Patch", members)
 
     def _read_only_members(self) -> dict[str, Any]:
         """Return the read-only members, which a PUT or PATCH may contain as GET returned them."""
@@ -115,9 +120,7 @@ class Schemas:
         """The query of a list: filters, sort, limit and cursor."""
         resource = self._resource
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
-        members: dict[str, fields.Field[Any]] = {
-            name: filter_.parameter for name, filter_ in resource.filters.items()
-        }
+        members = self._filters()
         members["sort"] = fields.String(
             load_default="-created_at",
             validate=validate.OneOf(sorts, error="Must be one of: {choices}."),
@@ -131,7 +134,15 @@ class Schemas:
         )
         members["limit"] = limit_parameter(resource.plural)
         members["cursor"] = cursor_parameter()
-        return self._made(f"{self._name}Query", members)
+        return self._make_schema(f"{self._name}Query", members)
+
+    @cached_property
+    def count_query(self) -> type[Schema]:
+        """The query of a count: filters."""
+        return self._make_schema(f"{self._name}CountQuery", self._filters())
+
+    def _filters(self) -> dict[str, fields.Field[Any]]:
+        return {name: filter_.parameter for name, filter_ in self._resource.filters.items()}
 
     # Responses
 
@@ -159,7 +170,7 @@ class Schemas:
                 "The number of the last change. In double quotes, it is the ETag."
             ),
         }
-        return self._made(self._name, members, base=ResponseSchema)
+        return self._make_schema(self._name, members, base=ResponseSchema)
 
     @cached_property
     def page(self) -> dict[str, Any]:
@@ -167,17 +178,27 @@ class Schemas:
         return {"type": "array", "maxItems": PAGE_LIMIT, "items": self.item}
 
     @cached_property
+    def count(self) -> type[Schema]:
+        """The number of items that pass all filters."""
+        number = fields.Integer(
+            required=True,
+            validate=validate.Range(0, 2**53 - 1),
+            metadata={"description": f"The number of {self._resource.plural}.", "example": 7},
+        )
+        return self._make_schema(f"{self._name}Count", {"count": number}, base=ResponseSchema)
+
+    @cached_property
     def change(self) -> SchemaUnion:
         """An entry of the changes: an item as it is now, or its tombstone."""
         value = fields.Nested(
             self.item, required=True, metadata={"description": "The item as it is now."}
         )
-        changed = self._made(
+        changed = self._make_schema(
             f"Changed{self._name}",
             self._change(is_tombstone=False) | {"value": value},
             base=ResponseSchema,
         )
-        tombstone = self._made(
+        tombstone = self._make_schema(
             f"{self._name}Tombstone",
             self._change(is_tombstone=True)
             | {"deleted_at": timestamp("When the item was deleted.")},
@@ -210,7 +231,7 @@ class Schemas:
                 self.item, required=True, metadata={"description": "The item before its deletion."}
             ),
         }
-        return self._made(f"Trashed{self._name}", members, base=ResponseSchema)
+        return self._make_schema(f"Trashed{self._name}", members, base=ResponseSchema)
 
     def _type(self) -> fields.String:
         name = self._resource.name
@@ -227,7 +248,7 @@ class Schemas:
     def _each(self, member: Any) -> dict[str, fields.Field[Any]]:
         return {field.name: member(field) for field in self._resource.fields}
 
-    def _made(
+    def _make_schema(
         self, name: str, members: dict[str, Any], base: type[Schema] = Schema
     ) -> type[Schema]:
         """Make a schema with this name and these members."""

@@ -33,28 +33,13 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import TRASH_DAYS, idempotency_keys, users
+from todo_api.resources.representation import json_timestamp, rendered_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     from todo_api.db.statement import Statement
-
-
-def utc(column: ColumnElement[Any]) -> ColumnElement[str]:
-    """Return an expression for the time in UTC with microseconds, as in RFC 3339."""
-    return func.to_char(
-        func.timezone(literal_column("'UTC'"), column),
-        literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""),
-    )
-
-
-def json_object(members: Mapping[str, Any]) -> ColumnElement[Any]:
-    """Return an expression for a JSON object of these members, in this order."""
-    parts: list[Any] = []
-    for name, value in members.items():
-        parts += [literal_column(f"'{name}'"), value]
-    return func.json_build_object(*parts)
 
 
 def new_value(column: Column[Any]) -> ColumnElement[Any]:
@@ -99,18 +84,11 @@ class Statements:
         columns = table.c
         self.is_live = columns.deleted_at.is_(None)
         self.is_deleted = columns.deleted_at.is_not(None)
-        self.members: dict[str, Any] = {
-            "id": columns.id,
-            "user_id": columns.user_id,
-            **{name: columns[name] for name in fields},
-            "created_at": utc(columns.created_at),
-            "updated_at": utc(columns.updated_at),
-            "revision": columns.revision,
-        }
         trash_time: ColumnElement[timedelta] = literal_column(f"interval '{TRASH_DAYS} days'")
-        self.deleted_at = utc(columns.deleted_at)
-        self.purge_at = utc(columns.deleted_at + trash_time)
-        self.json = json_object(self.members)
+        self.deleted_at = json_timestamp(columns.deleted_at)
+        self.purge_at = json_timestamp(columns.deleted_at + trash_time)
+        rendered = literal_column(rendered_row(table, fields, table.name), Text)
+        self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
         self._table = table
         self._fields = tuple(fields)
@@ -256,8 +234,11 @@ def insert_response(created: Any) -> Any:
                 KEY,
                 bindparam("fingerprint", type_=LargeBinary),
                 bindparam("status", type_=BigInteger),
-                json_object({"Location": bindparam("location", type_=Text), "ETag": tag}),
-                created.c.body,
+                func.json_build_object(
+                    *(literal_column("'Location'"), bindparam("location", type_=Text)),
+                    *(literal_column("'ETag'"), tag),
+                ),
+                cast(created.c.body, JSON),
                 created.c.revision,
             ),
         )

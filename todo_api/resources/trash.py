@@ -7,12 +7,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Uuid, bindparam, literal_column, select, tuple_
+from sqlalchemy import Uuid, bindparam, select, tuple_
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import Position, count_fitting
-from todo_api.resources.statements import json_object
+from todo_api.resources.representation import json_id, json_object, json_text
 from todo_api.resources.types import TimestampType, microseconds
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def trash_statement(resources: tuple[Resource, ...], *, after: bool = False) -> 
         columns, statements = resource.table.c, resource.statements
         json = json_object(
             {
-                "type": literal_column(f"'{resource.name}'"),
-                "id": columns.id,
+                "type": json_text(f'"{resource.name}"'),
+                "id": json_id(columns.id),
                 "deleted_at": statements.deleted_at,
                 "purge_at": statements.purge_at,
                 "value": statements.json,

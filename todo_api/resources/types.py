@@ -15,10 +15,12 @@ from sqlalchemy import (
     DateTime,
     Integer,
     Text,
+    any_,
     bindparam,
     case,
     literal_column,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.web.fields import (
     NOT_BLANK,
@@ -29,6 +31,7 @@ from todo_api.web.fields import (
     StrictInteger,
     StrictText,
     StrippedText,
+    WordsParameter,
 )
 
 if TYPE_CHECKING:
@@ -260,6 +263,59 @@ class IntegerType:
         if type(value) is not int:
             raise TypeError(value)
         if not self.minimum <= value <= self.maximum + 1:
+            raise ValueError(value)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnumType:
+    """One of these words, sorted in their order. Null is sorted after all words."""
+
+    values: tuple[str, ...]
+
+    column_type = Text()
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        options["error_messages"] = {"invalid": self._detail()}
+        return StrictText(validate=self._one_of(), **options)
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.String(validate=self._one_of(), **options)
+
+    def _one_of(self) -> validate.OneOf:
+        return validate.OneOf(self.values, error=self._detail())
+
+    def _detail(self) -> str:
+        *others, last = self.values
+        return f"Must be {', '.join(others)} or {last}."
+
+    def rules(self, name: str) -> dict[str, Rule]:
+        words = ", ".join(f"'{word}'" for word in self.values)
+        return {"known": Rule(f"{name} IN ({words})", self._detail())}
+
+    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
+        name = str(column.name)
+        is_one_of = column == any_(bindparam(name, type_=ARRAY(Text)))
+        description = f"Only with this `{name}`, or with one of several, separated by commas."
+        metadata = {"description": description, "example": example}
+        return {name: Filter(WordsParameter(self.values, metadata), is_one_of)}
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        ranks = [literal_column(str(rank), Integer) for rank in range(len(self.values) + 1)]
+        words = [literal_column(f"'{word}'", Text) for word in self.values]
+        expression = case(
+            *((column == word, rank) for word, rank in zip(words, ranks[:-1], strict=True)),
+            else_=ranks[-1],
+        )
+        return SortKey(expression, Integer(), self._to_cursor, self._checked)
+
+    def _to_cursor(self, value: str | None) -> int:
+        return len(self.values) if value is None else self.values.index(value)
+
+    def _checked(self, value: Any) -> int:
+        if type(value) is not int:
+            raise TypeError(value)
+        if not 0 <= value <= len(self.values):
             raise ValueError(value)
         return value
 

@@ -16,7 +16,7 @@ from todo_api.resources.items import (
     restore_item,
     update_item,
 )
-from todo_api.resources.pages import ListQuery, list_items
+from todo_api.resources.pages import ListQuery, count_items, list_items
 from todo_api.resources.responses import (
     already_exists,
     change_response,
@@ -60,7 +60,7 @@ def named(resource: Resource) -> Callable[[View], View]:
 
 
 def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
-    """Add the routes that create and list items."""
+    """Add the routes that create, list and count items."""
     schemas = resource.schemas
     path = f"/{resource.plural}"
 
@@ -112,6 +112,22 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
         response = collection_response(page.revision, json_array(page.items))
         return link_next_page(response, page.end, query_digest)
 
+    @blueprint.get(f"{path}/count", endpoint=f"count_{resource.plural}_of_user")
+    @blueprint.arguments(schemas.count_query, location="query")
+    @blueprint.response(200, schemas.count)
+    @blueprint.response(304)
+    @named(resource)
+    def count(filters: dict[str, Any], user_id: UUID) -> Response:
+        """Count the user's ITEMS.
+
+        The filters are those of the list. Without a filter, the count has all ITEMS that are not in
+        the trash.
+        """
+        revision, number = count_items(
+            database(), user_id, resource, filters, read_client_revisions()
+        )
+        return collection_response(revision, b'{"count": %d}' % number)
+
 
 def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     """Add the routes that read, put, patch, delete and restore one item."""
@@ -160,10 +176,12 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     def patch(changes: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
         """Set the members of a ITEM that are sent; keep the others.
 
-        The body is a JSON merge patch (RFC 7396). A `revision` in it is a precondition, like
-        `If-Match`; the other read-only members change nothing. If the ITEM has the requested
-        values already, the response is 200, even if the precondition fails.
+        The body is a JSON merge patch (RFC 7396): null sets a member to its default. A `revision`
+        in it is a precondition, like `If-Match`; the other read-only members change nothing. If the
+        ITEM has the requested values already, the response is 200, even if the precondition fails.
         """
+        nulls = {name for name, value in changes.items() if value is None}
+        changes |= {field.name: field.default for field in resource.fields if field.name in nulls}
         return update(changes, user_id, ids[resource.id_parameter])
 
     @blueprint.delete(path, endpoint=f"delete_{resource.name}")

@@ -3,7 +3,7 @@
 from todo_api.db.tables import metadata
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
-from todo_api.resources.types import BooleanType, TextType
+from todo_api.resources.types import BooleanType, EnumType, TextType
 
 FIELDS = (
     Field(
@@ -25,9 +25,19 @@ FIELDS = (
         name="completed",
         type=BooleanType(),
         default=False,
+        is_reset_by_null=False,
         is_filterable=True,
         description="Whether the task is done.",
         example=False,
+    ),
+    Field(
+        name="priority",
+        type=EnumType(values=("none", "low", "medium", "high")),
+        default="none",
+        is_filterable=True,
+        is_sortable=True,
+        description="How important the task is. Lists sort in the order none, low, medium, high.",
+        example="high",
     ),
 )
 

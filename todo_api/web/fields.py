@@ -15,10 +15,13 @@ from uuid import UUID
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 100
+
+# The length of a query parameter that lists words.
+WORDS_LENGTH = 200
 
 UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -158,6 +161,26 @@ class IntegerParameter(fields.Integer):
         if not re.fullmatch("-?[0-9]{1,18}", value):
             raise ValidationError("Must be a whole number.")
         return int(value)
+
+
+class WordsParameter(fields.String):
+    """One or more of these words, separated by commas.
+
+    The value is a list of the words, each once, in the order of `words`.
+    """
+
+    def __init__(self, words: Sequence[str], metadata: Mapping[str, Any]) -> None:
+        word = f"(?:{'|'.join(words)})"
+        pattern = {"pattern": f"^{word}(?:,{word})*$", "maxLength": WORDS_LENGTH}
+        super().__init__(metadata={**metadata, **pattern})
+        self.words = words
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        sent = set(value.split(","))
+        if len(value) > WORDS_LENGTH or not sent <= set(self.words):
+            detail = f"Must be one or more of {', '.join(self.words)}, separated by commas."
+            raise ValidationError(detail)
+        return [word for word in self.words if word in sent]
 
 
 class DateTimeParameter(fields.DateTime):

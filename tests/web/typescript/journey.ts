@@ -158,6 +158,11 @@ async function list(user_id: string, tasks: Task[]): Promise<void> {
     tasks.filter((task) => !task.completed && task.title.startsWith("Task")),
   );
 
+  const counted = await api.GET("/api/{user_id}/tasks/count", {
+    params: { path, query: { completed: false, priority: "none,high", q: "task" } },
+  });
+  assert.equal(checkSuccess(counted, 200).count, checkSuccess(open, 200).length);
+
   const repeated = await api.GET("/api/{user_id}/tasks", {
     params: { path, header: { "If-None-Match": readEtag(all) } },
   });
@@ -188,13 +193,14 @@ async function edit(task: Task): Promise<Task> {
 
   const described = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
     params: { path, header: { "If-Match": oldEtag } },
-    body: { description: "By the first device" },
+    body: { description: "By the first device", priority: "high" },
     headers: { "Content-Type": "application/merge-patch+json" },
   });
   const current = checkSuccess(described, 200);
   assert.deepEqual(current, {
     ...task,
     description: "By the first device",
+    priority: "high",
     revision: current.revision,
     updated_at: current.updated_at,
   });
