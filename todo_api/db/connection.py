@@ -71,11 +71,10 @@ class Connection(psycopg.Connection[Row]):
         With `prepares=False`, statements are not prepared, for poolers without prepared statements.
         """
         self.opened_at = time.monotonic()
-        # Load JSON and text as bytes: responses contain JSON as PostgreSQL wrote it.
+        # Load JSON as bytes: responses contain JSON as PostgreSQL wrote it.
         bytes_loader = self.adapters.get_loader(self.adapters.types["bytea"].oid, Format.BINARY)
         if bytes_loader is not None:
             self.adapters.register_loader("json", bytes_loader)
-            self.adapters.register_loader("text", bytes_loader)
         self._transformer = Transformer(self)
         self._max_prepared = max_prepared if prepares else 0
         self._names: dict[Shape, bytes] = {}

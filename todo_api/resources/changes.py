@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
-    Text,
+    LargeBinary,
     Uuid,
     bindparam,
     case,
@@ -25,7 +25,7 @@ from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import database_state, users
 from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import count_fitting
-from todo_api.resources.representation import json_id, json_number, json_object, json_text
+from todo_api.resources.representation import as_bytes, json_id, json_number, json_object, json_text
 
 if TYPE_CHECKING:
     from sqlalchemy import Select
@@ -94,7 +94,7 @@ def changes_statement(resources: tuple[Resource, ...]) -> Statement:
             else_=json_object(position | tombstone),
         )
         return select(
-            json.label("json"),
+            as_bytes(json).label("json"),
             columns.revision,
             columns.id,
             null().cast(BigInteger).label("purged_revision"),
@@ -109,7 +109,7 @@ def changes_statement(resources: tuple[Resource, ...]) -> Statement:
 
     page = merge_branches(resources, changed, ("revision", "id")).subquery("page")
     first = select(
-        null().cast(Text).label("json"),
+        null().cast(LargeBinary).label("json"),
         owner_revision.label("revision"),
         epoch.label("id"),
         purged_revision.label("purged_revision"),

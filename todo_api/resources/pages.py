@@ -11,7 +11,7 @@ import orjson
 from sqlalchemy import (
     BigInteger,
     Integer,
-    Text,
+    LargeBinary,
     Uuid,
     any_,
     bindparam,
@@ -26,6 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import users
+from todo_api.resources.representation import as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +96,7 @@ def list_statement(
     expression = key.expression
     order = (expression.desc(), table.c.id.desc()) if is_descending else (expression, table.c.id)
     page = (
-        select(statements.json.label("json"), null().cast(BigInteger).label("revision"))
+        select(as_bytes(statements.json).label("json"), null().cast(BigInteger).label("revision"))
         .where(table.c.user_id == OWNER, statements.is_live)
         .where(*(resource.filters[name].condition for name in filters), CLIENT_IS_OUTDATED)
         .order_by(*order)
@@ -105,7 +106,7 @@ def list_statement(
         row = tuple_(expression, table.c.id)
         end = tuple_(bindparam("after_value", type_=key.type), bindparam("after_id", type_=Uuid))
         page = page.where(row < end if is_descending else row > end)
-    first = select(null().cast(Text).label("json"), owner_row.c.revision)
+    first = select(null().cast(LargeBinary).label("json"), owner_row.c.revision)
     return compiled(union_all(first, select(*page.subquery("page").c)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, Text, cast, func, literal_column
+from sqlalchemy import DateTime, LargeBinary, Text, cast, func, literal_column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,3 +81,8 @@ def json_object(members: Mapping[str, ColumnElement[str]]) -> ColumnElement[str]
         text = text + json_text(f'{separator}"{name}":') + value
         separator = ","
     return text + json_text("}")
+
+
+def as_bytes(json: ColumnElement[str]) -> ColumnElement[bytes]:
+    """Return the text in UTF-8, which the driver does not decode."""
+    return func.convert_to(json, literal_column("'UTF8'"), type_=LargeBinary)

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import TRASH_DAYS, idempotency_keys, users
-from todo_api.resources.representation import json_timestamp, rendered_row
+from todo_api.resources.representation import as_bytes, json_timestamp, rendered_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ class Statements:
 
         self._table = table
         self._fields = tuple(fields)
-        self._item = (self.json, columns.revision, columns.id, self.is_deleted)
+        self._item = (as_bytes(self.json), columns.revision, columns.id, self.is_deleted)
         self._is_this_row = is_this_row = (columns.user_id == OWNER, columns.id == ID)
 
         self.find = compiled(select(*self._item).where(*is_this_row, self.is_live))

@@ -12,7 +12,7 @@ from sqlalchemy import Uuid, bindparam, select, tuple_
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import Position, count_fitting
-from todo_api.resources.representation import json_id, json_object, json_text
+from todo_api.resources.representation import as_bytes, json_id, json_object, json_text
 from todo_api.resources.types import TimestampType, microseconds
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def trash_statement(resources: tuple[Resource, ...], *, after: bool = False) -> 
                 "value": statements.json,
             }
         )
-        page = select(json.label("json"), columns.deleted_at, columns.id)
+        page = select(as_bytes(json).label("json"), columns.deleted_at, columns.id)
         page = page.where(columns.user_id == OWNER, statements.is_deleted)
         if after:
             end = tuple_(
