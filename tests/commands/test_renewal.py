@@ -66,9 +66,12 @@ def make_tasks(client):
 
 
 def read_rows(connection, user_id):
-    """Return all columns of the user's tasks but the revision, and the set of the revisions."""
+    """Return all columns of the user's tasks but revision and JSON, and the set of the revisions."""
     rows = connection.execute(
-        "SELECT to_jsonb(tasks) - 'revision' - 'json', revision FROM tasks WHERE user_id = %s ORDER BY id",
+        """
+        SELECT to_jsonb(tasks) - 'revision' - 'json', revision FROM tasks
+        WHERE user_id = %s ORDER BY id
+        """,
         (user_id,),
     ).fetchall()
     return [row for row, _ in rows], {revision for _, revision in rows}
