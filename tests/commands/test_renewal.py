@@ -66,7 +66,7 @@ def make_tasks(client):
 
 
 def read_rows(connection, user_id):
-    """Return all columns of the user's tasks but revision and JSON, and the set of the revisions."""
+    """Return the columns of the tasks except revision and JSON, and the set of the revisions."""
     rows = connection.execute(
         """
         SELECT to_jsonb(tasks) - 'revision' - 'json', revision FROM tasks
