@@ -228,7 +228,8 @@ def rate_table(results: Results, names: Sequence[str]) -> str:
             compared = f" ({ratio:.2f})" if ratio and name not in OWN else ""
             row.append(f"{results.rate(operation, name):,.0f}{compared}")
         rows.append(row)
-    return table(["requests/s (rate of this API / rate of the other system)", *names], rows)
+    title = "requests/s (in brackets: the rate of this API divided by this rate)"
+    return table([title, *names], rows)
 
 
 def cpu_table(results: Results, names: Sequence[str]) -> str:
@@ -280,7 +281,7 @@ def report(results: Results, without_tokens: Results | None, setup: str) -> str:
     rows = target_rows(results)
     if rows:
         parts += [
-            "Targets for the rate of this API / the rate of the other system:",
+            "Targets for the rate of this API divided by the rate of the other system:",
             table(["other system", "operation", "target: at least", *OWN], rows),
         ]
     parts.append(cpu_table(results, names))

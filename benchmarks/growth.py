@@ -174,10 +174,10 @@ def compare_costs(
         last = max(by_x)
         small, large = by_x[first], by_x[last]
         ratio = small.rate / large.rate if small and large else None
-        result = f"{ratio:.2f} times" if ratio else "invalid"
+        result = f"{ratio:.2f} times the cost" if ratio else "invalid"
         text = (
-            f"{TITLES[name]} with {last:,.10g} {x_title}, compared with {first:,.10g}. "
-            f"Target: at most {max_ratio} times the cost; measured: {result}"
+            f"{TITLES[name]} with {last:,.10g} {x_title}, compared with {first:,.10g}: "
+            f"{result} (target: at most {max_ratio})"
         )
         targets.append((text, ratio is not None and ratio <= max_ratio))
     return targets
@@ -222,11 +222,8 @@ def clients(bench: Bench) -> Section:
     targets = []
     for name, by_x in measurements.items():
         many = by_x[MANY_CLIENTS]
-        result = f"{many.p95:.0f} ms" if many else "invalid"
-        text = (
-            f"{TITLES[name]} with {MANY_CLIENTS} clients. "
-            f"Target: p95 below {MAX_P95} ms; measured: {result}"
-        )
+        result = f"a p95 of {many.p95:.0f} ms" if many else "invalid"
+        text = f"{TITLES[name]} with {MANY_CLIENTS} clients: {result} (target: below {MAX_P95} ms)"
         targets.append((text, many is not None and many.p95 < MAX_P95))
     x_title = "clients"
     return Section(
@@ -260,10 +257,10 @@ def distance(bench: Bench) -> Section:
     targets = []
     for name, by_x in measurements.items():
         far = by_x[max(by_x)]
-        rate = f"{far.rate:.0f}" if far else "invalid"
+        rate = f"{far.rate:.0f} requests/s" if far else "invalid"
         text = (
-            f"{TITLES[name]} with a delay of {FAR_MILLISECONDS} ms. "
-            f"Target: at least {MIN_FAR_RATE} requests/s; measured: {rate}"
+            f"{TITLES[name]} with a delay of {FAR_MILLISECONDS} ms: "
+            f"{rate} (target: at least {MIN_FAR_RATE})"
         )
         targets.append((text, far is not None and far.rate >= MIN_FAR_RATE))
     x_title = "a round trip, ms"
@@ -291,12 +288,12 @@ def memory(bench: Bench) -> Section:
     rows = [[f"{count:,.0f}", f"{size:.1f}"] for count, size in points]
     panel = chart.Lines("MB of the larger worker", "requests", {"": points}, log=False)
     memory_text = (
-        f"memory at the end. Target: at most {MAX_MEMORY} MB; "
-        f"measured: {last:.1f} MB, after {idle:.1f} MB at the start"
+        f"memory at the end: {last:.1f} MB, after {idle:.1f} MB at the start "
+        f"(target: at most {MAX_MEMORY} MB)"
     )
     growth_text = (
-        f"growth after the first 20 % of the requests. Target: at most {MAX_GROWTH} MB; "
-        f"measured: {last - warm:+.1f} MB"
+        f"growth after the first 20 % of the requests: {last - warm:+.1f} MB "
+        f"(target: at most {MAX_GROWTH} MB)"
     )
     targets = [(memory_text, last <= MAX_MEMORY), (growth_text, last - warm <= MAX_GROWTH)]
     title = "A worker's memory"
@@ -337,7 +334,8 @@ def main() -> None:
         for name in options.sections or SECTIONS:
             section = SECTIONS[name](bench)
             lines = [
-                f"- {text}: {'met' if is_met else '**missed**'}" for text, is_met in section.targets
+                f"- {text}. The target is {'met' if is_met else '**missed**'}."
+                for text, is_met in section.targets
             ]
             parts = [section.table, "\n".join(lines)] if lines else [section.table]
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)
