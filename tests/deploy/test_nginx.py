@@ -180,7 +180,7 @@ def await_line(log: Path, text: str) -> str:
         (400, b"GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n"),
         (400, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n"),
         (405, b"TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
-        (413, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 131073\r\n\r\n" + b"x" * 131_073),
+        (413, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 262145\r\n\r\n" + b"x" * 262_145),
         (414, b"GET /" + b"a" * 4000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
         (414, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
         (431, b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 9000 + b"\r\n\r\n"),
@@ -212,7 +212,7 @@ def test_size_of_a_chunked_body_is_limited(nginx, tasks_url):
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     head = f"POST {tasks_url} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    response = exchange(nginx.address, head.encode() + 3 * chunk)
+    response = exchange(nginx.address, head.encode() + 5 * chunk)
 
     assert response.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in response
