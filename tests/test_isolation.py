@@ -132,12 +132,13 @@ class Attack:
         return [tasks, changes["changes"], trash]
 
     def rows(self) -> list[Any]:
-        """Return all rows of the victim."""
+        """Return all rows of the victim, in the same order whatever the plan is."""
         with psycopg.connect(self.url) as connection:
             return connection.execute(
                 """
                 SELECT to_jsonb(users) FROM users WHERE id = %(id)s
                 UNION ALL SELECT to_jsonb(tasks) FROM tasks WHERE user_id = %(id)s
+                ORDER BY 1
                 """,
                 {"id": self.victim.id},
             ).fetchall()
