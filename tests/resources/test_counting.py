@@ -76,3 +76,11 @@ def test_unchanged_count_is_304(client, task, tasks_url, count_url):
         assert response.headers["ETag"] == first.headers["ETag"]
     assert (with_other_filter.status_code, with_other_filter.json) == (200, {"count": 1})
     assert (changed.status_code, changed.json) == (200, {"count": 2})
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST"])
+def test_count_is_not_the_id_of_a_task(client, tasks_url, method):
+    response = client.open(f"{tasks_url}/count", method=method, json={"title": "x"})
+
+    assert response.status_code == 405
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}

@@ -43,14 +43,15 @@ JSON_TYPES = {
 
 
 class IdConverter(UnicodeConverter):
-    """Match any text except `session`, because `/api/session` is not the path of a user.
+    """Match any text except `session` and `count`.
 
+    `/api/session` is not the path of a user, and `/tasks/count` is not the path of a task.
     `check_request` parses the UUID later, so that a malformed id is a 422 and not a 404.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.regex = rf"(?!{SESSION_PATH.rpartition('/')[2]}$){self.regex}"
+        self.regex = f"(?!(?:session|count)$){self.regex}"
 
 
 def load_body(schema: Schema) -> Any:

@@ -197,6 +197,7 @@ def example_problems() -> Iterator[Problem]:
         conflict(in_trash.name, in_trash.detail),
         gone(),
         problem_of_status(413),
+        problem_of_status(414),
         unsupported_media_type([JSON], "PATCH"),
         invalid(KINDS_BY_STATUS[422].errors),
         precondition_required(),

@@ -100,6 +100,7 @@ def error_statuses(
         *((400,) if reads_etags or operation.is_idempotent else ()),
         *((412, 428) if operation.is_conditional else ()),
         *((400, 413) if method not in READS else ()),
+        *((414,) if operation.query else ()),
         *((415,) if operation.body else ()),
         *((404, 503) if is_of_user else ()),
         *((401, 503) if requires_token else ()),
