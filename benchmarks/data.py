@@ -78,7 +78,7 @@ INSERT_TASKS = f"""
     INSERT INTO tasks
         (user_id, id, title, description, completed, priority, created_at, updated_at, revision,
          json)
-    SELECT task.*, {rendered_row(TASK.table, [field.name for field in TASK.fields], "task")}
+    SELECT task.*, {rendered_row(TASK.table, TASK.field_names, "task")}
     FROM (
         SELECT format('00000000-0000-4000-8000-%%s',
                       lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid AS user_id,

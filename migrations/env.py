@@ -185,8 +185,7 @@ def renew(functions: Iterable[ExecuteSQLOp]) -> list[ExecuteSQLOp]:
 
 def write_json(resource: Resource) -> ExecuteSQLOp:
     """Return what makes or replaces the function that renders the resource's rows."""
-    fields = [field.name for field in resource.fields]
-    return ExecuteSQLOp(function_of(resource.table, fields))
+    return ExecuteSQLOp(function_of(resource.table, resource.field_names))
 
 
 def current_write_json(connection: Connection, resource: Resource) -> ExecuteSQLOp:

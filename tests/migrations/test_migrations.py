@@ -570,7 +570,7 @@ def test_rows_of_the_version_before_get_the_default_of_a_new_member(new_database
 
 
 def read_wrongly_rendered(url):
-    rendered = rendered_row(TASK.table, [field.name for field in TASK.fields], "tasks")
+    rendered = rendered_row(TASK.table, TASK.field_names, "tasks")
     with psycopg.connect(url) as connection:
         return connection.execute(
             f"SELECT id, json FROM tasks WHERE json IS DISTINCT FROM {rendered}"

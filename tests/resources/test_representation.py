@@ -9,8 +9,7 @@ from tests.support.api import Device
 from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
-FIELDS = [field.name for field in TASK.fields]
-RENDERED = rendered_row(TASK.table, FIELDS, "tasks")
+RENDERED = rendered_row(TASK.table, TASK.field_names, "tasks")
 TITLES = [
     "Buy oat milk",
     'Quotes "and" \\ slashes / and \b\f\n\r\t',

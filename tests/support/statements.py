@@ -33,7 +33,7 @@ def statements() -> Iterator[tuple[str, Statement]]:
     yield "trash", trash_statement(RESOURCES)
     yield "trash after a position", trash_statement(RESOURCES, after=True)
     for resource in RESOURCES:
-        fields = tuple(field.name for field in resource.fields)
+        fields = resource.field_names
         updates = {
             f"update_{'_'.join(changed)}": resource.statements.update(changed)
             for changed in (*((name,) for name in fields), fields)

@@ -115,7 +115,7 @@ def create_widgets_table(url: str) -> None:
     execute(url, str(CreateTable(WIDGET.table).compile(dialect=dialect)))
     for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
-    execute(url, function_of(WIDGET.table, [field.name for field in FIELDS]))
+    execute(url, function_of(WIDGET.table, WIDGET.field_names))
     execute(url, PROTECTION)
 
 

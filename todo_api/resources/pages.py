@@ -31,6 +31,8 @@ from todo_api.resources.representation import as_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import ColumnElement
+
     from todo_api.db.connection import Json
     from todo_api.db.database import Database
     from todo_api.resources.resource import Resource
@@ -81,6 +83,16 @@ class Page(NamedTuple):
     end: Position | None
 
 
+def list_conditions(resource: Resource, filters: Sequence[str]) -> list[ColumnElement[bool]]:
+    """Return the conditions on the rows of a list with these filters."""
+    return [
+        resource.table.c.user_id == OWNER,
+        resource.statements.is_live,
+        *(resource.filters[name].condition for name in filters),
+        CLIENT_IS_OUTDATED,
+    ]
+
+
 @lru_cache(maxsize=LIST_STATEMENTS)
 def list_statement(
     resource: Resource,
@@ -97,8 +109,7 @@ def list_statement(
     order = (expression.desc(), table.c.id.desc()) if is_descending else (expression, table.c.id)
     page = (
         select(as_bytes(statements.json).label("json"), null().cast(BigInteger).label("revision"))
-        .where(table.c.user_id == OWNER, statements.is_live)
-        .where(*(resource.filters[name].condition for name in filters), CLIENT_IS_OUTDATED)
+        .where(*list_conditions(resource, filters))
         .order_by(*order)
         .limit(ROWS)
     )
@@ -154,12 +165,8 @@ def filter_parameters(resource: Resource, filters: Mapping[str, Any]) -> dict[st
 @lru_cache(maxsize=LIST_STATEMENTS)
 def count_statement(resource: Resource, filters: tuple[str, ...] = ()) -> Statement:
     """Return a statement for the owner's revision and the number of items, in one snapshot."""
-    table = resource.table
     count = (
-        select(func.count())
-        .select_from(table)
-        .where(table.c.user_id == OWNER, resource.statements.is_live)
-        .where(*(resource.filters[name].condition for name in filters), CLIENT_IS_OUTDATED)
+        select(func.count()).select_from(resource.table).where(*list_conditions(resource, filters))
     )
     return compiled(select(owner_row.c.revision, count.scalar_subquery().label("count")))
 

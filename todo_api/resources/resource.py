@@ -135,6 +135,10 @@ class Resource:
         return f"{self.name}_id"
 
     @cached_property
+    def field_names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
+
+    @cached_property
     def constraints(self) -> dict[str, tuple[str, str]]:
         """Pointer and detail for each constraint that a request can violate, by constraint name."""
         return {
@@ -150,7 +154,7 @@ class Resource:
 
     @cached_property
     def statements(self) -> Statements:
-        return Statements(self.table, [field.name for field in self.fields])
+        return Statements(self.table, self.field_names)
 
     @cached_property
     def schemas(self) -> Schemas:

@@ -8,7 +8,6 @@ from todo_api.resources.cursors import digest
 from todo_api.services import current_services
 from todo_api.web.conditional import etag, read_entity_tags
 from todo_api.web.idempotency import REPLAYED
-from todo_api.web.problem_kinds import KINDS_BY_NAME
 from todo_api.web.problems import Problem, conflict, not_found, precondition_failed
 from todo_api.web.requests import READS, current_request
 from todo_api.web.responses import not_modified, user_data_response
@@ -44,8 +43,7 @@ def created_response(result: ChangeResult) -> Response:
 def already_exists(result: ChangeResult) -> Problem:
     """Return the 409 for a new item whose id is in use."""
     is_deleted = result.item is not None and result.item.is_deleted
-    kind = KINDS_BY_NAME["in-trash" if is_deleted else "already-exists"]
-    return conflict(kind.name, kind.detail)
+    return conflict("in-trash" if is_deleted else "already-exists")
 
 
 def stored_response(stored: StoredResponse) -> Response:

@@ -91,7 +91,6 @@ class Statements:
         self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
         self._table = table
-        self._fields = tuple(fields)
         self._item = (as_bytes(self.json), columns.revision, columns.id, self.is_deleted)
         self._is_this_row = is_this_row = (columns.user_id == OWNER, columns.id == ID)
 

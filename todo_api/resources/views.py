@@ -136,7 +136,7 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
 
     def update(body: dict[str, Any], user_id: UUID, item_id: UUID) -> Response:
         revision = check_read_only_members(body, user_id, item_id)
-        changes = {field.name: body[field.name] for field in resource.fields if field.name in body}
+        changes = {name: body[name] for name in resource.field_names if name in body}
         precondition = read_precondition(revision)
         return change_response(
             update_item(database(), user_id, resource, item_id, changes, precondition)

@@ -114,8 +114,9 @@ def not_acceptable(offered: str) -> Problem:
     return Problem(406, f"Send Accept: {offered}, or no Accept header.")
 
 
-def conflict(kind: str, detail: str) -> Problem:
-    return Problem(409, detail, kind=kind)
+def conflict(kind: str) -> Problem:
+    """Return the 409 of this kind, with the detail that the kind declares."""
+    return Problem(409, KINDS_BY_NAME[kind].detail, kind=kind)
 
 
 def gone() -> Problem:
@@ -162,5 +163,8 @@ def internal_error() -> Problem:
 
 # Details for these statuses. They replace the texts of Flask and werkzeug, which people read in
 # browsers.
-DETAIL_OF_STATUS = {status: KINDS_BY_STATUS[status].detail for status in (404, 405, 413)}
-DETAIL_OF_STATUS[404] = "No route has this path: /openapi.json lists all routes."
+DETAIL_OF_STATUS = {
+    404: "No route has this path: /openapi.json lists all routes.",
+    405: KINDS_BY_STATUS[405].detail,
+    413: KINDS_BY_STATUS[413].detail,
+}

@@ -19,7 +19,7 @@ from todo_api.web.fields import (
 )
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
-from todo_api.web.problem_kinds import KINDS_BY_NAME, KINDS_BY_STATUS
+from todo_api.web.problem_kinds import KINDS_BY_STATUS
 from todo_api.web.problems import (
     Problem,
     conflict,
@@ -188,13 +188,12 @@ def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
 
 def example_problems() -> Iterator[Problem]:
     """Yield an example of each problem except the 412, with its headers."""
-    in_trash = KINDS_BY_NAME["in-trash"]
     yield from (
         malformed(KINDS_BY_STATUS[400].detail),
         unauthorized(KINDS_BY_STATUS[401].detail, 'Bearer error="invalid_token"'),
         not_found(),
         not_acceptable(JSON),
-        conflict(in_trash.name, in_trash.detail),
+        conflict("in-trash"),
         gone(),
         problem_of_status(413),
         problem_of_status(414),
