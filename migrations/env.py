@@ -26,7 +26,8 @@ from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
-from todo_api.resources.representation import function_of
+from todo_api.resources.representation import rendered_row
+from todo_api.resources.row_function import function_name, row_function
 from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ STATEMENT_TIMEOUT = "60s"
 def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
     """Number a generated migration, and add the parts that Alembic does not compare.
 
-    These are CHECK constraints; the trigger, grants and row-level security of a new resource; and,
-    for a new member, the function that renders rows and the statement that starts the renewal (new
-    revisions for all rows, commands/renewal.py). SCHEMA_VERSION becomes the new number. Numbers
-    ascend, because /health compares SCHEMA_VERSION with the number in the database.
+    These are CHECK constraints; the triggers, grants and row-level security of a new resource; the
+    grants of a new column; the function that completes rows, if it has changed; and the statement
+    that starts the renewal (new revisions for all rows, commands/renewal.py), if rows have other
+    values now. SCHEMA_VERSION becomes the new number. Numbers ascend, because /health compares
+    SCHEMA_VERSION with the number in the database.
     """
     script = ScriptDirectory.from_config(context.config)
     head = script.get_current_head() or "0000"
@@ -65,11 +67,12 @@ def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
         directive.rev_id = f"{int(head) + 1:04d}"
         directive.upgrade_ops.ops += missing_checks(migration.connection)
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
-        changed = changed_resources(directive.upgrade_ops.ops)
-        directive.upgrade_ops.ops += renew(write_json(resource) for resource in changed)
-        directive.downgrade_ops.ops += renew(
-            current_write_json(migration.connection, resource) for resource in changed
-        )
+        directive.upgrade_ops.ops += grant_new_columns(directive.upgrade_ops.ops)
+        for resource in changed_resources(migration.connection):
+            function = current_function(migration.connection, resource)
+            renewal = [ExecuteSQLOp(RENEW)] if needs_renewal(resource, function) else []
+            directive.upgrade_ops.ops += [ExecuteSQLOp(row_function(resource)), *renewal]
+            directive.downgrade_ops.ops += [ExecuteSQLOp(function), *renewal]
         # Not for `alembic check`, which writes no migration.
         if getattr(context.config.cmd_opts, "autogenerate", False):
             set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
@@ -113,15 +116,19 @@ PROTECTION = (
     ),
     # After take_revision, in the order of the triggers' names.
     (
-        "CREATE TRIGGER write_json_on_insert BEFORE INSERT ON {table}"
-        " FOR EACH ROW EXECUTE FUNCTION write_{table}_json()"
+        "CREATE TRIGGER write_row_on_insert BEFORE INSERT ON {table}"
+        " FOR EACH ROW EXECUTE FUNCTION {function}()"
     ),
     (
-        "CREATE TRIGGER write_json_on_update BEFORE UPDATE ON {table}"
+        "CREATE TRIGGER write_row_on_update BEFORE UPDATE ON {table}"
         " FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)"
-        " EXECUTE FUNCTION write_{table}_json()"
+        " EXECUTE FUNCTION {function}()"
     ),
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {application}",
+    # Requests cannot write the columns that the triggers write.
+    (
+        "GRANT SELECT, INSERT (user_id, id, {columns}), UPDATE ({columns}, deleted_at), DELETE"
+        " ON {table} TO {application}"
+    ),
     # Of UPDATE for one column, the purge needs the right to lock rows.
     (
         "GRANT SELECT (user_id, id, revision, deleted_at), UPDATE (attempt), DELETE"
@@ -150,11 +157,13 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
     existing = inspect(connection).get_table_names()
     for resource in RESOURCES:
         if resource.table.name not in existing:
-            yield write_json(resource)
+            yield ExecuteSQLOp(row_function(resource))
             for statement in PROTECTION:
                 yield ExecuteSQLOp(
                     statement.format(
                         table=resource.table.name,
+                        function=function_name(resource.table.name),
+                        columns=", ".join(resource.written_columns),
                         application=APPLICATION_ROLE,
                         maintenance=MAINTENANCE_ROLE,
                         days=TRASH_DAYS,
@@ -166,33 +175,53 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
 RENEW = "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
 
 
-def changed_resources(operations: Iterable[Any]) -> list[Resource]:
-    """Return the resources to which an operation adds a member."""
-    tables = {
-        operation.table_name
+def grant_new_columns(operations: Iterable[Any]) -> list[ExecuteSQLOp]:
+    """Return the grants for columns that these operations add and that requests write."""
+    columns = {resource.table.name: resource.written_columns for resource in RESOURCES}
+    added = {
+        operation.table_name: [
+            each.column.name
+            for each in operation.ops
+            if isinstance(each, AddColumnOp)
+            and each.column.name in columns.get(operation.table_name, ())
+        ]
         for operation in operations
         if isinstance(operation, ModifyTableOps)
-        and any(isinstance(each, AddColumnOp) for each in operation.ops)
     }
-    return [resource for resource in RESOURCES if resource.table.name in tables]
+    return [
+        ExecuteSQLOp(
+            f"GRANT INSERT ({', '.join(names)}), UPDATE ({', '.join(names)})"
+            f" ON {table} TO {APPLICATION_ROLE}"
+        )
+        for table, names in added.items()
+        if names
+    ]
 
 
-def renew(functions: Iterable[ExecuteSQLOp]) -> list[ExecuteSQLOp]:
-    """Return these functions, and what renders all rows anew if there is a function."""
-    operations = [*functions]
-    return [*operations, ExecuteSQLOp(RENEW)] if operations else []
+def changed_resources(connection: Connection) -> list[Resource]:
+    """Return the resources whose function in the database is not the one of the declarations."""
+    existing = inspect(connection).get_table_names()
+    return [
+        resource
+        for resource in RESOURCES
+        if resource.table.name in existing
+        and row_function(resource).split("$$")[1]
+        != current_function(connection, resource).split("$function$")[1]
+    ]
 
 
-def write_json(resource: Resource) -> ExecuteSQLOp:
-    """Return what makes or replaces the function that renders the resource's rows."""
-    return ExecuteSQLOp(function_of(resource.table, resource.field_names))
-
-
-def current_write_json(connection: Connection, resource: Resource) -> ExecuteSQLOp:
-    """Return what makes the function that the database has now, for the downgrade."""
+def current_function(connection: Connection, resource: Resource) -> str:
+    """Return the statement that makes the function that the database has now."""
     definition = text("SELECT pg_get_functiondef(CAST(:name AS regproc))")
-    name = f"write_{resource.table.name}_json"
-    return ExecuteSQLOp(connection.execute(definition, {"name": name}).scalar_one())
+    name = function_name(resource.table.name)
+    return str(connection.execute(definition, {"name": name}).scalar_one())
+
+
+def needs_renewal(resource: Resource, function: str) -> bool:
+    """Return whether the function in the database writes other values into rows."""
+    derivations = [f"NEW.{name} := {value};" for name, value in resource.derivations.items()]
+    rendered = rendered_row(resource.table, resource.field_names, "NEW")
+    return any(part not in function for part in (rendered, *derivations))
 
 
 def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_WITH_TIMEOUT
 from todo_api.db.statement import Statement
-from todo_api.resources.representation import function_of
+from todo_api.resources.row_function import function_name, row_function
 from todo_api.resources.types import WHITE_SPACE
 from todo_api.web.operation import operation_of
 
@@ -25,12 +25,12 @@ OWNED = [*TABLES, "idempotency_keys"]
 
 # Constraints that no request can break. A violation is a bug of this project: status 500.
 INTERNAL_CONSTRAINTS = {
+    *(f"ck_{table}_revision_positive" for table in TABLES),
     "pk_users",
     "ck_users_purged_revision_known",
     "ck_users_revision_not_negative",
     *(f"pk_{table}" for table in TABLES),
     *(f"fk_{table}_user_id_users" for table in TABLES),
-    *(f"ck_{table}_revision_positive" for table in TABLES),
     "pk_database_state",
     "ck_database_state_one_row",
     "pk_idempotency_keys",
@@ -157,12 +157,17 @@ def test_every_table_of_a_resource_has_its_triggers(connection):
     assert_same_lines(
         sorted(rows),
         sorted(
-            (table, function)
-            for table in TABLES
-            for function in ("take_revision", f"write_{table}_json")
-            for _ in ("insert", "update")
+            [
+                ("users", "take_revision_of_user"),
+                *(
+                    (table, function)
+                    for table in TABLES
+                    for function in ("take_revision", function_name(table))
+                    for _ in ("insert", "update")
+                ),
+            ]
         ),
-        "Create the triggers of each table in its migration, as 0002 and 0010 do.",
+        "Create the triggers of each table in its migration, as 0002 and 0012 do.",
     )
 
 
@@ -170,11 +175,11 @@ def test_every_resource_is_rendered_by_its_present_fields(connection):
     """The function in the database is the one that `make migration` would write now."""
     for resource in RESOURCES:
         (source,) = connection.execute(
-            "SELECT prosrc FROM pg_proc WHERE proname = %s", (f"write_{resource.plural}_json",)
+            "SELECT prosrc FROM pg_proc WHERE proname = %s", (function_name(resource.plural),)
         ).fetchone()
 
-        assert f"AS $${source}$$" in function_of(resource.table, resource.field_names), (
-            f"{resource.plural}: write the function in a migration, as 0010 does."
+        assert f"AS $${source}$$" in row_function(resource), (
+            f"{resource.plural}: write the function in a migration with `make migration`."
         )
 
 
@@ -187,6 +192,11 @@ def test_every_constraint_has_an_error_message_or_is_internal(connection):
               AND conname NOT LIKE 'alembic%'
         """)
     }
+    # The rules that a trigger checks.
+    for (source,) in connection.execute(
+        "SELECT prosrc FROM pg_proc WHERE prosrc LIKE '%CONSTRAINT%'"
+    ):
+        constraints.update(re.findall("THEN '(ck_[a-z_]+)'", source))
 
     assert_same_lines(
         sorted(constraints),

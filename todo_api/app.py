@@ -5,6 +5,7 @@ The package `operations` has the routes for the operators of the service, such a
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -32,6 +33,8 @@ from todo_api.web.requests import Request
 from todo_api.web.validation import check_requests
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import flask
     from werkzeug.routing import MapAdapter
 
@@ -92,16 +95,25 @@ class App(Flask):
         log_bug(exc_info[1])
 
 
-def create_app(settings: Settings, fetch_times: FetchTimes | None = None) -> App:
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(
+    settings: Settings,
+    fetch_times: FetchTimes | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> App:
     """Return the application. Its pool connects to the database when it is first used.
 
-    `fetch_times` replaces the default intervals and timeouts for fetching an issuer's keys.
+    `fetch_times` replaces the default intervals and timeouts for fetching an issuer's keys. `now`
+    is the clock for the day of lists.
     """
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)
     app_metrics = Metrics()
     keys = make_keys(settings, app_metrics, fetch_times) if settings.auth_mode == "jwt" else None
-    app.services = Services(settings, app_metrics, Pool(settings, app_metrics), keys)
+    app.services = Services(settings, app_metrics, Pool(settings, app_metrics), keys, now)
     # The hooks registered below run in this order before a request, and in reverse order after it.
     log_requests(app, app_metrics.observe_request if settings.metrics else None)
     send_security_headers(app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from flask import current_app
@@ -11,6 +11,10 @@ from todo_api.db.database import Database
 from todo_api.web.requests import current_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
     from todo_api.auth.keys import Keys
     from todo_api.db.pool import Pool
     from todo_api.metrics import Metrics
@@ -19,12 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Services:
-    """The services of one application. `keys` is None with AUTH_MODE=none."""
+    """The services of one application. `keys` is None with AUTH_MODE=none.
+
+    `now` returns the time in UTC. `time_zones` has the time zones of users, as far as this worker
+    remembers them: they may have changed since.
+    """
 
     settings: Settings
     metrics: Metrics
     pool: Pool
     keys: Keys | None
+    now: Callable[[], datetime]
+    time_zones: dict[UUID, str] = field(default_factory=dict)
 
 
 def current_services() -> Services:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from todo_api.app import RESOURCES
 from todo_api.db.statement import Statement
@@ -12,10 +12,11 @@ from todo_api.resources.changes import changes_statement
 from todo_api.resources.pages import count_statement, list_statement
 from todo_api.resources.statements import FIND_RESPONSE, ConditionalChange
 from todo_api.resources.trash import trash_statement
-from todo_api.users.statements import DELETE
+from todo_api.tasks import labels
+from todo_api.users import statements as users
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # Statements on data without an owner.
 WITHOUT_OWNER = {FIND_SCHEMA_VERSION}
@@ -28,22 +29,18 @@ def statements() -> Iterator[tuple[str, Statement]]:
     """
     yield "find schema version", FIND_SCHEMA_VERSION
     yield "find response", FIND_RESPONSE
-    yield "delete user", DELETE
+    for module in (users, labels):
+        yield from named_statements(module.__name__, vars(module))
     yield "changes", changes_statement(RESOURCES)
     yield "trash", trash_statement(RESOURCES)
     yield "trash after a position", trash_statement(RESOURCES, after=True)
     for resource in RESOURCES:
-        fields = resource.field_names
+        fields = resource.writable_names
         updates = {
             f"update_{'_'.join(changed)}": resource.statements.update(changed)
             for changed in (*((name,) for name in fields), fields)
         }
-        for name, value in (vars(resource.statements) | updates).items():
-            if isinstance(value, Statement):
-                yield f"{resource.name}.{name}", value
-            elif isinstance(value, ConditionalChange):
-                yield f"{resource.name}.{name}.change", value.change
-                yield f"{resource.name}.{name}.find_outcome", value.find_outcome
+        yield from named_statements(resource.name, vars(resource.statements) | updates)
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         names = tuple(sorted(resource.filters))
         for filters in ((), *((name,) for name in names), names):
@@ -51,3 +48,13 @@ def statements() -> Iterator[tuple[str, Statement]]:
             for sort, after in product(sorts, (False, True)):
                 statement = list_statement(resource, filters, sort, after=after)
                 yield f"list {resource.plural} {filters} {sort} {after}", statement
+
+
+def named_statements(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Statement]]:
+    """Yield each statement among these values, with a name."""
+    for name, value in values.items():
+        if isinstance(value, Statement):
+            yield f"{prefix}.{name}", value
+        elif isinstance(value, ConditionalChange):
+            yield f"{prefix}.{name}.change", value.change
+            yield f"{prefix}.{name}.find_outcome", value.find_outcome

@@ -12,8 +12,8 @@ from tests.support.postgresql import execute
 from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.resources.fields import Field
-from todo_api.resources.representation import function_of
 from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.row_function import row_function
 from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
 from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
@@ -96,11 +96,11 @@ PROTECTION = """
     FOR EACH ROW EXECUTE FUNCTION take_revision();
     CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON widgets
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision();
-    CREATE TRIGGER write_json_on_insert BEFORE INSERT ON widgets
-    FOR EACH ROW EXECUTE FUNCTION write_widgets_json();
-    CREATE TRIGGER write_json_on_update BEFORE UPDATE ON widgets
+    CREATE TRIGGER write_row_on_insert BEFORE INSERT ON widgets
+    FOR EACH ROW EXECUTE FUNCTION write_widgets_row();
+    CREATE TRIGGER write_row_on_update BEFORE UPDATE ON widgets
     FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)
-    EXECUTE FUNCTION write_widgets_json();
+    EXECUTE FUNCTION write_widgets_row();
     GRANT SELECT, INSERT, UPDATE, DELETE ON widgets TO todo_app;
     ALTER TABLE widgets ENABLE ROW LEVEL SECURITY;
     ALTER TABLE widgets FORCE ROW LEVEL SECURITY;
@@ -115,7 +115,7 @@ def create_widgets_table(url: str) -> None:
     execute(url, str(CreateTable(WIDGET.table).compile(dialect=dialect)))
     for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
-    execute(url, function_of(WIDGET.table, WIDGET.field_names))
+    execute(url, row_function(WIDGET))
     execute(url, PROTECTION)
 
 

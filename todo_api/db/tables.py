@@ -55,6 +55,8 @@ users = Table(
     # The highest revision of a deleted row that was removed for good. A client whose sync token has
     # a lower revision may have missed that deletion, and needs a full sync.
     Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
+    # The IANA name of the time zone in which the user's days begin and end.
+    Column("time_zone", Text, nullable=False, server_default="UTC"),
     PrimaryKeyConstraint("id"),
     CheckConstraint("revision >= 0", name="revision_not_negative"),
     # "known": the owner has reached this revision.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
 
+from todo_api.resources.calendar_types import UNIX_EPOCH, microseconds
 from todo_api.resources.pages import Position
+from todo_api.resources.time_zones import Day, zone_names
 from todo_api.web.problems import invalid
 
 if TYPE_CHECKING:
@@ -46,7 +49,8 @@ def decode(text: str) -> list[Any]:
 
 def write_cursor(end: Position, query: str) -> str:
     """Return the cursor for the end of a page of the query with this digest."""
-    return encode([end.value, str(end.id), query])
+    day = [end.day.time_zone, microseconds(end.day.now)] if end.day else []
+    return encode([end.value, str(end.id), query, *day])
 
 
 def read_cursor(
@@ -59,9 +63,9 @@ def read_cursor(
     if text is None:
         return None
     try:
-        value, item_id, cursor_query = decode(text)
+        value, item_id, cursor_query, *day = decode(text)
         to_parameter(value)
-        position = Position(value, parse_id(item_id))
+        position = Position(value, parse_id(item_id), parse_day(*day) if day else None)
     except (ValueError, TypeError):
         cursor_query = None
     if cursor_query != query:
@@ -75,3 +79,13 @@ def parse_id(value: Any) -> UUID:
     if not isinstance(value, str) or str(item_id := UUID(value)) != value:
         raise ValueError(value)
     return item_id
+
+
+def parse_day(time_zone: Any, now: Any) -> Day:
+    """Return the day of a moment in microseconds since 1970. Raises ValueError or TypeError."""
+    if not isinstance(time_zone, str) or time_zone not in zone_names():
+        raise ValueError(time_zone)
+    # A date one day later or earlier must exist, whatever the time zone is.
+    if type(now) is not int or not 0 <= now < 2**53:
+        raise ValueError(now)
+    return Day(UNIX_EPOCH + timedelta(microseconds=now), time_zone)

@@ -8,9 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CheckConstraint, Column, text
+from sqlalchemy import Column, text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import ColumnElement
+
     from todo_api.resources.types import FieldType
 
 
@@ -19,7 +23,11 @@ class Field:
     """A member of a resource.
 
     `default` is the value if a POST does not have the member, or if a PATCH has null. A `required`
-    member has no default. A PUT or PATCH without the member keeps its value.
+    member has no default. A PUT or PATCH without the member keeps its value. A member that
+    `is_read_only` is never in a POST, and is ignored in a PUT or PATCH.
+
+    `adjust` changes the value that an UPDATE writes. Its arguments are the column, the sent value,
+    and the values of all fields after the UPDATE.
     """
 
     name: str
@@ -32,22 +40,19 @@ class Field:
     is_reset_by_null: bool = True
     is_filterable: bool = False
     is_sortable: bool = False
+    is_read_only: bool = False
+    adjust: Callable[[Column[Any], ColumnElement[Any], Mapping[str, Any]], Any] | None = None
 
     def column(self) -> Column[Any]:
         """Return a new column for a table."""
         default = self.default
-        if default is not None and not isinstance(default, str):
+        if isinstance(default, bool | int):
             default = text(str(default).lower())
+        elif isinstance(default, list | dict):
+            default = "{}"  # an empty array or an empty object
         return Column(
             self.name, self.type.column_type, nullable=self.nullable, server_default=default
         )
-
-    def constraints(self) -> list[CheckConstraint]:
-        """Return new CHECK constraints for a table."""
-        return [
-            CheckConstraint(rule.condition, name=f"{self.name}_{ending}")
-            for ending, rule in self.type.rules(self.name).items()
-        ]
 
     @property
     def is_nullable_in_patch(self) -> bool:

@@ -13,7 +13,7 @@ from todo_api.resources.statements import FIND_RESPONSE
 from todo_api.web.conditional import etag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from todo_api.db.connection import Json
     from todo_api.db.database import Database
@@ -79,7 +79,7 @@ def insert_item(
     remove an item with this id during every write attempt.
     """
     insertion = resource.statements.insert
-    parameters = {"id": item_id or uuid7(), **new_values(values)}
+    parameters = {"id": item_id or uuid7(), **new_values(resource, values)}
     # No row can have a new id before the first run, so the first run need not look for one. A retry
     # that finds a row with the new id finds the row of the first run, even if it has changed since.
     is_new_id = item_id is None
@@ -119,7 +119,7 @@ def insert_item_once(
         "fingerprint": request.fingerprint,
         "status": CREATED,
         "location": location,
-        **new_values(values),
+        **new_values(resource, values),
     }
     find_outcome = resource.statements.insert.find_outcome
     statements = [resource.statements.insert_once, FIND_RESPONSE, find_outcome]
@@ -154,8 +154,11 @@ def update_item(
     if not changes:
         item = find_item(database, owner, resource, item_id)
         return ChangeResult(item, item is None or not precondition.none_match_fails(item.revision))
+
+    def parameters(item: Item | None) -> dict[str, Any]:
+        return {"id": item_id, **new_values(resource, changes, item)}
+
     statements = resource.statements.update(tuple(sorted(changes)))
-    parameters = {"id": item_id, **new_values(changes)}
     return change(database, owner, statements, precondition, parameters)
 
 
@@ -163,7 +166,8 @@ def delete_item(
     database: Database, owner: UUID, resource: Resource, item_id: UUID, precondition: Precondition
 ) -> ChangeResult:
     """Put the item into the trash, if the precondition holds."""
-    return change(database, owner, resource.statements.delete, precondition, {"id": item_id})
+    delete = resource.statements.delete
+    return change(database, owner, delete, precondition, lambda _: {"id": item_id})
 
 
 def restore_item(
@@ -171,7 +175,9 @@ def restore_item(
 ) -> ChangeResult:
     """Take the item out of the trash, if the precondition holds."""
     restore = resource.statements.restore
-    return change(database, owner, restore, precondition, {"id": item_id}, even_deleted=True)
+    return change(
+        database, owner, restore, precondition, lambda _: {"id": item_id}, even_deleted=True
+    )
 
 
 def change(
@@ -179,7 +185,7 @@ def change(
     owner: UUID,
     statements: ConditionalChange,
     precondition: Precondition,
-    parameters: Mapping[str, Any],
+    parameters: Callable[[Item | None], Mapping[str, Any]],
     *,
     even_deleted: bool = False,
 ) -> ChangeResult:
@@ -187,11 +193,14 @@ def change(
 
     If the row already is as requested, the result is a success, even if If-Match fails (RFC 9110,
     section 13.1.1). The UPDATE itself checks the precondition, so no other request can write
-    between check and change. Raises OutcomeUnknownError if the first run may have changed the row
-    and another request may have changed it since.
+    between check and change. `parameters` returns the parameters of the change. Its argument is
+    None in the first write attempt, and then the row as the attempt before has found it. Raises
+    OutcomeUnknownError if the first run may have changed the row and another request may have
+    changed it since.
     """
-    values = {**parameters, **precondition.parameters()}
+    item: Item | None = None
     for _ in range(MAX_ATTEMPTS):
+        values = {**parameters(item), **precondition.parameters()}
         changed, outcome = database.write(owner, statements, values, retry=statements)
         if changed:
             return ChangeResult(Item(*changed[0]), is_as_requested=True)
@@ -208,11 +217,36 @@ def change(
             return ChangeResult(None, is_as_requested=False)
         if not precondition.holds(item.revision):
             return ChangeResult(item, is_as_requested=False)
-        # When the UPDATE ran, the row did not match its conditions; now it does, because another
-        # request has changed it since. Try again.
+        # When the UPDATE ran, the row did not match its conditions. Either the parameters depend on
+        # the row, or another request has changed it since. Try again.
     raise OutcomeUnknownError
 
 
-def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters for these values of fields."""
-    return {f"new_{name}": value for name, value in values.items()}
+def new_values(
+    resource: Resource, values: Mapping[str, Any], item: Item | None = None
+) -> dict[str, Any]:
+    """Return the parameters for these values of fields, and for the columns computed from them.
+
+    The other fields on which these columns depend have the values of `item`, or null.
+    """
+    parameters: dict[str, Any] = {}
+    for name, value in values.items():
+        parameters |= resource.by_name[name].type.parameters(name, value)
+    for column in resource.computed:
+        if not values.keys() & set(column.sources):
+            continue
+        sources = dict.fromkeys(column.sources)
+        if not values.keys() >= set(column.sources):
+            stored = stored_values(resource, column.sources, item) if item else sources
+            parameters |= {f"stored_{name}": value for name, value in stored.items()}
+            sources |= stored
+        sources |= {name: values[name] for name in column.sources if name in values}
+        has_null = None in sources.values()
+        parameters[f"new_{column.name}"] = None if has_null else column.compute(*sources.values())
+    return parameters
+
+
+def stored_values(resource: Resource, names: Sequence[str], item: Item) -> dict[str, Any]:
+    """Return the item's values of these fields, from its JSON."""
+    members = orjson.loads(item.json)
+    return {name: resource.stored_fields[name].deserialize(members[name]) for name in names}

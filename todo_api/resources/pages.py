@@ -12,12 +12,14 @@ from sqlalchemy import (
     BigInteger,
     Integer,
     LargeBinary,
+    Text,
     Uuid,
     any_,
     bindparam,
     exists,
     func,
     null,
+    or_,
     select,
     tuple_,
     union_all,
@@ -27,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from todo_api.db.statement import OWNER, Statement, compiled
 from todo_api.db.tables import users
 from todo_api.resources.representation import as_bytes
+from todo_api.resources.time_zones import DEFAULT_TIME_ZONE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from todo_api.db.connection import Json
     from todo_api.db.database import Database
     from todo_api.resources.resource import Resource
+    from todo_api.resources.time_zones import Day
 
 # A page has at most this number of bytes, so it may have fewer items than its limit.
 PAGE_BYTES = 1024 * 1024
@@ -47,40 +51,73 @@ ROWS = bindparam("rows", type_=Integer)
 # The revisions in the client's If-None-Match.
 CLIENT_REVISIONS = bindparam("client_revisions", type_=ARRAY(BigInteger))
 
-owner_row = select(users.c.revision).where(users.c.id == OWNER).cte("owner")
+owner_row = select(users.c.revision, users.c.time_zone).where(users.c.id == OWNER).cte("owner")
 
 # No page is read if the client has the page of the owner's current revision.
 CLIENT_IS_OUTDATED = ~exists().where(owner_row.c.revision == any_(CLIENT_REVISIONS))
 
+# No page is read if the owner's time zone is not the one with which the parameters were computed;
+# NULL: any time zone will do.
+EXPECTED_ZONE = bindparam("expected_zone", type_=Text)
+ZONE_IS_AS_EXPECTED = or_(
+    EXPECTED_ZONE.is_(None), exists().where(owner_row.c.time_zone == EXPECTED_ZONE)
+)
+
 
 class Position(NamedTuple):
-    """Where a page of a list ended: the sort key's value, as in a cursor, and the id."""
+    """Where a page of a list ended: the sort key's value, as in a cursor, and the id.
+
+    `day` is the day of the first page if the query depends on the day.
+    """
 
     value: Any
     id: UUID
+    day: Day | None = None
+
+
+class Filters(NamedTuple):
+    """The value of each filter's query parameter, and the day for those that depend on it.
+
+    If `is_owners_zone`, the result is valid only if the day's time zone is the owner's.
+    """
+
+    values: Mapping[str, Any]
+    day: Day | None = None
+    is_owners_zone: bool = False
 
 
 class ListQuery(NamedTuple):
-    """A list's query: at most `limit` items that pass all filters, after a position.
+    """A list's query: at most `limit` items that pass all filters, after a position."""
 
-    `filters` has the value of each filter's query parameter.
-    """
-
-    filters: Mapping[str, Any]
+    filters: Filters
     limit: int
     sort: str = "-created_at"
     after: Position | None = None
 
 
 class Page(NamedTuple):
-    """The owner's revision, the items, and the end of the page, or None for the last page.
+    """The owner's revision and time zone, the items, and the end, or None for the last page.
 
-    There are no items if the client has the page of this revision.
+    There are no items if the client has the page of this revision, or if the owner's time zone is
+    not the one of the query's filters.
     """
 
     revision: int
+    time_zone: str
     items: list[Json]
     end: Position | None
+
+
+class Count(NamedTuple):
+    """The owner's revision and time zone, and the number of items."""
+
+    revision: int
+    time_zone: str
+    number: int
+
+
+# What a user has who has never changed anything.
+NO_OWNER = (0, DEFAULT_TIME_ZONE)
 
 
 def list_conditions(resource: Resource, filters: Sequence[str]) -> list[ColumnElement[bool]]:
@@ -90,6 +127,11 @@ def list_conditions(resource: Resource, filters: Sequence[str]) -> list[ColumnEl
         resource.statements.is_live,
         *(resource.filters[name].condition for name in filters),
         CLIENT_IS_OUTDATED,
+        *(
+            [ZONE_IS_AS_EXPECTED]
+            if any(resource.filters[name].is_by_day for name in filters)
+            else []
+        ),
     ]
 
 
@@ -101,14 +143,18 @@ def list_statement(
     *,
     after: bool = False,
 ) -> Statement:
-    """Return a statement for the owner's revision and a page of the list, in one snapshot."""
+    """Return a statement for the owner's state and a page of the list, in one snapshot."""
     table, statements = resource.table, resource.statements
     key = resource.sort_keys[sort.removeprefix("-")]
     is_descending = sort.startswith("-")
     expression = key.expression
     order = (expression.desc(), table.c.id.desc()) if is_descending else (expression, table.c.id)
     page = (
-        select(as_bytes(statements.json).label("json"), null().cast(BigInteger).label("revision"))
+        select(
+            as_bytes(statements.json).label("json"),
+            null().cast(BigInteger).label("revision"),
+            null().cast(Text).label("time_zone"),
+        )
         .where(*list_conditions(resource, filters))
         .order_by(*order)
         .limit(ROWS)
@@ -117,7 +163,9 @@ def list_statement(
         row = tuple_(expression, table.c.id)
         end = tuple_(bindparam("after_value", type_=key.type), bindparam("after_id", type_=Uuid))
         page = page.where(row < end if is_descending else row > end)
-    first = select(null().cast(LargeBinary).label("json"), owner_row.c.revision)
+    first = select(
+        null().cast(LargeBinary).label("json"), owner_row.c.revision, owner_row.c.time_zone
+    )
     return compiled(union_all(first, select(*page.subquery("page").c)))
 
 
@@ -134,58 +182,67 @@ def list_items(
     one of them, the page is not read.
     """
     filters, sort, after = query.filters, query.sort, query.after
-    names = tuple(sorted(filters))
-    is_after = after is not None
-    statement = list_statement(resource, names, sort, after=is_after)
+    names = tuple(sorted(filters.values))
+    statement = list_statement(resource, names, sort, after=after is not None)
     # One row more than the limit shows whether there is a next page.
     parameters = filter_parameters(resource, filters)
     parameters |= {"rows": query.limit + 1, "client_revisions": list(client_revisions)}
     key = resource.sort_keys[sort.removeprefix("-")]
     if after is not None:
         parameters |= {"after_value": key.to_parameter(after.value), "after_id": after.id}
-    revision, rows = 0, []
-    for json, owner_revision in database.all(owner, statement, **parameters):
+    owner_state, rows = NO_OWNER, []
+    for json, *state in database.all(owner, statement, **parameters):
         if json is None:
-            revision = owner_revision
+            revision, time_zone = state
+            owner_state = (revision, time_zone)
         else:
             rows.append(json)
     page = rows[: count_fitting(rows[: query.limit])]
     end = None
     if len(page) < len(rows):
         members = orjson.loads(page[-1])
-        end = Position(key.to_cursor(members[sort.removeprefix("-")]), UUID(members["id"]))
-    return Page(revision, page, end)
+        value = key.to_cursor(*(members[name] for name in key.members))
+        end = Position(value, UUID(members["id"]), filters.day)
+    return Page(*owner_state, page, end)
 
 
-def filter_parameters(resource: Resource, filters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the statement's parameters for these values of query parameters."""
-    return {name: resource.filters[name].to_parameter(value) for name, value in filters.items()}
+def filter_parameters(resource: Resource, filters: Filters) -> dict[str, Any]:
+    """Return the statement's parameters for these filters."""
+    parameters = {
+        name: resource.filters[name].to_parameter(value) for name, value in filters.values.items()
+    }
+    if filters.day is not None:
+        expected_zone = filters.day.time_zone if filters.is_owners_zone else None
+        parameters |= {**filters.day.parameters(), "expected_zone": expected_zone}
+    return parameters
 
 
 @lru_cache(maxsize=LIST_STATEMENTS)
 def count_statement(resource: Resource, filters: tuple[str, ...] = ()) -> Statement:
-    """Return a statement for the owner's revision and the number of items, in one snapshot."""
+    """Return a statement for the owner's state and the number of items, in one snapshot."""
     count = (
         select(func.count()).select_from(resource.table).where(*list_conditions(resource, filters))
     )
-    return compiled(select(owner_row.c.revision, count.scalar_subquery().label("count")))
+    number = count.scalar_subquery().label("count")
+    return compiled(select(owner_row.c.revision, owner_row.c.time_zone, number))
 
 
 def count_items(
     database: Database,
     owner: UUID,
     resource: Resource,
-    filters: Mapping[str, Any],
+    filters: Filters,
     client_revisions: Sequence[int] = (),
-) -> tuple[int, int]:
-    """Return the owner's revision, and the number of items that pass all filters.
+) -> Count:
+    """Return the number of items that pass all filters, and the owner's state.
 
-    If the owner's revision is one of `client_revisions`, no items are counted.
+    If the owner's revision is one of `client_revisions`, or if the owner's time zone is not the one
+    of the filters, no items are counted.
     """
-    statement = count_statement(resource, tuple(sorted(filters)))
+    statement = count_statement(resource, tuple(sorted(filters.values)))
     parameters = filter_parameters(resource, filters)
     row = database.one(owner, statement, **parameters, client_revisions=list(client_revisions))
-    return (row[0], row[1]) if row else (0, 0)
+    return Count(*row) if row else Count(*NO_OWNER, 0)
 
 
 def count_fitting(page: Sequence[Json]) -> int:

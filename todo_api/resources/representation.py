@@ -1,7 +1,7 @@
 """The SQL that writes JSON: the stored representation of a row, and the objects around it.
 
 A trigger of each resource writes a row's JSON into its column `json`, and reads send that text as
-it is. `migrations/env.py` generates the trigger's function from `rendered_row`.
+it is (`row_function.py`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 # RFC 3339 in UTC, to the microsecond.
 TIMESTAMP_FORMAT = '\'YYYY-MM-DD"T"HH24:MI:SS.US"Z"\''
-
-FUNCTION = """
-    CREATE OR REPLACE FUNCTION write_{table}_json() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        NEW.json := {rendered};
-        RETURN NEW;
-    END
-    $$
-"""
 
 
 def member_names(fields: Sequence[str]) -> tuple[str, ...]:
@@ -48,11 +39,6 @@ def rendered_value(column: Column[Any], value: str) -> str:
     if isinstance(column.type, DateTime):
         value = f"to_char(timezone('UTC', {value}),\n                {TIMESTAMP_FORMAT})"
     return f"coalesce(to_json({value})::text, 'null')" if column.nullable else f"to_json({value})"
-
-
-def function_of(table: Table, fields: Sequence[str]) -> str:
-    """Return the statement that makes the trigger's function, or replaces it."""
-    return FUNCTION.format(table=table.name, rendered=rendered_row(table, fields, "NEW"))
 
 
 def json_text(value: str) -> ColumnElement[str]:

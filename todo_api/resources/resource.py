@@ -5,14 +5,13 @@ In the texts that clients read, a resource is one such row, as in HTTP (RFC 9110
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marshmallow import validate
 from sqlalchemy import (
     BigInteger,
-    CheckConstraint,
     Column,
     ColumnElement,
     DateTime,
@@ -29,14 +28,17 @@ from sqlalchemy import (
     text,
 )
 
+from todo_api.resources.calendar_types import TimestampType
 from todo_api.resources.fields import Field
 from todo_api.resources.schemas import Schemas
 from todo_api.resources.statements import Statements
-from todo_api.resources.types import Filter, SortKey, TimestampType
+from todo_api.resources.types import Filter, SortKey
 from todo_api.web.fields import EXAMPLE_TIMESTAMP, StrictText
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    import marshmallow
 
 SEARCH_LENGTH = 100
 
@@ -47,6 +49,7 @@ TIMESTAMPS = (
         type=TimestampType(),
         description="When it was created, in UTC.",
         example=EXAMPLE_TIMESTAMP,
+        is_read_only=True,
         is_filterable=True,
         is_sortable=True,
     ),
@@ -55,6 +58,7 @@ TIMESTAMPS = (
         type=TimestampType(),
         description="When it was last changed, in UTC.",
         example=EXAMPLE_TIMESTAMP,
+        is_read_only=True,
         is_filterable=True,
         is_sortable=True,
     ),
@@ -63,11 +67,17 @@ SEARCH_FIELD = "q"
 
 
 def resource_table(
-    metadata: MetaData, name: str, declared: Sequence[Field], *, indexes: Sequence[Sequence[str]]
+    metadata: MetaData,
+    name: str,
+    declared: Sequence[Field],
+    *,
+    indexes: Sequence[Sequence[str]],
+    hidden: Sequence[Column[Any]] = (),
 ) -> Table:
     """Return the table of a resource: its fields, and what every resource has.
 
-    Each entry of `indexes` lists the columns that follow `user_id` in an index on live rows.
+    Each entry of `indexes` lists the columns that follow `user_id` in an index on live rows. The
+    columns `hidden` are not in the representation.
     """
     now = func.clock_timestamp()
     timestamp = DateTime(timezone=True)
@@ -77,6 +87,7 @@ def resource_table(
         Column("user_id", Uuid, nullable=False),
         Column("id", Uuid, nullable=False),
         *(field.column() for field in declared),
+        *hidden,
         # The trigger `take_revision` (migrations/) sets these three columns while it holds the lock
         # on the owner's row. So rows become visible in the order of created_at and of revision.
         Column("created_at", timestamp, nullable=False, server_default=now),
@@ -86,12 +97,11 @@ def resource_table(
         # The write attempt id of the latest change, which the trigger writes. It shows a retry
         # whether the first run was committed.
         Column("attempt", Uuid),
-        # The representation, written by a trigger; NULL in a row that is not yet renewed.
+        # The representation, written by a trigger (row_function.py); NULL in a row that is not yet
+        # renewed.
         Column("json", Text),
         PrimaryKeyConstraint("user_id", "id"),
         ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
-        *(constraint for field in declared for constraint in field.constraints()),
-        CheckConstraint("revision > 0", name="revision_positive"),
     )
     for columns in indexes:
         Index(
@@ -111,12 +121,34 @@ def resource_table(
     return table
 
 
+class MemberRule(NamedTuple):
+    """A rule on several members: an SQL condition on the row NEW, and its errors.
+
+    `details` has an error for each member, in this order: the 422 points at the first of them that
+    was sent.
+    """
+
+    condition: str
+    details: Mapping[str, str]
+
+
+class ComputedColumn(NamedTuple):
+    """A column whose value the application computes from members; NULL if one of them is null."""
+
+    name: str
+    sources: tuple[str, ...]
+    compute: Callable[..., Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Resource:
     """A kind of row that users own. `name` is singular ("task"); the table's name is the plural.
 
     `example_id` is an id for the documentation. `search` names the text fields that the query
-    parameter `q` searches.
+    parameter `q` searches. `member_rules` are rules on several fields, by name. `computed` are the
+    columns that the application computes, and `derivations` those that the trigger computes: an SQL
+    expression on the row NEW for each. `more_filters` and `more_sort_keys` belong to no single
+    field.
     """
 
     name: str
@@ -124,6 +156,11 @@ class Resource:
     fields: tuple[Field, ...]
     example_id: str
     search: tuple[str, ...] = ()
+    member_rules: Mapping[str, MemberRule] = field(default_factory=dict)
+    computed: tuple[ComputedColumn, ...] = ()
+    derivations: Mapping[str, str] = field(default_factory=dict)
+    more_filters: Mapping[str, Filter] = field(default_factory=dict)
+    more_sort_keys: Mapping[str, SortKey] = field(default_factory=dict)
 
     @property
     def plural(self) -> str:
@@ -139,13 +176,35 @@ class Resource:
         return tuple(field.name for field in self.fields)
 
     @cached_property
-    def constraints(self) -> dict[str, tuple[str, str]]:
-        """Pointer and detail for each constraint that a request can violate, by constraint name."""
-        return {
-            f"ck_{self.plural}_{field.name}_{ending}": (f"/{field.name}", rule.detail)
+    def writable_fields(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields if not field.is_read_only)
+
+    @cached_property
+    def writable_names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.writable_fields)
+
+    @cached_property
+    def written_columns(self) -> tuple[str, ...]:
+        """The columns that requests write, except the ids and `deleted_at`."""
+        return (*self.writable_names, *(column.name for column in self.computed))
+
+    @cached_property
+    def rules_by_constraint(self) -> dict[str, MemberRule]:
+        """The rules that the trigger checks, by the name of the constraint in its error."""
+        rules = {
+            f"{field.name}_{ending}": MemberRule(rule.condition, {field.name: rule.detail})
             for field in self.fields
-            for ending, rule in field.type.rules(field.name).items()
+            for ending, rule in field.type.rules(f"NEW.{field.name}").items()
         }
+        return {
+            f"ck_{self.plural}_{name}": rule
+            for name, rule in (rules | {**self.member_rules}).items()
+        }
+
+    @cached_property
+    def constraints(self) -> dict[str, Mapping[str, str]]:
+        """For each constraint that a request can violate, the details of the error, by member."""
+        return {name: rule.details for name, rule in self.rules_by_constraint.items()}
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
@@ -153,8 +212,16 @@ class Resource:
         return {field.name: field for field in (*self.fields, *TIMESTAMPS)}
 
     @cached_property
+    def stored_fields(self) -> dict[str, marshmallow.fields.Field[Any]]:
+        """A marshmallow field for each member, to read its value in a representation."""
+        return {
+            field.name: field.type.request_field(**field.options())
+            for field in self.writable_fields
+        }
+
+    @cached_property
     def statements(self) -> Statements:
-        return Statements(self.table, self.field_names)
+        return Statements(self)
 
     @cached_property
     def schemas(self) -> Schemas:
@@ -163,19 +230,21 @@ class Resource:
     @cached_property
     def sort_keys(self) -> Mapping[str, SortKey]:
         """The keys by which a list can be sorted, by name."""
-        return {
+        keys = {
             name: field.type.sort_key(self.table.c[name])
             for name, field in self.by_name.items()
             if field.is_sortable
         }
+        return {**keys, **self.more_sort_keys}
 
     @cached_property
     def filters(self) -> Mapping[str, Filter]:
         """The filters of a list, by query parameter."""
         filters: dict[str, Filter] = {}
-        for name, field in self.by_name.items():
-            if field.is_filterable:
-                filters |= field.type.filters(self.table.c[name], field.example)
+        for name, declared in self.by_name.items():
+            if declared.is_filterable:
+                filters |= declared.type.filters(self.table.c[name], declared.example)
+        filters |= self.more_filters
         if self.search:
             filters[SEARCH_FIELD] = self._search_filter()
         return filters

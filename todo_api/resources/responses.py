@@ -73,7 +73,9 @@ def collection_response(revision: int, body: bytes, *more_etag_inputs: str) -> R
     return user_data_response(body, tag)
 
 
-def read_client_revisions() -> list[int]:
-    """Return the owner's revisions in the request's If-None-Match."""
+def read_client_revisions(*more_etag_inputs: str) -> list[int]:
+    """Return the owner's revisions in the request's If-None-Match, as in `collection_response`."""
     tags = read_entity_tags("If-None-Match")
-    return tags.revisions(digest(current_request().query_string), weak=True) if tags else []
+    if tags is None:
+        return []
+    return tags.revisions(digest(current_request().query_string, *more_etag_inputs), weak=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from marshmallow import Schema, ValidationError, fields, validate
 
 from todo_api.resources.sync_tokens import EXAMPLE as SYNC_TOKEN
+from todo_api.resources.time_zones import TimeZone
 from todo_api.web.fields import (
     EXAMPLE_REVISION,
     EXAMPLE_TIMESTAMP,
@@ -33,18 +34,21 @@ SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
 # A cursor may contain a title of 255 characters as JSON (up to 6 bytes for each), in base64.
 CURSOR_LENGTH = 3000
 
-# The members that only the server writes. `id` is not one of them: a POST may have it.
+# The members of every resource that only the server writes. `id` is not one of them: a POST may
+# have it.
 READ_ONLY = ("user_id", "created_at", "updated_at", "revision")
 
 
 class CreationSchema(Schema):
     """The body of a POST."""
 
+    read_only: tuple[str, ...] = READ_ONLY
+
     def handle_error(self, error: ValidationError, data: Any, **options: Any) -> None:  # noqa: ARG002
         """Replace the error of each read-only member by 'Is read-only.'."""
         messages = error.messages
         if isinstance(messages, dict):
-            messages |= {name: ["Is read-only."] for name in READ_ONLY if name in messages}
+            messages |= {name: ["Is read-only."] for name in self.read_only if name in messages}
 
 
 class Schemas:
@@ -68,9 +72,12 @@ class Schemas:
         client_id = StrictUUID(
             metadata={"description": description, "example": self._resource.example_id}
         )
-        return self._make_schema(
+        schema = self._make_schema(
             f"New{self._name}", {"id": client_id, **self._each(member)}, base=CreationSchema
         )
+        read_only = (field.name for field in self._resource.fields if field.is_read_only)
+        schema.read_only = (*READ_ONLY, *read_only)  # type: ignore[attr-defined]
+        return schema
 
     @cached_property
     def put(self) -> type[Schema]:
@@ -88,7 +95,7 @@ class Schemas:
 
         def member(field: Field) -> fields.Field[Any]:
             options = field.options() | {"allow_none": field.is_nullable_in_patch}
-            return field.type.request_field(**options)
+            return field.type.patch_field(**options)
 
         members = self._each(member) | self._read_only_members()
         return self._make_schema(f"{self._name}Patch", members)
@@ -110,14 +117,15 @@ class Schemas:
             name: StrictUUID(metadata={"description": description, "example": example})
             for name, (description, example) in ids.items()
         }
-        for name in ("created_at", "updated_at"):
-            metadata = {"description": "Ignored.", "example": EXAMPLE_TIMESTAMP}
-            members[name] = Anything(metadata=metadata, allow_none=True)
+        for name, field in self._resource.by_name.items():
+            if field.is_read_only:
+                metadata = {"description": "Ignored.", "example": field.example}
+                members[name] = Anything(metadata=metadata, allow_none=True)
         return members | {"revision": revision}
 
     @cached_property
     def list_query(self) -> type[Schema]:
-        """The query of a list: filters, sort, limit and cursor."""
+        """The query of a list: filters, time zone, sort, limit and cursor."""
         resource = self._resource
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         members = self._filters()
@@ -138,11 +146,16 @@ class Schemas:
 
     @cached_property
     def count_query(self) -> type[Schema]:
-        """The query of a count: filters."""
+        """The query of a count: filters and time zone."""
         return self._make_schema(f"{self._name}CountQuery", self._filters())
 
     def _filters(self) -> dict[str, fields.Field[Any]]:
-        return {name: filter_.parameter for name, filter_ in self._resource.filters.items()}
+        filters = self._resource.filters
+        members = {name: filter_.parameter for name, filter_ in filters.items()}
+        if any(filter_.is_by_day for filter_ in filters.values()):
+            description = "The time zone in which a day is today; by default, the user's."
+            members["time_zone"] = TimeZone(metadata={"description": description})
+        return members
 
     # Responses
 
@@ -246,7 +259,7 @@ class Schemas:
         return fields.UUID(required=True, metadata=metadata)
 
     def _each(self, member: Any) -> dict[str, fields.Field[Any]]:
-        return {field.name: member(field) for field in self._resource.fields}
+        return {field.name: member(field) for field in self._resource.writable_fields}
 
     def _make_schema(
         self, name: str, members: dict[str, Any], base: type[Schema] = Schema

@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from todo_api.db.statement import Statement
+    from todo_api.resources.resource import Resource
 
 
 def new_value(column: Column[Any]) -> ColumnElement[Any]:
-    """Return the parameter that an INSERT or UPDATE writes into the column."""
+    """Return the parameter that an INSERT writes into the column."""
     return bindparam(f"new_{column.name}", type_=column.type)
 
 
@@ -78,19 +79,20 @@ class ConditionalChange(NamedTuple):
 
 
 class Statements:
-    """The statements on the rows of one table; `fields` are the columns that clients write."""
+    """The statements on one row of a resource."""
 
-    def __init__(self, table: Table, fields: Sequence[str]) -> None:
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._table = table = resource.table
         columns = table.c
         self.is_live = columns.deleted_at.is_(None)
         self.is_deleted = columns.deleted_at.is_not(None)
         trash_time: ColumnElement[timedelta] = literal_column(f"interval '{TRASH_DAYS} days'")
         self.deleted_at = json_timestamp(columns.deleted_at)
         self.purge_at = json_timestamp(columns.deleted_at + trash_time)
-        rendered = literal_column(rendered_row(table, fields, table.name), Text)
+        rendered = literal_column(rendered_row(table, resource.field_names, table.name), Text)
         self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
-        self._table = table
         self._item = (as_bytes(self.json), columns.revision, columns.id, self.is_deleted)
         self._is_this_row = is_this_row = (columns.user_id == OWNER, columns.id == ID)
 
@@ -113,10 +115,9 @@ class Statements:
         )
         self._changed_since = (columns.updated_at > func.now() - ELAPSED - MARGIN).is_(True)
 
-        written = [columns[name] for name in fields]
-        values = select(OWNER, ID, *map(new_value, written))
-        names = ["user_id", "id", *fields]
-        has_new_values = and_(self.is_live, ~self._differs(fields))
+        names = ["user_id", "id", *resource.written_columns]
+        values = select(OWNER, ID, *(new_value(columns[name]) for name in names[2:]))
+        has_new_values = and_(self.is_live, ~self._differs(resource.writable_names))
         # Not ON CONFLICT DO NOTHING: the trigger would use up a revision without an insert. Of two
         # simultaneous inserts, the second fails with unique_violation and is retried.
         values_if_absent = values.where(~exists().where(*is_this_row))
@@ -136,8 +137,8 @@ class Statements:
             insert_response(union_all(select(*inserted.c), repeated).subquery("created"))
         )
 
-        self.delete = self._change({"deleted_at": func.clock_timestamp()}, self.is_live)
-        self.restore = self._change({"deleted_at": null()}, self.is_deleted)
+        self.delete = self.change_row({"deleted_at": func.clock_timestamp()}, self.is_live)
+        self.restore = self.change_row({"deleted_at": null()}, self.is_deleted)
         trash = (
             select(columns.id, columns.revision)
             .where(columns.user_id == OWNER, self.is_deleted)
@@ -149,16 +150,48 @@ class Statements:
 
     @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource exists as long as the process
     def update(self, fields: tuple[str, ...]) -> ConditionalChange:
-        """Return the statements that change these fields of a live row."""
+        """Return the statements that change these fields of a live row.
+
+        If a computed column depends on these fields and on others, the row changes only if the
+        others have the values in the parameters `stored_...`, or if the column becomes NULL.
+        """
         differs = self._differs(fields)
-        values = {name: new_value(self._table.c[name]) for name in fields}
-        return self._change(values, and_(self.is_live, differs), and_(self.is_live, ~differs))
+        values = self._new_values(fields)
+        merged = {**self._table.c, **values}
+        state = [self.is_live, differs]
+        for column in self._resource.computed:
+            others = [name for name in column.sources if name not in fields]
+            if len(others) == len(column.sources):
+                continue
+            values[column.name] = new_value(self._table.c[column.name])
+            if others:
+                is_null = or_(*(merged[name].is_(None) for name in column.sources))
+                is_stored = (self._has_stored_value(name) for name in others)
+                state.append(or_(is_null, and_(*is_stored)))
+        return self.change_row(values, and_(*state), and_(self.is_live, ~differs))
+
+    def _new_values(self, fields: Sequence[str]) -> dict[str, ColumnElement[Any]]:
+        """Return the value that an UPDATE of these fields writes into each of their columns."""
+        columns, declared = self._table.c, self._resource.by_name
+        sent = {name: declared[name].type.new_value(columns[name]) for name in fields}
+        merged = {**columns, **sent}
+        return {
+            name: adjust(columns[name], value, merged)
+            if (adjust := declared[name].adjust)
+            else value
+            for name, value in sent.items()
+        }
+
+    def _has_stored_value(self, name: str) -> ColumnElement[bool]:
+        column: ColumnElement[Any] = self._table.c[name]
+        return column.is_not_distinct_from(bindparam(f"stored_{name}", type_=column.type))
 
     def _differs(self, fields: Sequence[str]) -> ColumnElement[bool]:
-        columns = [self._table.c[name] for name in fields]
-        return or_(*(column.is_distinct_from(new_value(column)) for column in columns))
+        columns = self._table.c
+        new_values = self._new_values(fields).items()
+        return or_(*(columns[name].is_distinct_from(value) for name, value in new_values))
 
-    def _change(
+    def change_row(
         self,
         values: Mapping[str, Any],
         state: ColumnElement[bool],

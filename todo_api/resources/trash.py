@@ -10,10 +10,10 @@ from uuid import UUID
 from sqlalchemy import Uuid, bindparam, select, tuple_
 
 from todo_api.db.statement import OWNER, Statement, compiled
+from todo_api.resources.calendar_types import TimestampType, microseconds
 from todo_api.resources.feeds import merge_branches
 from todo_api.resources.pages import Position, count_fitting
 from todo_api.resources.representation import as_bytes, json_id, json_object, json_text
-from todo_api.resources.types import TimestampType, microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,9 +1,11 @@
-"""The types of fields. Columns, rules, schemas, filters and sort keys are made from them."""
+"""The types of fields. Columns, rules, schemas, filters and sort keys are made from them.
+
+More types are in `calendar_types.py` and `collection_types.py`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from marshmallow import fields, validate
@@ -12,7 +14,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
-    DateTime,
     Integer,
     Text,
     any_,
@@ -25,7 +26,6 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from todo_api.web.fields import (
     NOT_BLANK,
     BooleanParameter,
-    DateTimeParameter,
     IntegerParameter,
     StrictBoolean,
     StrictInteger,
@@ -39,20 +39,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.types import TypeEngine
 
-UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def microseconds(time: datetime) -> int:
-    """Return the microseconds since 1970."""
-    return (time - UNIX_EPOCH) // timedelta(microseconds=1)
-
-
-# The microseconds of all datetimes that Python can represent.
-MICROSECONDS = range(
-    microseconds(datetime.min.replace(tzinfo=UTC)),
-    microseconds(datetime.max.replace(tzinfo=UTC)) + 1,
-)
-
 # The characters that Python's str.strip() removes, as an SQL literal for CHECK constraints.
 WHITE_SPACE = "U&'{}'".format(
     "".join(f"\\{code:04X}" for code in range(0x10000) if chr(code).isspace())
@@ -60,7 +46,7 @@ WHITE_SPACE = "U&'{}'".format(
 
 
 class Rule(NamedTuple):
-    """A CHECK constraint, and the detail of the error if a value violates it."""
+    """An SQL condition that a trigger checks, and the detail of the error if it is false."""
 
     condition: str
     detail: str
@@ -69,26 +55,31 @@ class Rule(NamedTuple):
 class SortKey(NamedTuple):
     """A key by which a list is sorted, and the codec of its values in cursors.
 
-    `to_cursor` converts the member's JSON value to the JSON value in the cursor. `to_parameter`
-    converts the value in a cursor to the statement's parameter. It raises ValueError or TypeError
-    for a value that `to_cursor` never returns.
+    `to_cursor` converts the JSON values of `members` to the JSON value in the cursor.
+    `to_parameter` converts the value in a cursor to the statement's parameter. It raises ValueError
+    or TypeError for a value that `to_cursor` never returns.
     """
 
     expression: ColumnElement[Any]
     type: TypeEngine[Any]
-    to_cursor: Callable[[Any], Any]
+    to_cursor: Callable[..., Any]
     to_parameter: Callable[[Any], Any]
+    members: tuple[str, ...]
 
 
 class Filter(NamedTuple):
     """A query parameter of a list, and an SQL condition with a bind parameter of the same name.
 
-    `to_parameter` converts the query parameter's value to the bind parameter's.
+    `to_parameter` converts the query parameter's value to the bind parameter's. If `is_by_day`, the
+    condition also has the parameters of `time_zones.Day`: the result depends on the day. For the
+    values in `by_moment`, it depends on the moment.
     """
 
     parameter: fields.Field[Any]
     condition: ColumnElement[bool]
     to_parameter: Callable[[Any], Any] = lambda value: value
+    is_by_day: bool = False
+    by_moment: frozenset[str] = frozenset()
 
 
 class FieldType(Protocol):
@@ -100,11 +91,14 @@ class FieldType(Protocol):
     def request_field(self, **options: Any) -> fields.Field[Any]:
         """Return the marshmallow field that reads a request's JSON value."""
 
+    def patch_field(self, **options: Any) -> fields.Field[Any]:
+        """Return the marshmallow field that reads a JSON value in a merge patch."""
+
     def response_field(self, **options: Any) -> fields.Field[Any]:
         """Return the marshmallow field that documents a response's JSON value."""
 
     def rules(self, name: str) -> Mapping[str, Rule]:
-        """Return the rules for the column `name`. Each key is the end of the constraint's name."""
+        """Return the rules for a value, `name` in SQL. Each key ends the name of a constraint."""
 
     def filters(self, column: Column[Any], example: Any) -> Mapping[str, Filter]:
         """Return the filters by this column. Each key is a query parameter."""
@@ -112,9 +106,40 @@ class FieldType(Protocol):
     def sort_key(self, column: Column[Any]) -> SortKey:
         """Return the key that sorts lists by this column."""
 
+    def new_value(self, column: Column[Any]) -> ColumnElement[Any]:
+        """Return what an UPDATE writes into the column."""
+
+    def parameters(self, name: str, value: Any) -> dict[str, Any]:
+        """Return the parameters of `new_value` for a value of the field."""
+
+
+class PlainType:
+    """What most types have in common: no rules, and a column that is written as it is sent."""
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        raise NotImplementedError
+
+    def patch_field(self, **options: Any) -> fields.Field[Any]:
+        return self.request_field(**options)
+
+    def rules(self, name: str) -> Mapping[str, Rule]:  # noqa: ARG002
+        return {}
+
+    def filters(self, column: Column[Any], example: Any) -> Mapping[str, Filter]:  # noqa: ARG002
+        raise TypeError(f"{column.name}: this type has no filters.")
+
+    def sort_key(self, column: Column[Any]) -> SortKey:
+        raise TypeError(f"{column.name}: this type has no order.")
+
+    def new_value(self, column: Column[Any]) -> ColumnElement[Any]:
+        return bindparam(f"new_{column.name}", type_=column.type)
+
+    def parameters(self, name: str, value: Any) -> dict[str, Any]:
+        return {f"new_{name}": value}
+
 
 @dataclass(frozen=True, kw_only=True)
-class TextType:
+class TextType(PlainType):
     """Text of `minimum` to `maximum` characters, sorted by code point."""
 
     maximum: int
@@ -165,7 +190,7 @@ class TextType:
         return {str(column.name): Filter(parameter, equal)}
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        return SortKey(column.collate("C"), Text(), str, self._checked)
+        return SortKey(column.collate("C"), Text(), str, self._checked, (str(column.name),))
 
     def _checked(self, value: Any) -> str:
         if not isinstance(value, str) or "\x00" in value:
@@ -175,7 +200,7 @@ class TextType:
 
 
 @dataclass(frozen=True)
-class BooleanType:
+class BooleanType(PlainType):
     """true or false."""
 
     column_type = Boolean()
@@ -186,9 +211,6 @@ class BooleanType:
     def response_field(self, **options: Any) -> fields.Field[Any]:
         return fields.Boolean(**options)
 
-    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there are no rules
-        return {}
-
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         equal = column == bindparam(column.name, type_=Boolean)
         description = f"Only with this `{column.name}`."
@@ -196,7 +218,7 @@ class BooleanType:
         return {str(column.name): Filter(parameter, equal)}
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        return SortKey(column, Boolean(), bool, self._checked)
+        return SortKey(column, Boolean(), bool, self._checked, (str(column.name),))
 
     def _checked(self, value: Any) -> bool:
         if not isinstance(value, bool):
@@ -205,7 +227,7 @@ class BooleanType:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntegerType:
+class IntegerType(PlainType):
     """A whole number of `minimum` to `maximum`. Null is sorted after all numbers."""
 
     minimum: int
@@ -254,7 +276,9 @@ class IntegerType:
         # security prevents the use of an index.
         above_maximum: ColumnElement[int] = literal_column(str(self.maximum + 1))
         expression = case((column.is_(None), above_maximum), else_=column)
-        return SortKey(expression, self.column_type, self._to_cursor, self._checked)
+        return SortKey(
+            expression, self.column_type, self._to_cursor, self._checked, (str(column.name),)
+        )
 
     def _to_cursor(self, value: int | None) -> int:
         return self.maximum + 1 if value is None else value
@@ -268,7 +292,7 @@ class IntegerType:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnumType:
+class EnumType(PlainType):
     """One of these words, sorted in their order. Null is sorted after all words."""
 
     values: tuple[str, ...]
@@ -307,7 +331,7 @@ class EnumType:
             *((column == word, rank) for word, rank in zip(words, ranks[:-1], strict=True)),
             else_=ranks[-1],
         )
-        return SortKey(expression, Integer(), self._to_cursor, self._checked)
+        return SortKey(expression, Integer(), self._to_cursor, self._checked, (str(column.name),))
 
     def _to_cursor(self, value: str | None) -> int:
         return len(self.values) if value is None else self.values.index(value)
@@ -318,46 +342,3 @@ class EnumType:
         if not 0 <= value <= len(self.values):
             raise ValueError(value)
         return value
-
-
-@dataclass(frozen=True)
-class TimestampType:
-    """A point in time, with microseconds, of a member that only the server writes."""
-
-    column_type = DateTime(timezone=True)
-
-    def request_field(self, **options: Any) -> fields.Field[Any]:
-        return fields.AwareDateTime(**options)
-
-    def response_field(self, **options: Any) -> fields.Field[Any]:
-        return fields.DateTime(**options)
-
-    def rules(self, name: str) -> dict[str, Rule]:  # noqa: ARG002  there are no rules
-        return {}
-
-    def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:  # noqa: ARG002
-        # The parameters for created_at are created_after and created_before.
-        name = str(column.name).removesuffix("_at")
-
-        def filter_(suffix: str, operator: str, description: str) -> tuple[str, Filter]:
-            time = bindparam(name + suffix, type_=self.column_type)
-            condition = column.op(operator, is_comparison=True)(time)
-            return name + suffix, Filter(DateTimeParameter(description), condition)
-
-        return dict(
-            (
-                filter_("_after", ">", f"Only with a later `{column.name}`."),
-                filter_("_before", "<", f"Only with an earlier `{column.name}`."),
-            )
-        )
-
-    def sort_key(self, column: Column[Any]) -> SortKey:
-        return SortKey(column, self.column_type, self._to_cursor, self.to_parameter)
-
-    def _to_cursor(self, value: str) -> int:
-        return microseconds(datetime.fromisoformat(value))
-
-    def to_parameter(self, value: Any) -> datetime:
-        if type(value) is not int or value not in MICROSECONDS:
-            raise ValueError(value)
-        return UNIX_EPOCH + timedelta(microseconds=value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from todo_api.resources.calendar_types import TimestampType
 from todo_api.resources.changes import list_changes
 from todo_api.resources.cursors import digest, read_cursor, write_cursor
 from todo_api.resources.items import (
@@ -17,6 +18,7 @@ from todo_api.resources.items import (
     update_item,
 )
 from todo_api.resources.pages import ListQuery, count_items, list_items
+from todo_api.resources.queries import etag_inputs, has_etag, read_filters, run_in_owners_zone
 from todo_api.resources.responses import (
     already_exists,
     change_response,
@@ -29,13 +31,12 @@ from todo_api.resources.responses import (
 from todo_api.resources.schemas import FeedSchemas
 from todo_api.resources.sync_tokens import read_sync_token
 from todo_api.resources.trash import empty_trash, list_trash
-from todo_api.resources.types import TimestampType
 from todo_api.services import database
 from todo_api.web.conditional import read_precondition
 from todo_api.web.idempotency import read_idempotent_request
 from todo_api.web.problems import gone, invalid, key_reused
 from todo_api.web.requests import current_request
-from todo_api.web.responses import MERGE_PATCH, json_response, no_content
+from todo_api.web.responses import MERGE_PATCH, json_response, no_content, user_data_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from flask import Response
 
-    from todo_api.resources.pages import Position
+    from todo_api.resources.pages import Count, Filters, Page, Position
     from todo_api.resources.resource import Resource
     from todo_api.web.blueprints import Blueprint, View
 
@@ -61,6 +62,12 @@ def named(resource: Resource) -> Callable[[View], View]:
 
 def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
     """Add the routes that create, list and count items."""
+    add_creation_route(blueprint, resource)
+    add_list_routes(blueprint, resource)
+
+
+def add_creation_route(blueprint: Blueprint, resource: Resource) -> None:
+    """Add the route that creates an item."""
     schemas = resource.schemas
     path = f"/{resource.plural}"
 
@@ -90,6 +97,12 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
             raise already_exists(result)
         return stored_response(result)
 
+
+def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
+    """Add the routes that list and count items."""
+    schemas = resource.schemas
+    path = f"/{resource.plural}"
+
     @blueprint.get(path, endpoint=f"list_{resource.plural}_of_user")
     @blueprint.arguments(schemas.list_query, location="query")
     @blueprint.response(200, schemas.page)
@@ -103,13 +116,23 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
         cursor is valid only for the same query and user. No page repeats a ITEM of another page. To
         change one of these ITEMS, send its `revision` in double quotes as `If-Match`.
         """
-        filters = {name: query[name] for name in query.keys() & resource.filters.keys()}
-        query_digest = digest(resource.plural, user_id.bytes, filters, query["sort"])
+        values = {name: query[name] for name in query.keys() - {"limit", "cursor"}}
+        query_digest = digest(resource.plural, user_id.bytes, values)
         key = resource.sort_keys[query["sort"].removeprefix("-")]
         after = read_cursor(query.get("cursor"), query_digest, key.to_parameter)
-        listed = ListQuery(filters, query["limit"], query["sort"], after)
-        page = list_items(database(), user_id, resource, listed, read_client_revisions())
-        response = collection_response(page.revision, json_array(page.items))
+
+        def run(filters: Filters) -> Page:
+            listed = ListQuery(filters, query["limit"], query["sort"], after)
+            revisions = read_client_revisions(*etag_inputs(filters))
+            return list_items(database(), user_id, resource, listed, revisions)
+
+        filters = read_filters(resource, query, user_id, after)
+        filters, page = run_in_owners_zone(filters, user_id, run)
+        body = json_array(page.items)
+        if has_etag(resource, filters):
+            response = collection_response(page.revision, body, *etag_inputs(filters))
+        else:
+            response = user_data_response(body)
         return link_next_page(response, page.end, query_digest)
 
     @blueprint.get(f"{path}/count", endpoint=f"count_{resource.plural}_of_user")
@@ -117,16 +140,23 @@ def add_collection_routes(blueprint: Blueprint, resource: Resource) -> None:
     @blueprint.response(200, schemas.count)
     @blueprint.response(304)
     @named(resource)
-    def count(filters: dict[str, Any], user_id: UUID) -> Response:
+    def count(query: dict[str, Any], user_id: UUID) -> Response:
         """Count the user's ITEMS.
 
         The filters are those of the list. Without a filter, the count has all ITEMS that are not in
         the trash.
         """
-        revision, number = count_items(
-            database(), user_id, resource, filters, read_client_revisions()
-        )
-        return collection_response(revision, b'{"count": %d}' % number)
+
+        def run(filters: Filters) -> Count:
+            revisions = read_client_revisions(*etag_inputs(filters))
+            return count_items(database(), user_id, resource, filters, revisions)
+
+        filters = read_filters(resource, query, user_id)
+        filters, result = run_in_owners_zone(filters, user_id, run)
+        body = b'{"count": %d}' % result.number
+        if has_etag(resource, filters):
+            return collection_response(result.revision, body, *etag_inputs(filters))
+        return user_data_response(body)
 
 
 def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
@@ -136,7 +166,7 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
 
     def update(body: dict[str, Any], user_id: UUID, item_id: UUID) -> Response:
         revision = check_read_only_members(body, user_id, item_id)
-        changes = {name: body[name] for name in resource.field_names if name in body}
+        changes = {name: body[name] for name in resource.writable_names if name in body}
         precondition = read_precondition(revision)
         return change_response(
             update_item(database(), user_id, resource, item_id, changes, precondition)
@@ -181,7 +211,9 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
         ITEM has the requested values already, the response is 200, even if the precondition fails.
         """
         nulls = {name for name, value in changes.items() if value is None}
-        changes |= {field.name: field.default for field in resource.fields if field.name in nulls}
+        changes |= {
+            field.name: field.default for field in resource.writable_fields if field.name in nulls
+        }
         return update(changes, user_id, ids[resource.id_parameter])
 
     @blueprint.delete(path, endpoint=f"delete_{resource.name}")

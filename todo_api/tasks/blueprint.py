@@ -1,25 +1,42 @@
-"""The routes of tasks: the routes that each resource has, and a route to complete a task."""
+"""The routes of tasks: those that each resource has, and routes for completion and labels."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from marshmallow import Schema
+import orjson
+from marshmallow import Schema, fields, validate
 
+from todo_api.resources.cursors import digest, read_cursor
 from todo_api.resources.items import update_item
-from todo_api.resources.responses import change_response
-from todo_api.resources.views import add_collection_routes, add_item_routes
+from todo_api.resources.pages import Position
+from todo_api.resources.responses import (
+    change_response,
+    collection_response,
+    read_client_revisions,
+)
+from todo_api.resources.schemas import cursor_parameter
+from todo_api.resources.views import add_collection_routes, add_item_routes, link_next_page
 from todo_api.services import database
-from todo_api.tasks.fields import TASK
+from todo_api.tasks.fields import LABELS, TASK
+from todo_api.tasks.labels import (
+    LabelError,
+    add_label,
+    list_labels,
+    remove_label,
+    rename_label,
+)
 from todo_api.web.blueprints import Blueprint
 from todo_api.web.conditional import read_precondition
+from todo_api.web.fields import PAGE_LIMIT, ResponseSchema, limit_parameter
+from todo_api.web.problems import invalid
+from todo_api.web.responses import json_response
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from flask import Response
 
-COMPLETED = TASK.by_name["completed"]
+COMPLETED, COMPLETED_AT = TASK.by_name["completed"], TASK.by_name["completed_at"]
 
 blueprint = Blueprint(
     "tasks", __name__, url_prefix="/api/<id:user_id>", description="The tasks of a user."
@@ -33,6 +50,59 @@ class Completion(Schema):
 
     completed = COMPLETED.type.request_field(
         load_default=True, metadata={"description": COMPLETED.description, "example": True}
+    )
+    completed_at = COMPLETED_AT.type.request_field(**COMPLETED_AT.options())
+
+
+class LabelCount(ResponseSchema):
+    """A label, and how many tasks have it."""
+
+    name = fields.String(
+        required=True,
+        validate=validate.Length(1, LABELS.length),
+        metadata={"description": "The label.", "example": "errand"},
+    )
+    tasks = fields.Integer(
+        required=True,
+        validate=validate.Range(1, 2**53 - 1),
+        metadata={"description": "The number of tasks that have the label.", "example": 3},
+    )
+
+
+class LabelsQuery(Schema):
+    """The query of the labels."""
+
+    limit = limit_parameter("labels")
+    cursor = cursor_parameter()
+
+
+class LabelRename(Schema):
+    """A label, and what replaces it."""
+
+    # JSON names that are Python keywords cannot be attributes.
+    class Meta:
+        include = {  # noqa: RUF012
+            "from": LABELS.label(
+                required=True, metadata={"description": "The label.", "example": "errand"}
+            ),
+            "to": LABELS.label(
+                required=True,
+                allow_none=True,
+                metadata={
+                    "description": "The new label; null removes the label.",
+                    "example": "shop",
+                },
+            ),
+        }
+
+
+class RenamedTasks(ResponseSchema):
+    """The result of a rename."""
+
+    tasks = fields.Integer(
+        required=True,
+        validate=validate.Range(0, 2**53 - 1),
+        metadata={"description": "The number of tasks that were changed.", "example": 3},
     )
 
 
@@ -48,3 +118,87 @@ def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> R
     return change_response(
         update_item(database(), user_id, TASK, task_id, completion, read_precondition())
     )
+
+
+label_in_path = blueprint.path_text(
+    "label", LABELS.label(metadata={"description": "The label.", "example": "errand"})
+)
+
+
+@blueprint.put("/tasks/<id:task_id>/labels/<text:label>")
+@label_in_path
+@blueprint.response(200, TASK.schemas.item)
+@blueprint.conditional(TASK.schemas.item)
+def add_label_to_task(user_id: UUID, task_id: UUID, label: str) -> Response:
+    """Add one label to a task.
+
+    The other labels stay, so two devices that add labels do not overwrite each other's. A task that
+    has the label does not change. A slash in the label is `%2F`; the labels `.` and `..` cannot be
+    in a path: use `labels` of the task.
+    """
+    try:
+        result = add_label(database(), user_id, task_id, label, read_precondition())
+    except LabelError as error:
+        raise invalid([{"parameter": "label", "detail": str(error)}]) from None
+    return change_response(result)
+
+
+@blueprint.delete("/tasks/<id:task_id>/labels/<text:label>")
+@label_in_path
+@blueprint.response(200, TASK.schemas.item)
+@blueprint.conditional(TASK.schemas.item)
+def remove_label_from_task(user_id: UUID, task_id: UUID, label: str) -> Response:
+    """Remove one label from a task.
+
+    The other labels stay. A task that does not have the label does not change.
+    """
+    return change_response(remove_label(database(), user_id, task_id, label, read_precondition()))
+
+
+@blueprint.get("/labels")
+@blueprint.arguments(LabelsQuery, location="query")
+@blueprint.response(200, {"type": "array", "maxItems": PAGE_LIMIT, "items": LabelCount})
+@blueprint.response(304)
+def list_labels_of_user(query: dict[str, Any], user_id: UUID) -> Response:
+    """List the labels of the user's tasks, sorted by code point.
+
+    A label exists as long as a task has it. Tasks in the trash do not count.
+    """
+    query_digest = digest("labels", user_id.bytes)
+    after = read_cursor(query.get("cursor"), query_digest, check_label)
+    page = list_labels(
+        database(),
+        user_id,
+        query["limit"],
+        None if after is None else after.value,
+        read_client_revisions(),
+    )
+    body = orjson.dumps([label._asdict() for label in page.labels])
+    end = Position(page.labels[-1].name, LABEL_POSITION) if page.more else None
+    return link_next_page(collection_response(page.revision, body), end, query_digest)
+
+
+@blueprint.post("/labels/rename")
+@blueprint.arguments(LabelRename)
+@blueprint.response(200, RenamedTasks)
+def rename_label_of_user(rename: dict[str, Any], user_id: UUID) -> Response:
+    """Rename a label in all tasks, or remove it.
+
+    A task that has both labels keeps the new one. If a task has a label that differs from the new
+    one only in case, the new one replaces it. Tasks in the trash do not change. Sent again, the
+    request finds no task with the old label, and changes nothing.
+    """
+    number = rename_label(database(), user_id, rename["from"], rename["to"])
+    return json_response(orjson.dumps({"tasks": number}))
+
+
+# A position in the list of labels has no id.
+LABEL_POSITION = UUID(int=0)
+
+
+def check_label(value: Any) -> str:
+    """Return the label of a cursor. Raises ValueError or TypeError."""
+    if not isinstance(value, str) or "\x00" in value:
+        raise TypeError(value)
+    value.encode()  # ValueError for a lone surrogate
+    return value

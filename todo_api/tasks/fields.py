@@ -1,9 +1,25 @@
-"""The members of a task that clients write. docs/development.md says how to add a member."""
+"""The members of a task. docs/development.md says how to add a member."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, Text, case, func
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.tables import metadata
+from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
+from todo_api.resources.collection_types import LabelsType, TextObjectType
 from todo_api.resources.fields import Field
-from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.resource import ComputedColumn, Resource, resource_table
 from todo_api.resources.types import BooleanType, EnumType, TextType
+from todo_api.tasks import due
+from todo_api.web.fields import EXAMPLE_TIMESTAMP
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LABELS = LabelsType(maximum=20, length=60)
 
 FIELDS = (
     Field(
@@ -31,6 +47,22 @@ FIELDS = (
         example=False,
     ),
     Field(
+        name="completed_at",
+        type=TimestampType(),
+        nullable=True,
+        is_filterable=True,
+        is_sortable=True,
+        # The trigger writes the time of the change if a completed task has no other time.
+        adjust=lambda column, sent, merged: case(
+            (merged["completed"], func.coalesce(sent, column))
+        ),
+        description=(
+            "When the task was done; null while it is not done. The server sets it. A client can "
+            "send it with `completed: true`, or for a task that is done: null changes nothing then."
+        ),
+        example=EXAMPLE_TIMESTAMP,
+    ),
+    Field(
         name="priority",
         type=EnumType(values=("none", "low", "medium", "high")),
         default="none",
@@ -39,18 +71,114 @@ FIELDS = (
         description="How important the task is. Lists sort in the order none, low, medium, high.",
         example="high",
     ),
+    Field(
+        name="labels",
+        type=LABELS,
+        default=[],
+        is_filterable=True,
+        description="Words of the user. No two of them are equal if case is ignored.",
+        example=["errand", "shop"],
+    ),
+    Field(
+        name="due_date",
+        type=DateType(),
+        nullable=True,
+        is_filterable=True,
+        description="The day on which the task is due. No time zone shifts it.",
+        example="2026-11-21",
+    ),
+    Field(
+        name="due_time",
+        type=TimeOfDayType(),
+        nullable=True,
+        description="The time of the day at which the task is due. It needs a `due_date`.",
+        example="09:30:00",
+    ),
+    Field(
+        name="time_zone",
+        type=TimeZoneType(),
+        nullable=True,
+        description=(
+            "The IANA name of the time zone of `due_time`, which it needs. null means this time "
+            "wherever the user is."
+        ),
+        example="Europe/Berlin",
+    ),
+    Field(
+        name="due_at",
+        type=TimestampType(),
+        nullable=True,
+        is_read_only=True,
+        description=(
+            "The moment at which the task is due, if it has `due_date`, `due_time` and `time_zone`."
+        ),
+        example="2026-11-21T08:30:00.000000Z",
+    ),
+    Field(
+        name="start_date",
+        type=DateType(),
+        nullable=True,
+        description="The day before which nothing is to be done. It is not after `due_date`.",
+        example="2026-11-20",
+    ),
+    Field(
+        name="metadata",
+        type=TextObjectType(maximum=20, key_length=40, value_length=200),
+        default={},
+        description=(
+            "Data of the client, which the server does not interpret. A PATCH changes single keys; "
+            "null removes a key. A PUT replaces the whole object."
+        ),
+        example={"source": "mail"},
+    ),
+)
+
+# The labels after case-folding, in the order of the labels.
+LABEL_KEYS: Column[list[str]] = Column(
+    "label_keys", ARRAY(Text), nullable=False, server_default="{}"
+)
+
+
+def label_key(label: str) -> str:
+    """Return the label after case-folding."""
+    return label.casefold()
+
+
+def label_keys(labels: Iterable[str]) -> list[str]:
+    return [label_key(label) for label in labels]
+
+
+TABLE = resource_table(
+    metadata,
+    "tasks",
+    FIELDS,
+    # For lists with the newest task first: of all tasks, and with a filter by `completed`; and for
+    # lists by the time at which tasks are due.
+    indexes=(
+        ("created_at", "id"),
+        ("completed", "created_at", "id"),
+        ("completed", "due_sort", "id"),
+    ),
+    hidden=(LABEL_KEYS, due.DUE_SORT),
 )
 
 TASK = Resource(
     name="task",
-    table=resource_table(
-        metadata,
-        "tasks",
-        FIELDS,
-        # For lists with the newest task first: of all tasks, and with a filter by `completed`.
-        indexes=(("created_at", "id"), ("completed", "created_at", "id")),
-    ),
+    table=TABLE,
     fields=FIELDS,
     example_id="019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21",
     search=("title", "description"),
+    member_rules=due.RULES,
+    computed=(
+        due.DUE_AT,
+        ComputedColumn("label_keys", ("labels",), label_keys),
+    ),
+    derivations={
+        "completed_at": (
+            "CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END"
+        ),
+        "due_sort": due.DERIVATION,
+    },
+    more_filters=due.due_filters(TABLE),
+    more_sort_keys={"due": due.due_sort_key(TABLE)},
 )

@@ -1,26 +1,32 @@
-"""Routes that return a token's user and expiry, and that erase a user."""
+"""Routes for a user as a whole, and for the user and expiry of a token."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
 from flask import Response
 
+from todo_api.resources.queries import remember_zone
+from todo_api.resources.time_zones import DEFAULT_TIME_ZONE
 from todo_api.resources.views import add_feed_routes
 from todo_api.services import database
-from todo_api.users.schemas import Session
-from todo_api.users.statements import erase_user
+from todo_api.users.schemas import Session, UserPatch, UserState
+from todo_api.users.statements import erase_user, find_user, set_time_zone
 from todo_api.web.blueprints import Blueprint
 from todo_api.web.problems import not_found
 from todo_api.web.requests import current_request
-from todo_api.web.responses import json_response, no_content
+from todo_api.web.responses import MERGE_PATCH, json_response, no_content
 from todo_api.web.validation import SESSION_PATH
 
 if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
+    from todo_api.users.statements import User
+
+# RFC 3339 in UTC, to the microsecond.
+TIMESTAMP = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 # In the API, a session is the user and expiry of a token. The server stores nothing about it.
 token_blueprint = Blueprint("session", __name__, description="The user and expiry of a token.")
@@ -45,8 +51,16 @@ def get_session() -> Response:
     return json_response(orjson.dumps(body, option=orjson.OPT_UTC_Z))
 
 
+def user_response(user_id: UUID, user: User) -> Response:
+    """Return the user. Clients must not store it."""
+    created_at = user.created_at and user.created_at.astimezone(UTC).strftime(TIMESTAMP)
+    return json_response(
+        orjson.dumps({"user_id": user_id, **user._asdict(), "created_at": created_at})
+    )
+
+
 def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
-    """Return the routes for a user as a whole: changes, trash and erasure."""
+    """Return the routes for a user as a whole: time zone, changes, trash and erasure."""
     users = Blueprint(
         "users",
         __name__,
@@ -54,6 +68,31 @@ def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
         description="A user, and everything that the user owns.",
     )
     add_feed_routes(users, resources)
+
+    @users.get("", endpoint="get_user")
+    @users.response(200, UserState)
+    def get(user_id: UUID) -> Response:
+        """Read the user's time zone and revision.
+
+        A user who has never changed anything has the revision 0.
+        """
+        return user_response(user_id, find_user(database(), user_id))
+
+    @users.patch("", endpoint="patch_user")
+    @users.arguments(UserPatch, content_type=MERGE_PATCH)
+    @users.response(200, UserState)
+    def patch(changes: dict[str, Any], user_id: UUID) -> Response:
+        """Set the user's time zone.
+
+        The lists `due=today`, `due=overdue`, `due=upcoming` and `started` depend on it, unless a
+        request has a `time_zone` of its own. The body is a JSON merge patch (RFC 7396).
+        """
+        if "time_zone" not in changes:
+            return user_response(user_id, find_user(database(), user_id))
+        time_zone = changes["time_zone"] or DEFAULT_TIME_ZONE
+        user = set_time_zone(database(), user_id, time_zone)
+        remember_zone(user_id, user.time_zone)
+        return user_response(user_id, user)
 
     @users.delete("", endpoint="erase_user")
     @users.response(204)

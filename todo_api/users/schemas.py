@@ -1,8 +1,16 @@
-"""The schema of the response of `GET /api/session`."""
+"""The schemas of a user and of a token's user."""
 
-from marshmallow import fields, validate
+from marshmallow import Schema, fields, validate
 
-from todo_api.web.fields import EXAMPLE_TIMESTAMP, EXAMPLE_USER_ID, ResponseSchema
+from todo_api.resources.time_zones import TimeZone
+from todo_api.web.fields import (
+    EXAMPLE_REVISION,
+    EXAMPLE_TIMESTAMP,
+    EXAMPLE_USER_ID,
+    ResponseSchema,
+)
+
+TIME_ZONE = "The IANA name of the time zone in which the user's days begin and end."
 
 
 class Session(ResponseSchema):
@@ -24,3 +32,37 @@ class Session(ResponseSchema):
         required=True,
         metadata={"description": "When the token expires.", "example": EXAMPLE_TIMESTAMP},
     )
+
+
+class UserPatch(Schema):
+    """A JSON merge patch of a user."""
+
+    time_zone = TimeZone(
+        allow_none=True, metadata={"description": f"{TIME_ZONE} null sets the default, UTC."}
+    )
+
+
+class UserState(ResponseSchema):
+    """A user."""
+
+    user_id = fields.UUID(
+        required=True,
+        metadata={"description": "The user's id in paths.", "example": EXAMPLE_USER_ID},
+    )
+    revision = fields.Integer(
+        required=True,
+        validate=validate.Range(0, 2**53 - 1),
+        metadata={
+            "description": "The number of the user's last change; 0 before the first one.",
+            "example": EXAMPLE_REVISION,
+        },
+    )
+    created_at = fields.DateTime(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "When the user changed something for the first time.",
+            "example": EXAMPLE_TIMESTAMP,
+        },
+    )
+    time_zone = TimeZone(required=True, metadata={"description": TIME_ZONE})

@@ -17,12 +17,19 @@ from todo_api.web.openapi.paths import path_parameters
 from todo_api.web.openapi.schemas import field_attributes, schema_name
 from todo_api.web.operation import operation_of
 from todo_api.web.responses import JSON
-from todo_api.web.validation import IdConverter, load_body, load_query
+from todo_api.web.validation import (
+    IdConverter,
+    TextConverter,
+    load_body,
+    load_path_text,
+    load_query,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from marshmallow import Schema
+    from marshmallow.fields import Field
 
 View = TypeVar("View", bound="Callable[..., Response]")
 
@@ -80,6 +87,21 @@ class Blueprint(flask_smorest.Blueprint):
 
         return decorate
 
+    def path_text(
+        self, name: str, text: Field[Any]
+    ) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+        """Declare a path parameter that is no id. The view gets the value that the field loads."""
+
+        def decorate(view: Callable[..., Response]) -> Callable[..., Response]:
+            @wraps(view)
+            def load_text(*args: Any, **arguments: Any) -> Response:
+                loaded = {name: load_path_text(name, text, arguments[name])}
+                return view(*args, **arguments | loaded)
+
+            return declare(load_text, path_texts={**operation_of(view).path_texts, name: text})
+
+        return decorate
+
     def response(self, status: int, schema: Any = None) -> Callable[[View], View]:
         """Declare a response. The schema is for the OpenAPI document only."""
 
@@ -132,7 +154,7 @@ class Blueprint(flask_smorest.Blueprint):
                 requires_token=self.requires_token,
             )
         )
-        options["parameters"] = path_parameters(full_rule)
+        options["parameters"] = path_parameters(full_rule, operation.path_texts)
         super().add_url_rule(
             rule, name, add_documentation(view_func), provide_automatic_options, **options
         )
@@ -152,7 +174,7 @@ class Api(flask_smorest.Api):
 
     def __init__(self, app: Flask, items: Sequence[type[Schema]]) -> None:
         app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-        app.url_map.converters["id"] = IdConverter
+        app.url_map.converters |= {"id": IdConverter, "text": TextConverter}
         # No redirect from a path with `//` to the path with `/`.
         app.url_map.merge_slashes = False
         plugin = MarshmallowPlugin(schema_name_resolver=schema_name)  # type: ignore[arg-type]

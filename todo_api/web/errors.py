@@ -19,8 +19,9 @@ from todo_api.web.requests import current_request
 
 log = structlog.get_logger(__name__)
 
-# For each name of a constraint: a JSON Pointer (RFC 6901), and the detail of the error.
-Constraints: TypeAlias = Mapping[str, tuple[str, str]]
+# For each name of a constraint: the details of the error, by the member of the body that they are
+# about.
+Constraints: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 def problem_of_http_exception(error: HTTPException) -> Problem:
@@ -74,10 +75,12 @@ def log_bug(error: BaseException) -> None:
 
 def problem_of_database_error(error: psycopg.Error, constraints: Constraints) -> Problem | None:
     """Return the problem for the error's constraint or SQLSTATE, or None if the error is a bug."""
-    fault = constraints.get(error.diag.constraint_name or "")
-    if fault is not None:
-        pointer, detail = fault
-        return invalid([{"pointer": pointer, "detail": detail}])
+    details = constraints.get(error.diag.constraint_name or "")
+    if details is not None:
+        body = current_request().body
+        sent = [name for name in details if isinstance(body, dict) and name in body]
+        member = next(iter(sent or details))
+        return invalid([{"pointer": f"/{member}", "detail": details[member]}])
     if isinstance(error, OutcomeUnknownError):
         log.warning("write outcome unknown", error=type(error.__cause__).__name__)
         return unavailable(

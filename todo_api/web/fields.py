@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -26,12 +25,6 @@ WORDS_LENGTH = 200
 UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-# A date-time of RFC 3339 (section 5.6), with its required offset.
-DATE_TIME = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
-    r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
-)
 
 # Patterns for the OpenAPI document.
 OPAQUE = "^[A-Za-z0-9_-]+$"  # cursors and tokens that the server made
@@ -181,32 +174,6 @@ class WordsParameter(fields.String):
             detail = f"Must be one or more of {', '.join(self.words)}, separated by commas."
             raise ValidationError(detail)
         return [word for word in self.words if word in sent]
-
-
-class DateTimeParameter(fields.DateTime):
-    """A date-time (RFC 3339), as text."""
-
-    def __init__(self, description: str) -> None:
-        metadata = {
-            "description": description,
-            "pattern": f"^{DATE_TIME.pattern}$",
-            "example": "2026-11-21T09:30:00Z",
-        }
-        super().__init__(metadata=metadata)
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:  # noqa: ARG002
-        try:
-            if DATE_TIME.fullmatch(value):
-                return datetime.fromisoformat(value.upper())
-        except ValueError:  # such as the 30th of February
-            pass
-        # In a query, + means a space.
-        if " " in value and DATE_TIME.fullmatch(value.replace(" ", "+")):
-            raise ValidationError(
-                "Must be a date-time of RFC 3339: write the + of the offset as %2B, like"
-                " 2026-11-21T09:30:00%2B02:00."
-            )
-        raise ValidationError("Must be a date-time of RFC 3339, like 2026-11-21T09:30:00Z.")
 
 
 def limit_parameter(plural: str) -> IntegerParameter:

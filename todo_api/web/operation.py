@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from marshmallow import Schema
+    from marshmallow.fields import Field
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Operation:
     `media_types` are the media types of the request's body, empty if there is no body. `responses`
     has a schema for each status, or None for an error or a response without a body.
     `current_schema` is the schema of the member `current` in a 412, or None if the operation reads
-    no preconditions. `offers` are the media types of successful responses.
+    no preconditions. `offers` are the media types of successful responses. `path_texts` are the
+    fields of path parameters that are not ids.
     """
 
     body: Schema | None = None
@@ -32,6 +34,7 @@ class Operation:
     offers: tuple[str, ...] = (JSON,)
     current_schema: type[Schema] | None = None
     is_idempotent: bool = False
+    path_texts: Mapping[str, Field[Any]] = field(default_factory=dict)
 
     @property
     def is_conditional(self) -> bool:

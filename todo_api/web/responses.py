@@ -58,9 +58,11 @@ def json_response(body: bytes) -> BytesResponse:
     return BytesResponse(body, OK, {"Content-Type": JSON, "Cache-Control": "no-store"})
 
 
-def user_data_response(body: bytes, etag: str, status: int = OK) -> BytesResponse:
+def user_data_response(body: bytes, etag: str | None = None, status: int = OK) -> BytesResponse:
     """Return a response with user data and the headers that restrict its storage."""
-    headers = {"Content-Type": JSON, "ETag": etag, **USER_DATA_HEADERS}
+    headers = {"Content-Type": JSON, **USER_DATA_HEADERS}
+    if etag is not None:
+        headers["ETag"] = etag
     return BytesResponse(body, status, headers)
 
 

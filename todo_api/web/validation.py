@@ -9,7 +9,7 @@ from uuid import UUID
 from marshmallow import ValidationError
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
-from werkzeug.routing import UnicodeConverter
+from werkzeug.routing import PathConverter, UnicodeConverter
 
 from todo_api.web.body import read_json_body
 from todo_api.web.fields import UUID_TEXT
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from marshmallow import Schema
+    from marshmallow.fields import Field
 
     from todo_api.web.problem_kinds import Fault
 
@@ -52,6 +53,12 @@ class IdConverter(UnicodeConverter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.regex = f"(?!(?:session|count)$){self.regex}"
+
+
+class TextConverter(PathConverter):
+    """Match any text, also with slashes, which servers decode before the route is found."""
+
+    regex = ".+"
 
 
 def load_body(schema: Schema) -> Any:
@@ -86,6 +93,15 @@ def load_query(schema: Schema) -> Any:
 def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     parameters: dict[str, Any] = schema.load(dict(query))
     return parameters
+
+
+def load_path_text(name: str, field: Field[Any], text: str) -> Any:
+    """Return the value that the field loads from a part of the path. Raises a 422."""
+    try:
+        return field.deserialize(text)
+    except ValidationError as error:
+        messages = error.messages
+    raise invalid({"parameter": name, "detail": detail} for _, detail in list_faults(messages))
 
 
 def list_faults(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from marshmallow import validate
 
 from todo_api.web.fields import EXAMPLE_ITEM_ID, EXAMPLE_USER_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from marshmallow.fields import Field
 
 # A variable in Flask's rule: `<converter:name>` or `<name>`.
 VARIABLE = re.compile("<(?:[^:<>]+:)?([^<>]+)>")
@@ -18,12 +25,15 @@ def path_template(rule: str) -> str:
     return VARIABLE.sub(r"{\1}", rule)
 
 
-def path_parameters(rule: str) -> list[dict[str, Any]]:
-    """Return the parameter objects of the ids in Flask's rule."""
-    return [path_parameter(name) for name in VARIABLE.findall(rule)]
+def path_parameters(rule: str, texts: Mapping[str, Field[Any]]) -> list[dict[str, Any]]:
+    """Return the parameter objects of the ids and texts in Flask's rule."""
+    return [
+        text_parameter(name, texts[name]) if name in texts else id_parameter(name)
+        for name in VARIABLE.findall(rule)
+    ]
 
 
-def path_parameter(name: str) -> dict[str, Any]:
+def id_parameter(name: str) -> dict[str, Any]:
     """Return the parameter object of an id: `user_id`, or the id of a resource."""
     is_user = name == "user_id"
     description = f"The id of the {name.removesuffix('_id')}."
@@ -38,5 +48,23 @@ def path_parameter(name: str) -> dict[str, Any]:
             "minLength": 36,
             "maxLength": 36,
             "examples": [EXAMPLE_USER_ID if is_user else EXAMPLE_ITEM_ID],
+        },
+    }
+
+
+def text_parameter(name: str, field: Field[Any]) -> dict[str, Any]:
+    """Return the parameter object of a text with a length, a pattern and an example."""
+    (length,) = (each for each in field.validators if isinstance(each, validate.Length))
+    return {
+        "in": "path",
+        "name": name,
+        "required": True,
+        "description": field.metadata["description"],
+        "schema": {
+            "type": "string",
+            "minLength": length.min,
+            "maxLength": length.max,
+            "pattern": field.metadata["pattern"],
+            "examples": [field.metadata["example"]],
         },
     }

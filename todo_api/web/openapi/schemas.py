@@ -112,12 +112,12 @@ def string_schema(pattern: re.Pattern[str], max_length: int, example: str) -> di
 def example_of(schema: Any) -> Any:
     """Return an example of a schema, field or schema object, built from its members' examples."""
     match schema:
+        case fields.Field(metadata={"example": example}):
+            return example
         case {"items": inner} | fields.List(inner=inner):
             return [example_of(inner)]
         case fields.Nested(schema=inner) | OneOfSchemas(first=inner) | SchemaUnion(first=inner):
             return example_of(inner)
-        case fields.Field():
-            return schema.metadata["example"]
         case Schema():
             return {name: example_of(field) for name, field in schema.fields.items()}
     return example_of(schema())

@@ -1,0 +1,60 @@
+"""The function of the trigger that completes each row of a resource before it is written.
+
+The function writes the columns that follow from other columns, checks the rules, and writes the
+JSON of the row. `make migration` generates it from the `Resource`.
+
+A rule is checked by this function and not by a CHECK constraint, because PostgreSQL parses each
+CHECK constraint anew for every statement. The error is the same as for a CHECK constraint: SQLSTATE
+23514 (check_violation) with the constraint's name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from todo_api.resources.representation import rendered_row
+
+if TYPE_CHECKING:
+    from todo_api.resources.resource import Resource
+
+FUNCTION = """
+    CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        broken_rule text;
+    BEGIN{derivations}
+        broken_rule := CASE
+            WHEN NOT (NEW.revision > 0) THEN 'ck_{table}_revision_positive'{rules}
+        END;
+        IF broken_rule IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
+                MESSAGE = 'a row violates the rule ' || broken_rule;
+        END IF;
+        NEW.json := {rendered};
+        RETURN NEW;
+    END
+    $$
+"""
+
+
+def function_name(table: str) -> str:
+    """Return the name of the function for the rows of this table."""
+    return f"write_{table}_row"
+
+
+def row_function(resource: Resource) -> str:
+    """Return the statement that creates the function, or replaces it."""
+    table = resource.table
+    return FUNCTION.format(
+        name=function_name(table.name),
+        table=table.name,
+        derivations="".join(
+            f"\n        NEW.{column} := {expression};"
+            for column, expression in resource.derivations.items()
+        ),
+        rules="".join(
+            f"\n            WHEN NOT ({rule.condition}) THEN '{name}'"
+            for name, rule in resource.rules_by_constraint.items()
+        ),
+        rendered=rendered_row(table, resource.field_names, "NEW"),
+    )
