@@ -59,6 +59,7 @@ class TextConverter(PathConverter):
     """Match any text, also with slashes, which servers decode before the route is found."""
 
     regex = ".+"
+    part_isolating = False
 
 
 def load_body(schema: Schema) -> Any:
