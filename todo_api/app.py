@@ -15,6 +15,8 @@ from flask.sessions import NullSession, SessionInterface
 from todo_api.auth.authentication import make_keys, require_tokens
 from todo_api.auth.tokens import Verifier
 from todo_api.db.pool import Pool
+from todo_api.lists.blueprint import lists_blueprint
+from todo_api.lists.fields import LIST
 from todo_api.metrics import Metrics
 from todo_api.operations import health, index, metrics
 from todo_api.operations.docs import docs_blueprint
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-RESOURCES = (TASK,)
+# A list comes before its tasks, as in the order of locks.
+RESOURCES = (LIST, TASK)
 
 
 class NoSessions(SessionInterface):
@@ -127,10 +130,14 @@ def create_app(
     constraints = {
         name: fault for resource in RESOURCES for name, fault in resource.constraints.items()
     }
+    conflicts = {
+        name: kind for resource in RESOURCES for name, kind in resource.conflicts.items()
+    }
     api = Api(app, [resource.schemas.item for resource in RESOURCES])
-    register_error_handlers(app, constraints)
+    register_error_handlers(app, constraints, conflicts)
     for blueprint in (
         tasks.blueprint,
+        lists_blueprint(TASK),
         users_blueprint(RESOURCES),
         token_blueprint,
         health.blueprint,

@@ -40,7 +40,8 @@ SQLSTATES = {
     "40001": Meaning(ROLLED_BACK, is_unavailable=True),  # serialization_failure
     "40P01": Meaning(ROLLED_BACK, is_unavailable=True),  # deadlock_detected
     "53300": Meaning(None, is_unavailable=True),  # too_many_connections
-    "55P03": Meaning(None, is_unavailable=True),  # lock_not_available
+    # A row was inserted beside a change of several rows, and another request has locked it.
+    "55P03": Meaning(ROLLED_BACK, is_unavailable=True),  # lock_not_available
     "57014": Meaning(None, is_unavailable=True),  # query_canceled
     "57P01": Meaning(CONNECTION_LOST, is_unavailable=True),  # admin_shutdown
     "57P02": Meaning(CONNECTION_LOST, is_unavailable=True),  # crash_shutdown

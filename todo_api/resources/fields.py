@@ -26,6 +26,8 @@ class Field:
     member has no default. A PUT or PATCH without the member keeps its value. A member that
     `is_read_only` is never in a POST, and is ignored in a PUT or PATCH.
 
+    `absent` is what a POST without the member writes, if that is not the default.
+
     `adjust` changes the value that an UPDATE writes. Its arguments are the column, the sent value,
     and the values of all fields after the UPDATE.
     """
@@ -41,6 +43,7 @@ class Field:
     is_filterable: bool = False
     is_sortable: bool = False
     is_read_only: bool = False
+    absent: Any = None
     adjust: Callable[[Column[Any], ColumnElement[Any], Mapping[str, Any]], Any] | None = None
 
     def column(self) -> Column[Any]:

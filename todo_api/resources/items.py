@@ -44,10 +44,15 @@ class Item(NamedTuple):
 
 
 class ChangeResult(NamedTuple):
-    """The row as it is now (None if there is no row), and whether the row is as requested."""
+    """The row as it is now (None if there is no row), and whether the row is as requested.
+
+    `followed` is the number of other rows that this change has changed, if the last of its
+    `follow_ups` counts them.
+    """
 
     item: Item | None
     is_as_requested: bool
+    followed: int = 0
 
 
 class StoredResponse(NamedTuple):
@@ -83,9 +88,11 @@ def insert_item(
     # No row can have a new id before the first run, so the first run need not look for one. A retry
     # that finds a row with the new id finds the row of the first run, even if it has changed since.
     is_new_id = item_id is None
-    first_run = [insertion.change] if is_new_id else [*insertion]
+    first_run = insertion.statements[:1] if is_new_id else insertion.statements
     for _ in range(MAX_ATTEMPTS):
-        inserted, *outcome = database.write(owner, first_run, parameters, retry=[*insertion])
+        inserted, *outcome = database.write(
+            owner, first_run, parameters, retry=insertion.statements
+        )
         if inserted:
             return ChangeResult(Item(*inserted[0]), is_as_requested=True)
         if outcome and outcome[0]:
@@ -201,16 +208,18 @@ def change(
     item: Item | None = None
     for _ in range(MAX_ATTEMPTS):
         values = {**parameters(item), **precondition.parameters()}
-        changed, outcome = database.write(owner, statements, values, retry=statements)
+        results = database.write(owner, statements.statements, values, retry=statements.statements)
+        changed, *follow_ups, outcome = results[len(statements.locks) :]
+        followed = follow_ups[-1][0][0] if follow_ups and follow_ups[-1] else 0
         if changed:
-            return ChangeResult(Item(*changed[0]), is_as_requested=True)
+            return ChangeResult(Item(*changed[0]), is_as_requested=True, followed=followed)
         if not outcome:
             return ChangeResult(None, is_as_requested=False)
         *columns, is_wanted, written_by_this_attempt, changed_since = outcome[0]
         item = Item(*columns)
         none_match_fails = not item.is_deleted and precondition.none_match_fails(item.revision)
         if written_by_this_attempt or (is_wanted and not none_match_fails):
-            return ChangeResult(item, is_as_requested=True)
+            return ChangeResult(item, is_as_requested=True, followed=followed)
         if changed_since:
             raise OutcomeUnknownError
         if item.is_deleted and not even_deleted:

@@ -97,6 +97,9 @@ def resource_table(
         # The write attempt id of the latest change, which the trigger writes. It shows a retry
         # whether the first run was committed.
         Column("attempt", Uuid),
+        # The revision of the latest deletion: rows that one request has deleted are restored
+        # together.
+        Column("deleted_with", BigInteger),
         # The representation, written by a trigger (row_function.py); NULL in a row that is not yet
         # renewed.
         Column("json", Text),
@@ -148,7 +151,8 @@ class Resource:
     parameter `q` searches. `member_rules` are rules on several fields, by name. `computed` are the
     columns that the application computes, and `derivations` those that the trigger computes: an SQL
     expression on the row NEW for each. `more_filters` and `more_sort_keys` belong to no single
-    field.
+    field. `raised` has the details of the rules that other functions of the database check, by name
+    and member, and `conflicts` the problem kind of each rule whose violation is a 409.
     """
 
     name: str
@@ -161,6 +165,9 @@ class Resource:
     derivations: Mapping[str, str] = field(default_factory=dict)
     more_filters: Mapping[str, Filter] = field(default_factory=dict)
     more_sort_keys: Mapping[str, SortKey] = field(default_factory=dict)
+    raised: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+    statements_type: type[Statements] = Statements
 
     @property
     def plural(self) -> str:
@@ -204,7 +211,9 @@ class Resource:
     @cached_property
     def constraints(self) -> dict[str, Mapping[str, str]]:
         """For each constraint that a request can violate, the details of the error, by member."""
-        return {name: rule.details for name, rule in self.rules_by_constraint.items()}
+        checked = {name: rule.details for name, rule in self.rules_by_constraint.items()}
+        raised = {f"ck_{self.plural}_{name}": details for name, details in self.raised.items()}
+        return {**checked, **raised}
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
@@ -221,7 +230,7 @@ class Resource:
 
     @cached_property
     def statements(self) -> Statements:
-        return Statements(self)
+        return self.statements_type(self)
 
     @cached_property
     def schemas(self) -> Schemas:

@@ -21,7 +21,10 @@ FUNCTION = """
     CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
-    BEGIN{derivations}
+    BEGIN
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;{derivations}
         broken_rule := CASE
             WHEN NOT (NEW.revision > 0) THEN 'ck_{table}_revision_positive'{rules}
         END;

@@ -65,7 +65,8 @@ class Schemas:
         """The body of a POST."""
 
         def member(field: Field) -> fields.Field[Any]:
-            options = {"required": True} if field.required else {"load_default": field.default}
+            absent = field.default if field.absent is None else field.absent
+            options = {"required": True} if field.required else {"load_default": absent}
             return field.type.request_field(**options, **field.options())
 
         description = "An id that the client makes, so that it can send the request again."

@@ -72,10 +72,32 @@ class ConditionalChange(NamedTuple):
 
     The second statement has a new snapshot: if the change waited for another writer, the second
     statement sees the row that this writer committed. A UNION ALL would not.
+
+    If the change has consequences for other rows, `locks` lock all these rows before the change,
+    and `follow_ups` change them afterwards.
     """
 
     change: Statement
     find_outcome: Statement
+    locks: tuple[Statement, ...] = ()
+    follow_ups: tuple[Statement, ...] = ()
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """All statements, in the order in which they run."""
+        return (*self.locks, self.change, *self.follow_ups, self.find_outcome)
+
+
+def lock_rows(table: Table, *conditions: ColumnElement[bool], nowait: bool = False) -> Statement:
+    """Return a statement that locks the rows in order of id. Several rows are locked like this.
+
+    With `nowait`, it fails with lock_not_available if another transaction has locked one of them.
+    This is for rows that were inserted since the rows were locked, after the owner's row has been
+    locked: waiting for them could end in a deadlock. The whole transaction is then retried.
+    """
+    rows = select(table.c.id).where(table.c.user_id == OWNER, *conditions).order_by(table.c.id)
+    locked = rows.with_for_update(key_share=True, nowait=nowait).subquery("locked")
+    return compiled(select(func.count()).select_from(locked))
 
 
 class Statements:
@@ -94,7 +116,7 @@ class Statements:
         self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
         self._item = (as_bytes(self.json), columns.revision, columns.id, self.is_deleted)
-        self._is_this_row = is_this_row = (columns.user_id == OWNER, columns.id == ID)
+        self.is_this_row = is_this_row = (columns.user_id == OWNER, columns.id == ID)
 
         self.find = compiled(select(*self._item).where(*is_this_row, self.is_live))
 
@@ -168,7 +190,12 @@ class Statements:
                 is_null = or_(*(merged[name].is_(None) for name in column.sources))
                 is_stored = (self._has_stored_value(name) for name in others)
                 state.append(or_(is_null, and_(*is_stored)))
+        values |= self.implied_values(fields)
         return self.change_row(values, and_(*state), and_(self.is_live, ~differs))
+
+    def implied_values(self, fields: Sequence[str]) -> dict[str, Any]:  # noqa: ARG002
+        """Return what an UPDATE of these fields writes into columns that the request omits."""
+        return {}
 
     def _new_values(self, fields: Sequence[str]) -> dict[str, ColumnElement[Any]]:
         """Return the value that an UPDATE of these fields writes into each of their columns."""
@@ -203,7 +230,7 @@ class Statements:
         """
         revision = self._table.c.revision
         conditions = (
-            *self._is_this_row,
+            *self.is_this_row,
             state,
             or_(self._written_by_this_attempt, ~self._changed_since),
             or_(MATCH.is_(None), revision == any_(MATCH)),
@@ -222,7 +249,7 @@ class Statements:
         something has changed it since the first run began.
         """
         flags = (wanted, self._written_by_this_attempt, self._changed_since)
-        return compiled(select(*self._item, *flags).where(*self._is_this_row))
+        return compiled(select(*self._item, *flags).where(*self.is_this_row))
 
 
 def delete_for_good(table: Table, rows: Any) -> Any:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Text,
+    Uuid,
     any_,
     bindparam,
     case,
@@ -24,12 +25,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.web.fields import (
+    INVALID_COLOR,
     NOT_BLANK,
     BooleanParameter,
+    Color,
     IntegerParameter,
     StrictBoolean,
     StrictInteger,
     StrictText,
+    StrictUUID,
     StrippedText,
     WordsParameter,
 )
@@ -136,6 +140,35 @@ class PlainType:
 
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
         return {f"new_{name}": value}
+
+
+@dataclass(frozen=True)
+class IdType(PlainType):
+    """The id of an item."""
+
+    column_type = Uuid()
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        return StrictUUID(**options)
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.UUID(**options)
+
+
+@dataclass(frozen=True)
+class ColorType(PlainType):
+    """A colour as in HTML, `#rrggbb`; upper-case digits become lower-case ones."""
+
+    column_type = Text()
+
+    def request_field(self, **options: Any) -> fields.Field[Any]:
+        return Color(**options)
+
+    def response_field(self, **options: Any) -> fields.Field[Any]:
+        return fields.String(validate=validate.Length(7, 7), **options)
+
+    def rules(self, name: str) -> dict[str, Rule]:
+        return {"format": Rule(f"{name} ~ '^#[0-9a-f]{{6}}$'", INVALID_COLOR)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
 
 
 def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
-    """Add the routes that read, put, patch, delete and restore one item."""
+    """Add the routes that read, put and patch one item."""
     schemas = resource.schemas
     path = f"/{resource.plural}/<id:{resource.id_parameter}>"
 
@@ -215,6 +215,12 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
             field.name: field.default for field in resource.writable_fields if field.name in nulls
         }
         return update(changes, user_id, ids[resource.id_parameter])
+
+
+def add_trash_routes(blueprint: Blueprint, resource: Resource) -> None:
+    """Add the routes that delete and restore one item."""
+    schemas = resource.schemas
+    path = f"/{resource.plural}/<id:{resource.id_parameter}>"
 
     @blueprint.delete(path, endpoint=f"delete_{resource.name}")
     @blueprint.response(204)

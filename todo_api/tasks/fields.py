@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from sqlalchemy import Column, Text, case, func
+from sqlalchemy import Column, Index, Text, case, func
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.tables import metadata
 from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
 from todo_api.resources.collection_types import LabelsType, TextObjectType
 from todo_api.resources.fields import Field
+from todo_api.resources.order import DERIVATION, POSITION
 from todo_api.resources.resource import ComputedColumn, Resource, resource_table
-from todo_api.resources.types import BooleanType, EnumType, TextType
-from todo_api.tasks import due
+from todo_api.resources.types import BooleanType, EnumType, IdType, TextType
+from todo_api.tasks import due, places
+from todo_api.tasks.place_filters import place_filters
 from todo_api.web.fields import EXAMPLE_TIMESTAMP
 
 if TYPE_CHECKING:
@@ -122,6 +125,32 @@ FIELDS = (
         example="2026-11-20",
     ),
     Field(
+        name="list_id",
+        type=IdType(),
+        nullable=True,
+        absent=UUID(places.LIST_OF_PARENT),
+        # Without a list, a task with a parent is in the list of the parent.
+        adjust=lambda column, sent, _: case(
+            (sent == places.list_of_parent, column), else_=sent
+        ),
+        description=(
+            "The list of the task; null is the Inbox. A subtask is in the list of its parent: a "
+            "request without `list_id` takes it."
+        ),
+        example="019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7",
+    ),
+    Field(
+        name="parent_id",
+        type=IdType(),
+        nullable=True,
+        description=(
+            "The task of which this is a subtask. There are at most 5 levels. If a task is deleted "
+            "or changes its list, its subtasks follow."
+        ),
+        example="019aa5c8-7b4c-7d15-a2e0-6c3f8e9d0b12",
+    ),
+    POSITION,
+    Field(
         name="metadata",
         type=TextObjectType(maximum=20, key_length=40, value_length=200),
         default={},
@@ -158,9 +187,12 @@ TABLE = resource_table(
         ("created_at", "id"),
         ("completed", "created_at", "id"),
         ("completed", "due_sort", "id"),
+        # For lists in the user's order.
+        ("place", "position", "id"),
     ),
-    hidden=(LABEL_KEYS, due.DUE_SORT),
+    hidden=(LABEL_KEYS, due.DUE_SORT, places.PLACE),
 )
+Index(None, TABLE.c.user_id, TABLE.c.parent_id, postgresql_where=TABLE.c.parent_id.is_not(None))
 
 TASK = Resource(
     name="task",
@@ -178,7 +210,12 @@ TASK = Resource(
             "CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END"
         ),
         "due_sort": due.DERIVATION,
+        "place": places.PLACE_DERIVATION,
+        "position": DERIVATION,
     },
-    more_filters=due.due_filters(TABLE),
+    raised=places.RAISED,
+    conflicts=places.CONFLICTS,
+    statements_type=places.TaskStatements,
+    more_filters={**due.due_filters(TABLE), **place_filters(TABLE)},
     more_sort_keys={"due": due.due_sort_key(TABLE)},
 )

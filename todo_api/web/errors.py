@@ -14,7 +14,14 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from werkzeug.exceptions import HTTPException, InternalServerError, NotFound
 
 from todo_api.db.errors import OutcomeUnknownError, meaning
-from todo_api.web.problems import DETAIL_OF_STATUS, Problem, internal_error, invalid, unavailable
+from todo_api.web.problems import (
+    DETAIL_OF_STATUS,
+    Problem,
+    conflict,
+    internal_error,
+    invalid,
+    unavailable,
+)
 from todo_api.web.requests import current_request
 
 log = structlog.get_logger(__name__)
@@ -73,9 +80,14 @@ def log_bug(error: BaseException) -> None:
         log.error("unhandled exception", exc_info=error)
 
 
-def problem_of_database_error(error: psycopg.Error, constraints: Constraints) -> Problem | None:
+def problem_of_database_error(
+    error: psycopg.Error, constraints: Constraints, conflicts: Mapping[str, str]
+) -> Problem | None:
     """Return the problem for the error's constraint or SQLSTATE, or None if the error is a bug."""
-    details = constraints.get(error.diag.constraint_name or "")
+    constraint = error.diag.constraint_name or ""
+    if constraint in conflicts:
+        return conflict(conflicts[constraint])
+    details = constraints.get(constraint)
     if details is not None:
         body = current_request().body
         sent = [name for name in details if isinstance(body, dict) and name in body]
@@ -101,10 +113,13 @@ def problem_of_database_error(error: psycopg.Error, constraints: Constraints) ->
     return None
 
 
-def register_error_handlers(app: Flask, constraints: Constraints) -> None:
+def register_error_handlers(
+    app: Flask, constraints: Constraints, conflicts: Mapping[str, str]
+) -> None:
     """Map every exception to a response with problem details.
 
-    `constraints` has the constraints that a request can violate although it is valid by its schema.
+    `conflicts` has the problem kind of each constraint whose violation is a 409, and `constraints`
+    has the constraints that a request can violate although it is valid by its schema.
     The violation of any other constraint is a bug (500).
     """
 
@@ -127,7 +142,7 @@ def register_error_handlers(app: Flask, constraints: Constraints) -> None:
 
     @app.errorhandler(psycopg.Error)
     def respond_to_database_error(error: psycopg.Error) -> Response:
-        problem = problem_of_database_error(error, constraints)
+        problem = problem_of_database_error(error, constraints, conflicts)
         if problem is None:
             raise DatabaseBugError(error).with_traceback(error.__traceback__) from None
         return problem.response()

@@ -24,6 +24,9 @@ WORDS_LENGTH = 200
 
 UUID_TEXT = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
+COLOR = re.compile("#[0-9a-fA-F]{6}")
+INVALID_COLOR = "Must be a colour like #3366ff."
+
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Patterns for the OpenAPI document.
@@ -89,6 +92,19 @@ class StrictUUID(fields.UUID):
         if not isinstance(value, str) or not UUID_TEXT.fullmatch(value):
             raise ValidationError("Must be a UUID.")
         return UUID(value)
+
+
+class Color(StrictText):
+    """A colour as in HTML, `#rrggbb`. The result has lower-case digits."""
+
+    def __init__(self, *, metadata: dict[str, Any], **options: Any) -> None:
+        metadata = {**metadata, "pattern": f"^{COLOR.pattern}$", "minLength": 7, "maxLength": 7}
+        super().__init__(metadata=metadata, **options)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:  # noqa: ARG002
+        if not isinstance(value, str) or not COLOR.fullmatch(value):
+            raise ValidationError(INVALID_COLOR)
+        return value.lower()
 
 
 class Anything(fields.Raw):

@@ -1,0 +1,65 @@
+"""The members of a list of tasks."""
+
+from __future__ import annotations
+
+from todo_api.db.tables import metadata
+from todo_api.resources.collection_types import TextObjectType
+from todo_api.resources.fields import Field
+from todo_api.resources.order import DERIVATION, POSITION
+from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.types import BooleanType, ColorType, TextType
+
+FIELDS = (
+    Field(
+        name="name",
+        type=TextType(minimum=1, maximum=120, is_stripped=True),
+        required=True,
+        is_sortable=True,
+        description="The name. White space at the start and end is removed. Names may be equal.",
+        example="Groceries",
+    ),
+    Field(
+        name="color",
+        type=ColorType(),
+        nullable=True,
+        description="The colour in which clients show the list.",
+        example="#3366ff",
+    ),
+    Field(
+        name="archived",
+        type=BooleanType(),
+        default=False,
+        is_filterable=True,
+        description=(
+            "Whether the list is archived. Its tasks then are in lists of tasks only if a request "
+            "asks for them, and it gets no new tasks."
+        ),
+        example=False,
+    ),
+    POSITION,
+    Field(
+        name="metadata",
+        type=TextObjectType(maximum=20, key_length=40, value_length=200),
+        default={},
+        description=(
+            "Data of the client, which the server does not interpret. A PATCH changes single keys; "
+            "null removes a key. A PUT replaces the whole object."
+        ),
+        example={"source": "mail"},
+    ),
+)
+
+TABLE = resource_table(
+    metadata, "lists", FIELDS, indexes=(("created_at", "id"), ("position", "id"))
+)
+
+NEIGHBOUR = "Must be the id of another list that is not in the trash."
+
+LIST = Resource(
+    name="list",
+    table=TABLE,
+    fields=FIELDS,
+    example_id="019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7",
+    derivations={"position": DERIVATION},
+    raised={"after_known": {"after": NEIGHBOUR}, "before_known": {"before": NEIGHBOUR}},
+)

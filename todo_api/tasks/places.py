@@ -1,0 +1,274 @@
+"""Where a task is: its list, its parent, and its position among its siblings.
+
+The trigger `place_task` (migrations/) checks lists and parents behind the lock on the owner's row:
+they exist, there is no cycle, and there are not too many levels or children. A subtask is in the
+list of its parent.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+
+from todo_api.db.statement import ID, OWNER, compiled
+from todo_api.db.tables import users
+from todo_api.resources.order import ANCHOR, SIDE
+from todo_api.resources.statements import (
+    UPDATE_STATEMENTS,
+    ConditionalChange,
+    Statements,
+    lock_rows,
+    new_value,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import CTE, ColumnElement
+
+    from todo_api.db.statement import Statement
+    from todo_api.resources.resource import Resource
+
+LEVELS = 5
+CHILDREN = 500
+
+# The list of the parent: what a request means that sends `parent_id` without `list_id`.
+LIST_OF_PARENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+INBOX = "00000000-0000-0000-0000-000000000000"
+list_of_parent: ColumnElement[Any] = literal_column(f"'{LIST_OF_PARENT}'::uuid", Uuid)
+inbox: ColumnElement[Any] = literal_column(f"'{INBOX}'::uuid", Uuid)
+
+# The list, or the nil UUID for the Inbox: an index serves `=`, but not the order of `IS NULL`.
+PLACE: Column[Any] = Column("place", Uuid, nullable=False, server_default=INBOX)
+PLACE_DERIVATION = f"coalesce(NEW.list_id, '{INBOX}')"
+
+RAISED = {
+    "parent_id_known": {"parent_id": "Must be the id of a task that is not in the trash."},
+    "parent_id_not_below": {"parent_id": "Must not be the task itself or one of its subtasks."},
+    "parent_id_levels": {"parent_id": f"A task has at most {LEVELS - 1} levels above or below it."},
+    "list_id_known": {"list_id": "Must be the id of a list that is not in the trash."},
+    "list_id_of_parent": {
+        "list_id": "Must be the list of the parent: send parent_id: null, too, to leave it.",
+        "parent_id": "Must be a task of the list in list_id.",
+    },
+    "after_known": {"after": "Must be the id of another task with the same list and parent."},
+    "before_known": {"before": "Must be the id of another task with the same list and parent."},
+}
+CONFLICTS = {"ck_tasks_list_archived": "archived-list", "ck_tasks_children": "too-many-children"}
+
+LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
+
+PARENT_IS_SENT = bindparam("parent_is_sent", type_=Boolean)
+LIST_IS_SENT = bindparam("list_is_sent", type_=Boolean)
+
+
+class TaskStatements(Statements):
+    """The statements on one task, some of which also change its subtasks.
+
+    All tasks of the tree are locked before the first of them is changed. A subtask that another
+    request inserts meanwhile is found after the change of the task, which is behind the lock on the
+    owner's row.
+    """
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource)
+        task = self._task = resource.table.c
+        # The task itself, in statements that change the tasks below it.
+        self._root = resource.table.alias("root")
+        root = self._root.c
+        self._live_below = self._find_below(self.is_live)
+        self._lock_tree = self._lock(self._live_below)
+        self._lock_new_subtasks = lock_rows(
+            resource.table, is_in(task.id, self._live_below), nowait=True
+        )
+        self.delete = self.delete._replace(
+            locks=(self._lock_tree,),
+            follow_ups=(
+                self._lock_new_subtasks,
+                self._change_below(
+                    self._live_below,
+                    root.deleted_at.is_not(None),
+                    deleted_at=func.clock_timestamp(),
+                ),
+            ),
+        )
+        # What the same request has deleted comes back.
+        deleted_with = self._of_root(root.deleted_with)
+        gone = self._find_below(and_(self.is_deleted, task.deleted_with == deleted_with))
+        parent_is_live = (
+            exists()
+            .where(root.user_id == OWNER, root.id == task.parent_id, root.deleted_at.is_(None))
+            .correlate(resource.table)
+        )
+        restore = self.change_row(
+            {"deleted_at": null(), "parent_id": case((parent_is_live, task.parent_id))},
+            self.is_deleted,
+        )
+        self.restore = restore._replace(
+            locks=(self._lock(gone),),
+            follow_ups=(
+                self._change_below(
+                    gone,
+                    root.deleted_at.is_(None),
+                    deleted_at=null(),
+                    list_id=self._of_root(root.list_id),
+                ),
+            ),
+        )
+        complete = super().update(("completed",))
+        self.complete_tree = complete._replace(
+            locks=(self._lock_tree,),
+            follow_ups=(
+                self._lock_new_subtasks,
+                self._change_below(
+                    self._live_below,
+                    and_(root.deleted_at.is_(None), root.completed, ~task.completed),
+                    completed=true(),
+                ),
+            ),
+        )
+        self.move = self._move()
+        self.renumber = self._renumber()
+        siblings = lock_rows(resource.table, self._is_sibling())
+        self.move_with_new_positions = self.move._replace(
+            locks=(self._lock_tree, siblings, LOCK_OWNER, self.renumber)
+        )
+
+    @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource exists as long as the process
+    def update(self, fields: tuple[str, ...]) -> ConditionalChange:
+        """Return the statements that change these fields. Subtasks follow into another list."""
+        statements = super().update(fields)
+        if not {"list_id", "parent_id"} & set(fields):
+            return statements
+        return self._with_subtasks(statements, self._lock_tree)
+
+    def implied_values(self, fields: Sequence[str]) -> dict[str, Any]:
+        """Return the list of the parent if a request has `parent_id` without `list_id`."""
+        is_implied = "parent_id" in fields and "list_id" not in fields
+        return {"list_id": list_of_parent} if is_implied else {}
+
+    def _find_below(self, state: ColumnElement[bool]) -> CTE:
+        """Return the ids of the tasks in this state below the task, through tasks in this state."""
+        task, table = self._task, self._resource.table
+        ids = select(task.id).where(task.user_id == OWNER, state)
+        below = ids.where(task.parent_id == ID).cte("below", recursive=True)
+        return below.union(
+            select(task.id)
+            .where(task.user_id == OWNER, state, task.parent_id == below.c.id)
+            .select_from(table, below)
+        )
+
+    def _lock(self, below: CTE) -> Statement:
+        task = self._task
+        return lock_rows(self._resource.table, or_(task.id == ID, is_in(task.id, below)))
+
+    def _of_root(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return the value of a column of the task itself."""
+        root = self._root.c
+        return select(value).where(root.user_id == OWNER, root.id == ID).scalar_subquery()
+
+    def _change_below(
+        self, below: CTE, condition: ColumnElement[bool], **values: Any
+    ) -> Statement:
+        """Return a statement that changes the tasks below, if the condition on `root` holds."""
+        task, root = self._task, self._root.c
+        has_root = exists().where(root.user_id == OWNER, root.id == ID, condition)
+        return compiled(
+            update(self._resource.table)
+            .where(task.user_id == OWNER, is_in(task.id, below), has_root)
+            .values(**values)
+        )
+
+    def _with_subtasks(
+        self, statements: ConditionalChange, *locks: Statement
+    ) -> ConditionalChange:
+        """Return the statements, and those that put the subtasks into the list of the task."""
+        task, root = self._task, self._root.c
+        follow = self._change_below(
+            self._live_below,
+            and_(root.deleted_at.is_(None), task.list_id.is_distinct_from(root.list_id)),
+            list_id=self._of_root(root.list_id),
+        )
+        return statements._replace(locks=locks, follow_ups=(self._lock_new_subtasks, follow))
+
+    def _target_parent(self) -> ColumnElement[Any]:
+        task = self._task
+        return case((PARENT_IS_SENT, new_value(task.parent_id)), else_=task.parent_id)
+
+    def _move(self) -> ConditionalChange:
+        task = self._task
+        parent = self._target_parent()
+        list_id = case(
+            (LIST_IS_SENT, new_value(task.list_id)),
+            (and_(PARENT_IS_SENT, new_value(task.parent_id).is_not(None)), list_of_parent),
+            else_=task.list_id,
+        )
+        place = func.coalesce(
+            case((LIST_IS_SENT, new_value(task.list_id)), else_=task.list_id), inbox
+        )
+        position = func.task_position(OWNER, ID, parent, place, SIDE, ANCHOR, type_=Text)
+        is_there = and_(
+            self.is_live,
+            parent.is_not_distinct_from(task.parent_id),
+            or_(~LIST_IS_SENT, new_value(task.list_id).is_not_distinct_from(task.list_id)),
+            position == task.position,
+        )
+        statements = self.change_row(
+            {"parent_id": parent, "list_id": list_id, "position": position},
+            and_(self.is_live, ~is_there),
+            is_there,
+        )
+        return self._with_subtasks(statements, self._lock_tree, LOCK_OWNER)
+
+    def _is_sibling(self) -> ColumnElement[bool]:
+        """Return whether a task will be a sibling of the moved task."""
+        task, root = self._task, self._root.c
+        sent_parent, sent_list = new_value(task.parent_id), new_value(task.list_id)
+        parent = case((PARENT_IS_SENT, sent_parent), else_=self._of_root(root.parent_id))
+        place = case(
+            (LIST_IS_SENT, func.coalesce(sent_list, inbox)), else_=self._of_root(root.place)
+        )
+        return and_(
+            self.is_live,
+            task.parent_id.is_not_distinct_from(parent),
+            or_(parent.is_not(None), task.place == place),
+        )
+
+    def _renumber(self) -> Statement:
+        """Return a statement that gives all siblings new positions, in the order that they have."""
+        task = self._task
+        number = func.row_number().over(order_by=(task.position, task.id))
+        numbered = (
+            select(task.id, func.order_key_of_row(number).label("position"))
+            .where(task.user_id == OWNER, self._is_sibling())
+            .subquery("numbered")
+        )
+        return compiled(
+            update(self._resource.table)
+            .where(task.user_id == OWNER, task.id == numbered.c.id)
+            .values(position=numbered.c.position)
+        )
+
+
+def is_in(column: ColumnElement[Any], ids: CTE) -> ColumnElement[bool]:
+    """Return whether the column is one of these ids, which PostgreSQL reads once."""
+    return column == any_(func.array(select(ids.c.id).scalar_subquery()))
