@@ -13,7 +13,7 @@ from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
-from todo_api.resources.row_function import row_function
+from todo_api.resources.row_function import json_function, row_function
 from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
 from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
@@ -116,6 +116,7 @@ def create_widgets_table(url: str) -> None:
     for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
     execute(url, row_function(WIDGET))
+    execute(url, json_function(WIDGET))
     execute(url, PROTECTION)
 
 
