@@ -132,7 +132,7 @@ def upgrade() -> None:
     $$
     """)
     op.execute(r"""
-    CREATE OR REPLACE FUNCTION tasks_json(item tasks) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    CREATE OR REPLACE FUNCTION tasks_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
     BEGIN
         RETURN '{"id":' || to_json(item.id)
             || ',"user_id":' || to_json(item.user_id)
@@ -165,7 +165,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION tasks_json(tasks)")
+    op.execute("DROP FUNCTION tasks_json(anyelement)")
     op.execute("DROP TRIGGER take_revision_on_time_zone ON users")
     op.execute("DROP FUNCTION take_revision_of_user()")
     op.drop_column("users", "time_zone")

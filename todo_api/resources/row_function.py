@@ -1,10 +1,11 @@
 """The functions of the database for the rows of a resource. `make migration` generates them.
 
-The function of the trigger completes each row before it is written. It writes the columns that follow from other columns, checks the rules, and writes the
-JSON of the row. Another function renders a row that has no stored JSON: only rows of the time
-before migration 0010 have none, until the renewal. It is a function, because PostgreSQL prepares
-each expression of a statement before it runs, also one that is never evaluated: that took a third
-of the time of a read.
+The function of the trigger completes each row before it is written. It writes the columns that
+follow from other columns, checks the rules, and writes the JSON of the row.
+
+Another function renders a row that has no stored JSON: rows of the time before migration 0010 have
+none until the renewal. It is a function, because PostgreSQL prepares each expression of a statement
+before it runs, also one that is never evaluated: that took a third of the time of a read.
 
 A rule is checked by this function and not by a CHECK constraint, because PostgreSQL parses each
 CHECK constraint anew for every statement. The error is the same as for a CHECK constraint: SQLSTATE
@@ -40,7 +41,7 @@ FUNCTION = """
 """
 
 JSON_FUNCTION = """
-    CREATE OR REPLACE FUNCTION {name}(item {table}) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    CREATE OR REPLACE FUNCTION {name}(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
     BEGIN
         RETURN {rendered};
     END
@@ -58,7 +59,6 @@ def json_function(resource: Resource) -> str:
     table = resource.table
     return JSON_FUNCTION.format(
         name=json_function_name(table.name),
-        table=table.name,
         rendered=rendered_row(table, resource.field_names, "item"),
     )
 
