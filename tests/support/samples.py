@@ -18,12 +18,22 @@ TEXTS = ["Buy oats", "apples", "Äpfel", "Zwieback", "\U0001f43b"]
 # Long past or far in the future, so that no test depends on the day on which it runs.
 DATES = ["2020-02-29", "9999-12-30", "1970-01-01"]
 TIMES_OF_DAY = ["09:30:00", "23:59:59", "00:00:00"]
-TIME_ZONES = ["Europe/Berlin", "Pacific/Kiritimati", "America/New_York"]
-TIMESTAMPS = [
-    "2020-02-29T12:00:00.000001Z",
-    "1970-01-01T00:00:00.000000Z",
-    "2024-12-31T23:59:59.999999Z",
-]
+
+# Values of types whose limits do not matter here.
+VALUES_BY_TYPE: dict[type, list[Any]] = {
+    BooleanType: [False, True],
+    DateType: DATES,
+    TimeOfDayType: TIMES_OF_DAY,
+    TimeZoneType: ["Europe/Berlin", "Pacific/Kiritimati", "America/New_York"],
+    TimestampType: [
+        "2020-02-29T12:00:00.000001Z",
+        "1970-01-01T00:00:00.000000Z",
+        "2024-12-31T23:59:59.999999Z",
+    ],
+    LabelsType: [["Zoo", "errand", "Äpfel"], [], ["errand"], ["\U0001f43b"]],
+    # The keys are in the order of jsonb: shorter ones first.
+    TextObjectType: [{"source": "mail"}, {}, {"$.a/~": "Äpfel", "source": ""}],
+}
 
 # The other members that a value of a field needs, by resource and field. The first are for all
 # values except null, the second for null.
@@ -66,27 +76,14 @@ def patched_value(field: Field, before: Any, value: Any) -> Any:
 def sample_values(field: Field) -> list[Any]:
     """Return different valid values of the field, with null if the field is nullable."""
     match field.type:
-        case BooleanType():
-            values: list[Any] = [False, True]
         case EnumType(values=words):
             values = list(words)
         case IntegerType(minimum=minimum, maximum=maximum):
             values = [maximum, minimum, (minimum + maximum) // 2]
         case TextType(minimum=minimum, maximum=maximum):
             values = [text.ljust(minimum, "x")[:maximum] for text in TEXTS]
-        case DateType():
-            values = DATES
-        case TimeOfDayType():
-            values = TIMES_OF_DAY
-        case TimeZoneType():
-            values = TIME_ZONES
-        case TimestampType():
-            values = TIMESTAMPS
-        case LabelsType():
-            values = [["Zoo", "errand", "Äpfel"], [], ["errand"], ["\U0001f43b"]]
-        case TextObjectType():
-            # In the order of jsonb: shorter keys first.
-            values = [{"source": "mail"}, {}, {"$.a/~": "Äpfel", "source": ""}]
+        case other if type(other) in VALUES_BY_TYPE:
+            values = VALUES_BY_TYPE[type(other)]
         case unknown:
             pytest.fail(f"{unknown}: add its values to sample_values in tests/support/samples.py")
     return [values[0], None, *values[1:]] if field.nullable else values
@@ -94,21 +91,24 @@ def sample_values(field: Field) -> list[Any]:
 
 def breaking_values(field: Field) -> dict[str, Any]:
     """Return an invalid value for each rule of the field's type. The keys are the rules' names."""
+    values: dict[str, Any] = {}
     match field.type:
         case BooleanType() | TimeOfDayType() | TimeZoneType() | TimestampType():
-            return {}
+            pass
         case DateType():
-            return {"range": "1969-12-31"}
-        case LabelsType(maximum=maximum):
-            return {"count": [f"label {number:04}" for number in range(maximum + 1)]}
-        case TextObjectType(maximum=maximum):
-            return {"keys": {f"key {number}": "" for number in range(maximum + 1)}}
+            values["range"] = "1969-12-31"
         case EnumType(values=words):
-            return {"known": words[0].upper()}
+            values["known"] = words[0].upper()
         case IntegerType(maximum=maximum):
-            return {"range": maximum + 1}
+            values["range"] = maximum + 1
+        case LabelsType(maximum=maximum):
+            values["count"] = [f"label {number:02}" for number in range(maximum + 1)]
+        case TextObjectType(maximum=maximum):
+            values["keys"] = {f"key {number}": "" for number in range(maximum + 1)}
         case TextType(maximum=maximum, is_stripped=is_stripped):
-            stripped = {"stripped": f" {sample_values(field)[0]}"[:maximum]} if is_stripped else {}
-            return {"length": "x" * (maximum + 1)} | stripped
+            values["length"] = "x" * (maximum + 1)
+            if is_stripped:
+                values["stripped"] = f" {sample_values(field)[0]}"[:maximum]
         case unknown:
             pytest.fail(f"{unknown}: add its values to breaking_values in tests/support/samples.py")
+    return values
