@@ -27,7 +27,12 @@ from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
 from todo_api.resources.representation import rendered_row
-from todo_api.resources.row_function import function_name, row_function
+from todo_api.resources.row_function import (
+    function_name,
+    json_function,
+    json_function_name,
+    row_function,
+)
 from todo_api.settings import SettingsError, load_database_settings, read_environment
 
 if TYPE_CHECKING:
@@ -69,10 +74,13 @@ def complete_migration(migration: Any, _: Any, directives: list[Any]) -> None:
         directive.upgrade_ops.ops += protect_new_tables(migration.connection)
         directive.upgrade_ops.ops += grant_new_columns(directive.upgrade_ops.ops)
         for resource in changed_resources(migration.connection):
-            function = current_function(migration.connection, resource)
+            table = resource.table.name
+            function = definition_of(migration.connection, function_name(table))
             renewal = [ExecuteSQLOp(RENEW)] if needs_renewal(resource, function) else []
-            directive.upgrade_ops.ops += [ExecuteSQLOp(row_function(resource)), *renewal]
-            directive.downgrade_ops.ops += [ExecuteSQLOp(function), *renewal]
+            functions = [row_function(resource), json_function(resource)]
+            directive.upgrade_ops.ops += [*map(ExecuteSQLOp, functions), *renewal]
+            current = [function, definition_of(migration.connection, json_function_name(table))]
+            directive.downgrade_ops.ops += [*map(ExecuteSQLOp, current), *renewal]
         # Not for `alembic check`, which writes no migration.
         if getattr(context.config.cmd_opts, "autogenerate", False):
             set_schema_version(Path(script.dir).parent / SCHEMA_VERSION_FILE, directive.rev_id)
@@ -158,6 +166,7 @@ def protect_new_tables(connection: Connection) -> Iterator[ExecuteSQLOp]:
     for resource in RESOURCES:
         if resource.table.name not in existing:
             yield ExecuteSQLOp(row_function(resource))
+            yield ExecuteSQLOp(json_function(resource))
             for statement in PROTECTION:
                 yield ExecuteSQLOp(
                     statement.format(
@@ -206,15 +215,14 @@ def changed_resources(connection: Connection) -> list[Resource]:
         for resource in RESOURCES
         if resource.table.name in existing
         and row_function(resource).split("$$")[1]
-        != current_function(connection, resource).split("$function$")[1]
+        != definition_of(connection, function_name(resource.table.name)).split("$function$")[1]
     ]
 
 
-def current_function(connection: Connection, resource: Resource) -> str:
+def definition_of(connection: Connection, function: str) -> str:
     """Return the statement that makes the function that the database has now."""
     definition = text("SELECT pg_get_functiondef(CAST(:name AS regproc))")
-    name = function_name(resource.table.name)
-    return str(connection.execute(definition, {"name": name}).scalar_one())
+    return str(connection.execute(definition, {"name": function}).scalar_one())
 
 
 def needs_renewal(resource: Resource, function: str) -> bool:

@@ -13,7 +13,12 @@ from todo_api.app import RESOURCES
 from todo_api.db import tables
 from todo_api.db.database import ACT_AS_OWNER, ACT_AS_OWNER_WITH_TIMEOUT
 from todo_api.db.statement import Statement
-from todo_api.resources.row_function import function_name, row_function
+from todo_api.resources.row_function import (
+    function_name,
+    json_function,
+    json_function_name,
+    row_function,
+)
 from todo_api.resources.types import WHITE_SPACE
 from todo_api.web.operation import operation_of
 
@@ -48,7 +53,8 @@ def test_every_statement_has_an_owner_condition_for_each_table():
         table_uses = re.findall(rf"(?:FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text)
         owner_conditions = re.findall(
             rf"WHERE (?:users\.id|(?:{owned})\.user_id) = %\(owner\)s::UUID"
-            rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID",
+            rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID"
+            r"|INSERT INTO users \(id\) SELECT %\(owner\)s::UUID",
             text,
         )
         if statement in WITHOUT_OWNER:
@@ -171,16 +177,20 @@ def test_every_table_of_a_resource_has_its_triggers(connection):
     )
 
 
-def test_every_resource_is_rendered_by_its_present_fields(connection):
-    """The function in the database is the one that `make migration` would write now."""
+def test_every_resource_has_the_functions_of_its_present_declaration(connection):
+    """The functions in the database are those that `make migration` would write now."""
     for resource in RESOURCES:
-        (source,) = connection.execute(
-            "SELECT prosrc FROM pg_proc WHERE proname = %s", (function_name(resource.plural),)
-        ).fetchone()
+        for name, function in (
+            (function_name(resource.plural), row_function(resource)),
+            (json_function_name(resource.plural), json_function(resource)),
+        ):
+            (source,) = connection.execute(
+                "SELECT prosrc FROM pg_proc WHERE proname = %s", (name,)
+            ).fetchone()
 
-        assert f"AS $${source}$$" in row_function(resource), (
-            f"{resource.plural}: write the function in a migration with `make migration`."
-        )
+            assert f"AS $${source}$$" in function, (
+                f"{name}: write the function in a migration with `make migration`."
+            )
 
 
 def test_every_constraint_has_an_error_message_or_is_internal(connection):

@@ -131,12 +131,41 @@ def upgrade() -> None:
     END
     $$
     """)
+    op.execute(r"""
+    CREATE OR REPLACE FUNCTION tasks_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    BEGIN
+        RETURN '{"id":' || to_json(item.id)
+            || ',"user_id":' || to_json(item.user_id)
+            || ',"title":' || to_json(item.title)
+            || ',"description":' || coalesce(to_json(item.description)::text, 'null')
+            || ',"completed":' || to_json(item.completed)
+            || ',"completed_at":' || coalesce(to_json(to_char(timezone('UTC', item.completed_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"priority":' || to_json(item.priority)
+            || ',"labels":' || to_json(item.labels)
+            || ',"due_date":' || coalesce(to_json(item.due_date)::text, 'null')
+            || ',"due_time":' || coalesce(to_json(item.due_time)::text, 'null')
+            || ',"time_zone":' || coalesce(to_json(item.time_zone)::text, 'null')
+            || ',"due_at":' || coalesce(to_json(to_char(timezone('UTC', item.due_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"start_date":' || coalesce(to_json(item.start_date)::text, 'null')
+            || ',"metadata":' || to_json(item.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', item.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(item.revision)
+            || '}';
+    END
+    $$
+    """)
     op.execute(
         "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
     )
 
 
 def downgrade() -> None:
+    op.execute("DROP FUNCTION tasks_json(anyelement)")
     op.execute("DROP TRIGGER take_revision_on_time_zone ON users")
     op.execute("DROP FUNCTION take_revision_of_user()")
     op.drop_column("users", "time_zone")

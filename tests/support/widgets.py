@@ -11,9 +11,11 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from tests.support.postgresql import execute
 from todo_api.app import RESOURCES
 from todo_api.db import tables
+from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
+from todo_api.resources.collection_types import LabelsType, TextObjectType
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
-from todo_api.resources.row_function import row_function
+from todo_api.resources.row_function import json_function, row_function
 from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
 from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
 from todo_api.web.blueprints import Blueprint
@@ -79,6 +81,52 @@ FIELDS = (
         description="The shape of the widget.",
         example="oval",
     ),
+    Field(
+        name="made_date",
+        type=DateType(),
+        nullable=True,
+        is_filterable=True,
+        description="The day on which the widget was made.",
+        example="2026-11-21",
+    ),
+    Field(
+        name="opening_time",
+        type=TimeOfDayType(),
+        nullable=True,
+        description="The time of the day at which the widget opens.",
+        example="08:00:00",
+    ),
+    Field(
+        name="time_zone",
+        type=TimeZoneType(),
+        nullable=True,
+        description="The time zone of the widget.",
+        example="Asia/Kathmandu",
+    ),
+    Field(
+        name="checked_at",
+        type=TimestampType(),
+        nullable=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="When the widget was checked.",
+        example="2020-11-21T09:30:00.000000Z",
+    ),
+    Field(
+        name="labels",
+        type=LabelsType(maximum=4, length=10),
+        default=[],
+        is_filterable=True,
+        description="The labels of the widget.",
+        example=["new"],
+    ),
+    Field(
+        name="notes",
+        type=TextObjectType(maximum=3, key_length=8, value_length=10),
+        default={},
+        description="Notes on the widget.",
+        example={"color": "red"},
+    ),
 )
 
 WIDGET = Resource(
@@ -116,6 +164,7 @@ def create_widgets_table(url: str) -> None:
     for index in WIDGET.table.indexes:
         execute(url, str(CreateIndex(index).compile(dialect=dialect)))
     execute(url, row_function(WIDGET))
+    execute(url, json_function(WIDGET))
     execute(url, PROTECTION)
 
 

@@ -33,7 +33,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import TRASH_DAYS, idempotency_keys, users
-from todo_api.resources.representation import as_bytes, json_timestamp, rendered_row
+from todo_api.resources.representation import as_bytes, json_timestamp
+from todo_api.resources.row_function import json_function_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +113,7 @@ class Statements:
         trash_time: ColumnElement[timedelta] = literal_column(f"interval '{TRASH_DAYS} days'")
         self.deleted_at = json_timestamp(columns.deleted_at)
         self.purge_at = json_timestamp(columns.deleted_at + trash_time)
-        rendered = literal_column(rendered_row(table, resource.field_names, table.name), Text)
+        rendered = literal_column(f"{json_function_name(table.name)}({table.name})", Text)
         self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
         self._item = (as_bytes(self.json), columns.revision, columns.id, self.is_deleted)
