@@ -156,8 +156,12 @@ def update_item(
     item_id: UUID,
     changes: Mapping[str, Any],
     precondition: Precondition,
+    statements: ConditionalChange | None = None,
 ) -> ChangeResult:
-    """Set the fields that `changes` names, if the precondition holds."""
+    """Set the fields that `changes` names, if the precondition holds.
+
+    `statements` replaces the statements for these fields.
+    """
     if not changes:
         item = find_item(database, owner, resource, item_id)
         return ChangeResult(item, item is None or not precondition.none_match_fails(item.revision))
@@ -165,7 +169,8 @@ def update_item(
     def parameters(item: Item | None) -> dict[str, Any]:
         return {"id": item_id, **new_values(resource, changes, item)}
 
-    statements = resource.statements.update(tuple(sorted(changes)))
+    if statements is None:
+        statements = resource.statements.update(tuple(sorted(changes)))
     return change(database, owner, statements, precondition, parameters)
 
 

@@ -85,6 +85,20 @@ class Filters(NamedTuple):
     day: Day | None = None
     is_owners_zone: bool = False
 
+    def conditions(self, resource: Resource) -> tuple[str, ...]:
+        """Return the names of the filters, with `=` for those with a single value."""
+        return tuple(
+            sorted(
+                f"{name}=" if is_single(resource, name, value) else name
+                for name, value in self.values.items()
+            )
+        )
+
+
+def is_single(resource: Resource, name: str, value: Any) -> bool:
+    """Return whether the filter's condition for a single value applies."""
+    return resource.filters[name].single is not None and len(value) == 1
+
 
 class ListQuery(NamedTuple):
     """A list's query: at most `limit` items that pass all filters, after a position."""
@@ -109,11 +123,15 @@ class Page(NamedTuple):
 
 
 class Count(NamedTuple):
-    """The owner's revision and time zone, and the number of items."""
+    """The owner's revision and time zone, and the number of items.
+
+    `groups` has the values of a field, each with its number of items.
+    """
 
     revision: int
     time_zone: str
     number: int
+    groups: Sequence[tuple[Any, int]] = ()
 
 
 # What a user has who has never changed anything.
@@ -121,17 +139,19 @@ NO_OWNER = (0, DEFAULT_TIME_ZONE)
 
 
 def list_conditions(resource: Resource, filters: Sequence[str]) -> list[ColumnElement[bool]]:
-    """Return the conditions on the rows of a list with these filters."""
+    """Return the conditions on the rows of a list with these filters: see `Filters.conditions`."""
+    used = [resource.filters[name.removesuffix("=")] for name in filters]
     return [
         resource.table.c.user_id == OWNER,
         resource.statements.is_live,
-        *(resource.filters[name].condition for name in filters),
-        CLIENT_IS_OUTDATED,
         *(
-            [ZONE_IS_AS_EXPECTED]
-            if any(resource.filters[name].is_by_day for name in filters)
-            else []
+            single
+            if name.endswith("=") and (single := declared.single) is not None
+            else declared.condition
+            for name, declared in zip(filters, used, strict=True)
         ),
+        CLIENT_IS_OUTDATED,
+        *([ZONE_IS_AS_EXPECTED] if any(declared.is_by_day for declared in used) else []),
     ]
 
 
@@ -182,7 +202,7 @@ def list_items(
     one of them, the page is not read.
     """
     filters, sort, after = query.filters, query.sort, query.after
-    names = tuple(sorted(filters.values))
+    names = filters.conditions(resource)
     statement = list_statement(resource, names, sort, after=after is not None)
     # One row more than the limit shows whether there is a next page.
     parameters = filter_parameters(resource, filters)
@@ -209,7 +229,10 @@ def list_items(
 def filter_parameters(resource: Resource, filters: Filters) -> dict[str, Any]:
     """Return the statement's parameters for these filters."""
     parameters = {
-        name: resource.filters[name].to_parameter(value) for name, value in filters.values.items()
+        name: resource.filters[name].to_parameter(
+            value[0] if is_single(resource, name, value) else value
+        )
+        for name, value in filters.values.items()
     }
     if filters.day is not None:
         expected_zone = filters.day.time_zone if filters.is_owners_zone else None
@@ -218,13 +241,36 @@ def filter_parameters(resource: Resource, filters: Filters) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=LIST_STATEMENTS)
-def count_statement(resource: Resource, filters: tuple[str, ...] = ()) -> Statement:
-    """Return a statement for the owner's state and the number of items, in one snapshot."""
-    count = (
-        select(func.count()).select_from(resource.table).where(*list_conditions(resource, filters))
+def count_statement(
+    resource: Resource, filters: tuple[str, ...] = (), by: str | None = None
+) -> Statement:
+    """Return a statement for the owner's state and the number of items, in one snapshot.
+
+    The first row has the number of all items. With `by`, a row for each value of this field
+    follows.
+    """
+    conditions = list_conditions(resource, filters)
+    count = select(func.count()).select_from(resource.table).where(*conditions)
+    field = resource.table.c[by or "id"]
+    first = select(
+        owner_row.c.revision,
+        owner_row.c.time_zone,
+        null().cast(field.type).label("value"),
+        count.scalar_subquery().label("count"),
     )
-    number = count.scalar_subquery().label("count")
-    return compiled(select(owner_row.c.revision, owner_row.c.time_zone, number))
+    if by is None:
+        return compiled(first)
+    groups = (
+        select(
+            null().cast(BigInteger),
+            null().cast(Text),
+            field,
+            func.count(),
+        )
+        .where(*conditions)
+        .group_by(field)
+    )
+    return compiled(union_all(first, groups))
 
 
 def count_items(
@@ -233,16 +279,22 @@ def count_items(
     resource: Resource,
     filters: Filters,
     client_revisions: Sequence[int] = (),
+    by: str | None = None,
 ) -> Count:
     """Return the number of items that pass all filters, and the owner's state.
+
+    If `by` is the name of a field, the result also has the number for each of its values.
 
     If the owner's revision is one of `client_revisions`, or if the owner's time zone is not the one
     of the filters, no items are counted.
     """
-    statement = count_statement(resource, tuple(sorted(filters.values)))
+    statement = count_statement(resource, filters.conditions(resource), by)
     parameters = filter_parameters(resource, filters)
-    row = database.one(owner, statement, **parameters, client_revisions=list(client_revisions))
-    return Count(*row) if row else Count(*NO_OWNER, 0)
+    rows = database.all(owner, statement, **parameters, client_revisions=list(client_revisions))
+    if not rows:
+        return Count(*NO_OWNER, 0)
+    (revision, time_zone, _, number), *groups = rows
+    return Count(revision, time_zone, number, [(value, count) for _, _, value, count in groups])
 
 
 def count_fitting(page: Sequence[Json]) -> int:

@@ -29,15 +29,16 @@ def read_filters(
     If a filter depends on the day, this is the day of the cursor, or today in the time zone of the
     query, or today in the owner's time zone as far as this worker knows it.
     """
-    values = {name: query[name] for name in query.keys() & resource.filters.keys()}
+    sent = {name: query[name] for name in query.keys() & resource.filters.keys()}
+    values = resource.complete_filters(sent)
     if not any(resource.filters[name].is_by_day for name in values):
         return Filters(values)
     if after is not None and after.day is not None:
         return Filters(values, after.day)
     services = current_services()
-    sent = query.get("time_zone")
-    zone = sent or services.time_zones.get(user_id, DEFAULT_TIME_ZONE)
-    return Filters(values, Day(services.now(), zone), is_owners_zone=sent is None)
+    sent_zone = query.get("time_zone")
+    zone = sent_zone or services.time_zones.get(user_id, DEFAULT_TIME_ZONE)
+    return Filters(values, Day(services.now(), zone), is_owners_zone=sent_zone is None)
 
 
 def run_in_owners_zone(

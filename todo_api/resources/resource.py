@@ -151,8 +151,10 @@ class Resource:
     parameter `q` searches. `member_rules` are rules on several fields, by name. `computed` are the
     columns that the application computes, and `derivations` those that the trigger computes: an SQL
     expression on the row NEW for each. `more_filters` and `more_sort_keys` belong to no single
-    field. `raised` has the details of the rules that other functions of the database check, by name
-    and member, and `conflicts` the problem kind of each rule whose violation is a 409.
+    field. `complete_filters` adds the filters that a query implies. A sort key in `sort_needs`
+    needs one of these filters. `counted_by` names the fields by whose values items can be counted.
+    `raised` has the details of the rules that other functions of the database check, by name and
+    member, and `conflicts` the problem kind of each rule whose violation is a 409.
     """
 
     name: str
@@ -165,6 +167,9 @@ class Resource:
     derivations: Mapping[str, str] = field(default_factory=dict)
     more_filters: Mapping[str, Filter] = field(default_factory=dict)
     more_sort_keys: Mapping[str, SortKey] = field(default_factory=dict)
+    complete_filters: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    sort_needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    counted_by: tuple[str, ...] = ()
     raised: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     conflicts: Mapping[str, str] = field(default_factory=dict)
     statements_type: type[Statements] = Statements

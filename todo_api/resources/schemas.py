@@ -148,7 +148,17 @@ class Schemas:
     @cached_property
     def count_query(self) -> type[Schema]:
         """The query of a count: filters and time zone."""
-        return self._make_schema(f"{self._name}CountQuery", self._filters())
+        members = self._filters()
+        names = self._resource.counted_by
+        if names:
+            members["by"] = fields.String(
+                validate=validate.OneOf(names, error="Must be one of: {choices}."),
+                metadata={
+                    "description": "The member by whose values the items are also counted.",
+                    "example": names[0],
+                },
+            )
+        return self._make_schema(f"{self._name}CountQuery", members)
 
     def _filters(self) -> dict[str, fields.Field[Any]]:
         filters = self._resource.filters
@@ -194,12 +204,29 @@ class Schemas:
     @cached_property
     def count(self) -> type[Schema]:
         """The number of items that pass all filters."""
-        number = fields.Integer(
-            required=True,
-            validate=validate.Range(0, 2**53 - 1),
-            metadata={"description": f"The number of {self._resource.plural}.", "example": 7},
-        )
-        return self._make_schema(f"{self._name}Count", {"count": number}, base=ResponseSchema)
+
+        def number() -> fields.Integer:
+            return fields.Integer(
+                required=True,
+                validate=validate.Range(0, 2**53 - 1),
+                metadata={"description": f"The number of {self._resource.plural}.", "example": 7},
+            )
+
+        members: dict[str, fields.Field[Any]] = {"count": number()}
+        if self._resource.counted_by:
+            by_name = self._resource.by_name
+            values = {
+                name: by_name[name].type.response_field(**by_name[name].options())
+                for name in self._resource.counted_by
+            }
+            group = self._make_schema(
+                f"{self._name}Group", {**values, "count": number()}, base=ResponseSchema
+            )
+            members["counts"] = fields.List(
+                fields.Nested(group),
+                metadata={"description": "The number for each value of the member in `by`."},
+            )
+        return self._make_schema(f"{self._name}Count", members, base=ResponseSchema)
 
     @cached_property
     def change(self) -> SchemaUnion:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import orjson
+
 from todo_api.resources.calendar_types import TimestampType
 from todo_api.resources.changes import list_changes
 from todo_api.resources.cursors import digest, read_cursor, write_cursor
@@ -118,7 +120,11 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
         """
         values = {name: query[name] for name in query.keys() - {"limit", "cursor"}}
         query_digest = digest(resource.plural, user_id.bytes, values)
-        key = resource.sort_keys[query["sort"].removeprefix("-")]
+        sort = query["sort"].removeprefix("-")
+        needed = resource.sort_needs.get(sort, ())
+        if needed and not query.keys() & set(needed):
+            raise invalid([{"parameter": "sort", "detail": f"Needs {' or '.join(needed)}."}])
+        key = resource.sort_keys[sort]
         after = read_cursor(query.get("cursor"), query_digest, key.to_parameter)
 
         def run(filters: Filters) -> Page:
@@ -149,11 +155,14 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
 
         def run(filters: Filters) -> Count:
             revisions = read_client_revisions(*etag_inputs(filters))
-            return count_items(database(), user_id, resource, filters, revisions)
+            return count_items(database(), user_id, resource, filters, revisions, query.get("by"))
 
         filters = read_filters(resource, query, user_id)
         filters, result = run_in_owners_zone(filters, user_id, run)
-        body = b'{"count": %d}' % result.number
+        counted: dict[str, Any] = {"count": result.number}
+        if by := query.get("by"):
+            counted["counts"] = [{by: value, "count": number} for value, number in result.groups]
+        body = orjson.dumps(counted)
         if has_etag(resource, filters):
             return collection_response(result.revision, body, *etag_inputs(filters))
         return user_data_response(body)

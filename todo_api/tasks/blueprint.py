@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import orjson
-from marshmallow import Schema, fields, validate
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from todo_api.resources.cursors import digest, read_cursor
 from todo_api.resources.items import update_item
+from todo_api.resources.order import Move, move_item, place_parameters
 from todo_api.resources.pages import Position
 from todo_api.resources.responses import (
     change_response,
@@ -17,7 +18,12 @@ from todo_api.resources.responses import (
     read_client_revisions,
 )
 from todo_api.resources.schemas import cursor_parameter
-from todo_api.resources.views import add_collection_routes, add_item_routes, link_next_page
+from todo_api.resources.views import (
+    add_collection_routes,
+    add_item_routes,
+    add_trash_routes,
+    link_next_page,
+)
 from todo_api.services import database
 from todo_api.tasks.fields import LABELS, TASK
 from todo_api.tasks.labels import (
@@ -29,13 +35,16 @@ from todo_api.tasks.labels import (
 )
 from todo_api.web.blueprints import Blueprint
 from todo_api.web.conditional import read_precondition
-from todo_api.web.fields import PAGE_LIMIT, ResponseSchema, limit_parameter
+from todo_api.web.fields import PAGE_LIMIT, ResponseSchema, StrictBoolean, limit_parameter
 from todo_api.web.problems import invalid
 from todo_api.web.responses import json_response
 
 if TYPE_CHECKING:
     from flask import Response
 
+    from todo_api.tasks.places import TaskStatements
+
+LIST_ID, PARENT_ID = TASK.by_name["list_id"], TASK.by_name["parent_id"]
 COMPLETED, COMPLETED_AT = TASK.by_name["completed"], TASK.by_name["completed_at"]
 
 blueprint = Blueprint(
@@ -43,6 +52,9 @@ blueprint = Blueprint(
 )
 add_collection_routes(blueprint, TASK)
 add_item_routes(blueprint, TASK)
+add_trash_routes(blueprint, TASK)
+
+places = cast("TaskStatements", TASK.statements)
 
 
 class Completion(Schema):
@@ -52,6 +64,15 @@ class Completion(Schema):
         load_default=True, metadata={"description": COMPLETED.description, "example": True}
     )
     completed_at = COMPLETED_AT.type.request_field(**COMPLETED_AT.options())
+    subtasks = StrictBoolean(
+        load_default=False,
+        metadata={"description": "Whether open subtasks are done, too.", "example": True},
+    )
+
+    @validates_schema
+    def refuse_open_subtasks(self, data: dict[str, Any], **_: Any) -> None:
+        if data["subtasks"] and not data["completed"]:
+            raise ValidationError("Needs completed: true.", "subtasks")
 
 
 class LabelCount(ResponseSchema):
@@ -115,8 +136,57 @@ def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> R
 
     The request never toggles the state, so a repeated request does not undo the first one.
     """
+    has_subtasks = completion.pop("subtasks")
     return change_response(
-        update_item(database(), user_id, TASK, task_id, completion, read_precondition())
+        update_item(
+            database(),
+            user_id,
+            TASK,
+            task_id,
+            completion,
+            read_precondition(),
+            places.complete_tree(tuple(sorted(completion))) if has_subtasks else None,
+        )
+    )
+
+
+class TaskMove(Move):
+    """Where a task moves: into a list, below a task, and among its siblings."""
+
+    list_id = LIST_ID.type.request_field(**LIST_ID.options())
+    parent_id = PARENT_ID.type.request_field(**PARENT_ID.options())
+
+
+@blueprint.post("/tasks/<id:task_id>/move")
+@blueprint.arguments(TaskMove, required=False)
+@blueprint.response(200, TASK.schemas.item)
+@blueprint.response(409)
+@blueprint.conditional(TASK.schemas.item)
+def move_task(target: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
+    """Move a task to another place, into another list or below another task.
+
+    The subtasks of the task move along. `parent_id` without `list_id` takes the list of the parent.
+    Without `after` and `before`, the task moves to the end; it does not change if it is there
+    already. Only the moved task gets another `position`, unless there is no room between its new
+    neighbours: then all its siblings get new positions.
+    """
+    parameters = {
+        "id": task_id,
+        "parent_is_sent": "parent_id" in target,
+        "list_is_sent": "list_id" in target,
+        "new_parent_id": target.get("parent_id"),
+        "new_list_id": target.get("list_id"),
+        **place_parameters(target),
+    }
+    return change_response(
+        move_item(
+            database(),
+            user_id,
+            places.move,
+            places.move_with_new_positions,
+            read_precondition(),
+            parameters,
+        )
     )
 
 

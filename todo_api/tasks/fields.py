@@ -16,7 +16,7 @@ from todo_api.resources.order import DERIVATION, POSITION
 from todo_api.resources.resource import ComputedColumn, Resource, resource_table
 from todo_api.resources.types import BooleanType, EnumType, IdType, TextType
 from todo_api.tasks import due, places
-from todo_api.tasks.place_filters import place_filters
+from todo_api.tasks.place_filters import complete_filters, place_filters
 from todo_api.web.fields import EXAMPLE_TIMESTAMP
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ FIELDS = (
         nullable=True,
         absent=UUID(places.LIST_OF_PARENT),
         # Without a list, a task with a parent is in the list of the parent.
-        adjust=lambda column, sent, _: case(
-            (sent == places.list_of_parent, column), else_=sent
-        ),
+        adjust=lambda column, sent, _: case((sent == places.list_of_parent, column), else_=sent),
         description=(
             "The list of the task; null is the Inbox. A subtask is in the list of its parent: a "
             "request without `list_id` takes it."
@@ -213,6 +211,9 @@ TASK = Resource(
         "place": places.PLACE_DERIVATION,
         "position": DERIVATION,
     },
+    complete_filters=complete_filters,
+    sort_needs={"position": ("list_id", "parent_id")},
+    counted_by=("list_id",),
     raised=places.RAISED,
     conflicts=places.CONFLICTS,
     statements_type=places.TaskStatements,

@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from marshmallow import ValidationError, fields
-from sqlalchemy import Boolean, Uuid, any_, bindparam, func, or_, select
+from sqlalchemy import Uuid, and_, any_, bindparam, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import OWNER
 from todo_api.lists.fields import LIST
 from todo_api.resources.types import Filter
+from todo_api.tasks.places import inbox
 from todo_api.web.fields import EXAMPLE_ITEM_ID, UUID_TEXT, BooleanParameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Table
-
-    from todo_api.resources.types import FilterCondition
 
 MAX_IDS = 50
 UUID_PATTERN = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -48,3 +47,51 @@ class IdsParameter(fields.String):
         if any(text != self.word and not UUID_TEXT.fullmatch(text) for text in texts):
             raise ValidationError(f"Must be UUIDs or {self.word}, separated by commas.")
         return sorted({str(NIL if text == self.word else UUID(text)) for text in texts})
+
+
+def place_filters(table: Table) -> Mapping[str, Filter]:
+    """Return the filters `list_id`, `parent_id` and `archived`."""
+    columns, lists = table.c, LIST.table.c
+    parents = bindparam("parent_id", type_=ARRAY(Uuid))
+    archived_lists = select(lists.id).where(
+        lists.user_id == OWNER, lists.archived, lists.deleted_at.is_(None)
+    )
+    return {
+        "list_id": Filter(
+            IdsParameter(
+                "inbox", "Only tasks of this list, or of several lists, separated by commas."
+            ),
+            columns.place == any_(bindparam("list_id", type_=ARRAY(Uuid))),
+            # An index serves the order within one list.
+            single=columns.place == bindparam("list_id", type_=Uuid),
+        ),
+        "parent_id": Filter(
+            IdsParameter(
+                "none", "Only subtasks of these tasks, separated by commas; `none` is no parent."
+            ),
+            or_(
+                columns.parent_id == any_(parents),
+                and_(columns.parent_id.is_(None), inbox == any_(parents)),
+            ),
+        ),
+        "archived": Filter(
+            BooleanParameter(
+                metadata={
+                    "description": (
+                        "With `true`, also tasks of archived lists. By default they are left out, "
+                        "unless `list_id` asks for them."
+                    ),
+                    "example": True,
+                }
+            ),
+            columns.place.not_in(archived_lists),
+        ),
+    }
+
+
+def complete_filters(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out tasks of archived lists, unless the query asks for them or for certain lists."""
+    others = {name: value for name, value in values.items() if name != "archived"}
+    if "list_id" in values or values.get("archived"):
+        return others
+    return others | {"archived": False}

@@ -73,7 +73,7 @@ RAISED = {
     "after_known": {"after": "Must be the id of another task with the same list and parent."},
     "before_known": {"before": "Must be the id of another task with the same list and parent."},
 }
-CONFLICTS = {"ck_tasks_list_archived": "archived-list", "ck_tasks_children": "too-many-children"}
+CONFLICTS = {"ck_tasks_list_archived": "archived-list", "ck_tasks_children": "quota"}
 
 LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
 
@@ -134,17 +134,10 @@ class TaskStatements(Statements):
                 ),
             ),
         )
-        complete = super().update(("completed",))
-        self.complete_tree = complete._replace(
-            locks=(self._lock_tree,),
-            follow_ups=(
-                self._lock_new_subtasks,
-                self._change_below(
-                    self._live_below,
-                    and_(root.deleted_at.is_(None), root.completed, ~task.completed),
-                    completed=true(),
-                ),
-            ),
+        self._complete_below = self._change_below(
+            self._live_below,
+            and_(root.deleted_at.is_(None), root.completed, ~task.completed),
+            completed=true(),
         )
         self.move = self._move()
         self.renumber = self._renumber()
@@ -160,6 +153,14 @@ class TaskStatements(Statements):
         if not {"list_id", "parent_id"} & set(fields):
             return statements
         return self._with_subtasks(statements, self._lock_tree)
+
+    @lru_cache(maxsize=2)  # noqa: B019  a resource exists as long as the process
+    def complete_tree(self, fields: tuple[str, ...]) -> ConditionalChange:
+        """Return the statements that complete the task and its subtasks."""
+        return self.update(fields)._replace(
+            locks=(self._lock_tree,),
+            follow_ups=(self._lock_new_subtasks, self._complete_below),
+        )
 
     def implied_values(self, fields: Sequence[str]) -> dict[str, Any]:
         """Return the list of the parent if a request has `parent_id` without `list_id`."""
@@ -186,9 +187,7 @@ class TaskStatements(Statements):
         root = self._root.c
         return select(value).where(root.user_id == OWNER, root.id == ID).scalar_subquery()
 
-    def _change_below(
-        self, below: CTE, condition: ColumnElement[bool], **values: Any
-    ) -> Statement:
+    def _change_below(self, below: CTE, condition: ColumnElement[bool], **values: Any) -> Statement:
         """Return a statement that changes the tasks below, if the condition on `root` holds."""
         task, root = self._task, self._root.c
         has_root = exists().where(root.user_id == OWNER, root.id == ID, condition)
@@ -198,9 +197,7 @@ class TaskStatements(Statements):
             .values(**values)
         )
 
-    def _with_subtasks(
-        self, statements: ConditionalChange, *locks: Statement
-    ) -> ConditionalChange:
+    def _with_subtasks(self, statements: ConditionalChange, *locks: Statement) -> ConditionalChange:
         """Return the statements, and those that put the subtasks into the list of the task."""
         task, root = self._task, self._root.c
         follow = self._change_below(

@@ -175,6 +175,36 @@ KINDS = (
         is_default_for_status=False,
     ),
     ProblemKind(
+        name="archived-list",
+        status=409,
+        title="Conflict",
+        happened="The list of the task is archived. Nothing has been changed.",
+        reason=(
+            "An archived list gets no new tasks: no request can create a task there, or move one "
+            "there by `list_id` or `parent_id`. Its tasks can be changed."
+        ),
+        remedy="Set `archived` of the list to false, or choose another list.",
+        detail="Use another list, or set archived of this list to false.",
+        request="""
+            PATCH /api/USER_ID/lists/LIST_ID HTTP/1.1
+            Authorization: Bearer TOKEN
+            Content-Type: application/merge-patch+json
+
+            {"archived": false}
+        """,
+        is_default_for_status=False,
+    ),
+    ProblemKind(
+        name="quota",
+        status=409,
+        title="Conflict",
+        happened="The request would exceed a limit. Nothing has been changed.",
+        reason="The number of things that belong together is limited, such as subtasks of a task.",
+        remedy="Delete what is not needed any more, or distribute it.",
+        detail="Delete something first: the limit is reached.",
+        is_default_for_status=False,
+    ),
+    ProblemKind(
         name="already-exists",
         status=409,
         title="Conflict",

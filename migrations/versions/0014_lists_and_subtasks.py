@@ -1,0 +1,706 @@
+"""Add lists, subtasks and the order of items."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0014"
+down_revision = "0013"
+branch_labels = None
+depends_on = None
+
+# The order keys of items, which sort by code point: digits, upper-case and lower-case letters. A key
+# never ends in 0, so that there is a key between any two.
+BASE_62 = """
+    CREATE FUNCTION base_62(number bigint, digits int) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE AS $$
+    DECLARE
+        result text := '';
+    BEGIN
+        FOR place IN 1 .. digits LOOP
+            result := substr(
+                '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz',
+                (number % 62)::int + 1, 1
+            ) || result;
+            number := number / 62;
+        END LOOP;
+        RETURN result;
+    END
+    $$
+"""
+
+# The key of a moment is greater than the keys of all moments before it.
+ORDER_KEY_OF = """
+    CREATE FUNCTION order_key_of(moment timestamptz) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE AS $$
+    BEGIN
+        RETURN base_62((extract(epoch FROM moment) * 1000000)::bigint, 9) || 'V';
+    END
+    $$
+"""
+
+# New keys for several rows, in the order of their numbers.
+ORDER_KEY_OF_ROW = """
+    CREATE FUNCTION order_key_of_row(number bigint) RETURNS text
+    LANGUAGE plpgsql STABLE AS $$
+    BEGIN
+        RETURN base_62((extract(epoch FROM now()) * 1000000)::bigint, 9)
+            || base_62(number, 4) || 'V';
+    END
+    $$
+"""
+
+# A key between two keys: '' is below all keys, and NULL above all keys. SQLSTATE TD001: there is no
+# such key, or it would be long.
+ORDER_KEY_BETWEEN = """
+    CREATE FUNCTION order_key_between(lower_key text, upper_key text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE AS $$
+    DECLARE
+        digits CONSTANT text := '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
+        has_upper boolean := upper_key IS NOT NULL;
+        result text := '';
+        low int;
+        high int;
+    BEGIN
+        FOR place IN 1 .. 60 LOOP
+            low := greatest(strpos(digits, nullif(substr(lower_key, place, 1), '')) - 1, 0);
+            high := CASE
+                WHEN NOT has_upper THEN 62
+                ELSE greatest(strpos(digits, nullif(substr(upper_key, place, 1), '')) - 1, 0)
+            END;
+            EXIT WHEN high < low;
+            IF high - low > 1 THEN
+                RETURN result || substr(digits, (low + high) / 2 + 1, 1);
+            END IF;
+            result := result || substr(digits, low + 1, 1);
+            has_upper := has_upper AND high = low;
+        END LOOP;
+        RAISE EXCEPTION USING ERRCODE = 'TD001', MESSAGE = 'no room between two positions';
+    END
+    $$
+"""
+
+# A rule that is broken: like a CHECK constraint of this name.
+RAISE_RULE = """
+    CREATE FUNCTION raise_rule(items text, rule text) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION USING
+            ERRCODE = '23514', CONSTRAINT = 'ck_' || items || '_' || rule, TABLE = items,
+            MESSAGE = 'a row violates the rule ' || rule;
+    END
+    $$
+"""
+
+# The position beside the anchor, among the live items that fulfil the condition `siblings`, in
+# which $2 is `parent`: see `SIDE` in todo_api/resources/order.py. It is the own position if the
+# item is there already.
+POSITION_BESIDE = """
+    CREATE FUNCTION position_beside(
+        items regclass, siblings text, owner uuid, parent uuid,
+        moved uuid, own text, side text, anchor uuid
+    ) RETURNS text LANGUAGE plpgsql AS $$
+    DECLARE
+        others CONSTANT text := format(
+            'SELECT position, id FROM %s WHERE user_id = $1 AND %s AND deleted_at IS NULL'
+                || ' AND id <> $3', items, siblings
+        );
+        anchor_key text COLLATE "C";
+        below_key text COLLATE "C";
+        below_id uuid;
+        above_key text COLLATE "C";
+        above_id uuid;
+        end_key text COLLATE "C" := order_key_of(clock_timestamp());
+    BEGIN
+        IF anchor IS NOT NULL THEN
+            EXECUTE others || ' AND id = $4' INTO anchor_key USING owner, parent, moved, anchor;
+            IF anchor_key IS NULL THEN
+                PERFORM raise_rule(items::text, side || '_known');
+            END IF;
+        END IF;
+        IF side IS DISTINCT FROM 'after' OR anchor IS NOT NULL THEN
+            EXECUTE others || CASE
+                WHEN anchor IS NULL THEN ''
+                WHEN side = 'after' THEN ' AND (position, id) <= ($4, $5)'
+                ELSE ' AND (position, id) < ($4, $5)'
+            END || ' ORDER BY position DESC, id DESC LIMIT 1'
+            INTO below_key, below_id USING owner, parent, moved, anchor_key, anchor;
+        END IF;
+        IF side = 'after' OR anchor IS NOT NULL THEN
+            EXECUTE others || CASE
+                WHEN anchor IS NULL THEN ''
+                WHEN side = 'after' THEN ' AND (position, id) > ($4, $5)'
+                ELSE ' AND (position, id) >= ($4, $5)'
+            END || ' ORDER BY position, id LIMIT 1'
+            INTO above_key, above_id USING owner, parent, moved, anchor_key, anchor;
+        END IF;
+        IF own IS NOT NULL
+            AND (below_key IS NULL OR (own, moved) > (below_key, below_id))
+            AND (above_key IS NULL OR (own, moved) < (above_key, above_id))
+        THEN
+            RETURN own;
+        END IF;
+        IF above_key IS NULL AND (below_key IS NULL OR end_key > below_key) THEN
+            RETURN end_key;
+        END IF;
+        RETURN order_key_between(coalesce(below_key, ''), above_key);
+    END
+    $$
+"""
+
+LIST_POSITION = """
+    CREATE FUNCTION list_position(owner uuid, moved uuid, side text, anchor uuid) RETURNS text
+    LANGUAGE plpgsql AS $$
+    DECLARE
+        own text;
+    BEGIN
+        SELECT position INTO own FROM lists WHERE user_id = owner AND id = moved;
+        RETURN position_beside('lists', 'true', owner, NULL, moved, own, side, anchor);
+    END
+    $$
+"""
+
+# The siblings of a task without a parent are the tasks of the list without a parent.
+TASK_POSITION = """
+    CREATE FUNCTION task_position(
+        owner uuid, moved uuid, parent uuid, list uuid, side text, anchor uuid
+    ) RETURNS text LANGUAGE plpgsql AS $$
+    DECLARE
+        own text;
+    BEGIN
+        SELECT position INTO own FROM tasks
+        WHERE user_id = owner AND id = moved AND parent_id IS NOT DISTINCT FROM parent
+            AND (parent IS NOT NULL OR place = list);
+        IF parent IS NULL THEN
+            RETURN position_beside(
+                'tasks', 'place = $2 AND parent_id IS NULL', owner, list, moved, own, side, anchor
+            );
+        END IF;
+        RETURN position_beside(
+            'tasks', 'parent_id = $2', owner, parent, moved, own, side, anchor
+        );
+    END
+    $$
+"""
+
+# Checks the list and the parent of a task, behind the lock on the owner's row, which the trigger
+# take_revision takes before. A volatile function sees what other transactions have committed.
+# A task that is restored leaves a parent or list that is gone; any other task is refused. The list
+# ffffffff-... stands for the list of the parent. All tasks of a tree are in the list of the task
+# above all others.
+PLACE_TASK = """
+    CREATE FUNCTION place_task() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        is_restored CONSTANT boolean := NEW.deleted_at IS NULL AND OLD.deleted_at IS NOT NULL;
+        takes_list CONSTANT boolean := NEW.list_id = 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+        above record;
+        list record;
+        above_id uuid := NEW.parent_id;
+        levels int := 1;
+        levels_below int := 0;
+        broken_rule text;
+    BEGIN
+        IF takes_list THEN
+            NEW.list_id := OLD.list_id;
+        END IF;
+        WHILE above_id IS NOT NULL AND broken_rule IS NULL LOOP
+            SELECT parent_id, list_id, deleted_at, deleted_with INTO above
+            FROM tasks WHERE user_id = NEW.user_id AND id = above_id;
+            broken_rule := CASE
+                WHEN above_id = NEW.id THEN 'parent_id_not_below'
+                WHEN NOT FOUND THEN 'parent_id_known'
+                WHEN above.deleted_at IS NOT NULL AND NOT (
+                    is_restored AND above.deleted_with = OLD.deleted_with
+                ) THEN 'parent_id_known'
+                WHEN levels = 5 THEN 'parent_id_levels'
+            END;
+            levels := levels + 1;
+            above_id := above.parent_id;
+        END LOOP;
+        IF NEW.parent_id IS NOT NULL AND broken_rule IS NULL AND TG_OP = 'UPDATE' THEN
+            WITH RECURSIVE below (id, level) AS (
+                SELECT NEW.id, 0
+                UNION ALL
+                SELECT tasks.id, level + 1 FROM tasks JOIN below ON tasks.parent_id = below.id
+                WHERE user_id = NEW.user_id AND level < 5 AND (
+                    deleted_at IS NULL OR is_restored AND deleted_with = OLD.deleted_with
+                )
+            )
+            SELECT max(level) INTO levels_below FROM below;
+            IF levels + levels_below > 5 THEN
+                broken_rule := 'parent_id_levels';
+            END IF;
+        END IF;
+        IF NEW.parent_id IS NOT NULL AND broken_rule IS NULL
+            AND (TG_OP = 'INSERT' OR is_restored OR NEW.parent_id IS DISTINCT FROM OLD.parent_id)
+            AND 500 <= (
+                SELECT count(*) FROM tasks
+                WHERE user_id = NEW.user_id AND parent_id = NEW.parent_id AND deleted_at IS NULL
+                    AND id <> NEW.id
+            )
+        THEN
+            broken_rule := 'children';
+        END IF;
+        IF broken_rule IS NOT NULL THEN
+            IF NOT is_restored THEN
+                PERFORM raise_rule('tasks', broken_rule);
+            END IF;
+            NEW.parent_id := NULL;
+        END IF;
+        IF NEW.parent_id IS NOT NULL THEN
+            IF takes_list OR is_restored THEN
+                NEW.list_id := above.list_id;
+            ELSIF NEW.list_id IS DISTINCT FROM above.list_id THEN
+                PERFORM raise_rule('tasks', 'list_id_of_parent');
+            END IF;
+        END IF;
+        IF NEW.list_id IS NOT NULL THEN
+            SELECT archived, deleted_at INTO list
+            FROM lists WHERE user_id = NEW.user_id AND id = NEW.list_id;
+            IF NOT FOUND OR list.deleted_at IS NOT NULL THEN
+                IF NOT is_restored THEN
+                    PERFORM raise_rule('tasks', 'list_id_known');
+                END IF;
+                NEW.list_id := NULL;
+            ELSIF list.archived AND NOT is_restored THEN
+                PERFORM raise_rule('tasks', 'list_archived');
+            END IF;
+        END IF;
+        RETURN NEW;
+    END
+    $$
+"""
+
+# After take_revision and before write_row, in the order of the triggers' names.
+PLACE_TRIGGERS = (
+    """
+    CREATE TRIGGER tree_on_insert BEFORE INSERT ON tasks
+    FOR EACH ROW WHEN (NEW.parent_id IS NOT NULL OR NEW.list_id IS NOT NULL)
+    EXECUTE FUNCTION place_task()
+    """,
+    """
+    CREATE TRIGGER tree_on_update BEFORE UPDATE ON tasks
+    FOR EACH ROW WHEN (NEW.deleted_at IS NULL AND (
+        OLD.deleted_at IS NOT NULL
+        OR OLD.parent_id IS DISTINCT FROM NEW.parent_id
+        OR OLD.list_id IS DISTINCT FROM NEW.list_id
+    ))
+    EXECUTE FUNCTION place_task()
+    """,
+)
+FUNCTIONS = (
+    BASE_62,
+    ORDER_KEY_OF,
+    ORDER_KEY_OF_ROW,
+    ORDER_KEY_BETWEEN,
+    RAISE_RULE,
+    POSITION_BESIDE,
+    LIST_POSITION,
+    TASK_POSITION,
+    PLACE_TASK,
+)
+
+
+def upgrade() -> None:
+    for function in FUNCTIONS:
+        op.execute(function)
+    op.create_table(
+        "lists",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("color", sa.Text(), nullable=True),
+        sa.Column("archived", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("position", sa.Text(collation="C"), server_default="", nullable=False),
+        sa.Column(
+            "metadata", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "updated_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column("revision", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("attempt", sa.Uuid(), nullable=True),
+        sa.Column("deleted_with", sa.BigInteger(), nullable=True),
+        sa.Column("json", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_lists_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", "id", name=op.f("pk_lists")),
+    )
+    op.create_index(
+        op.f("ix_lists_user_id_created_at_id"),
+        "lists",
+        ["user_id", "created_at", "id"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_index(
+        op.f("ix_lists_user_id_deleted_at"),
+        "lists",
+        ["user_id", "deleted_at"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+    op.create_index(
+        op.f("ix_lists_user_id_position_id"),
+        "lists",
+        ["user_id", "position", "id"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_index(
+        op.f("ix_lists_user_id_revision_id"), "lists", ["user_id", "revision", "id"], unique=False
+    )
+    op.add_column("tasks", sa.Column("list_id", sa.Uuid(), nullable=True))
+    op.add_column("tasks", sa.Column("parent_id", sa.Uuid(), nullable=True))
+    op.add_column(
+        "tasks", sa.Column("position", sa.Text(collation="C"), server_default="", nullable=False)
+    )
+    op.add_column(
+        "tasks",
+        sa.Column(
+            "place",
+            sa.Uuid(),
+            server_default="00000000-0000-0000-0000-000000000000",
+            nullable=False,
+        ),
+    )
+    op.add_column("tasks", sa.Column("deleted_with", sa.BigInteger(), nullable=True))
+    op.create_index(
+        op.f("ix_tasks_user_id_parent_id"),
+        "tasks",
+        ["user_id", "parent_id"],
+        unique=False,
+        postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
+    op.create_index(
+        op.f("ix_tasks_user_id_place_position_id"),
+        "tasks",
+        ["user_id", "place", "position", "id"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.execute(r"""
+    CREATE OR REPLACE FUNCTION write_lists_row() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        broken_rule text;
+    BEGIN
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;
+        NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
+        broken_rule := CASE
+            WHEN NOT (NEW.revision > 0) THEN 'ck_lists_revision_positive'
+            WHEN NOT (char_length(NEW.name) BETWEEN 1 AND 120) THEN 'ck_lists_name_length'
+            WHEN NOT (NEW.name = btrim(NEW.name, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000')) THEN 'ck_lists_name_stripped'
+            WHEN NOT (NEW.color ~ '^#[0-9a-f]{6}$') THEN 'ck_lists_color_format'
+            WHEN NOT (jsonb_array_length(jsonb_path_query_array(NEW.metadata, '$.*')) <= 20) THEN 'ck_lists_metadata_keys'
+        END;
+        IF broken_rule IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
+                MESSAGE = 'a row violates the rule ' || broken_rule;
+        END IF;
+        NEW.json := '{"id":' || to_json(NEW.id)
+            || ',"user_id":' || to_json(NEW.user_id)
+            || ',"name":' || to_json(NEW.name)
+            || ',"color":' || coalesce(to_json(NEW.color)::text, 'null')
+            || ',"archived":' || to_json(NEW.archived)
+            || ',"position":' || to_json(NEW.position)
+            || ',"metadata":' || to_json(NEW.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(NEW.revision)
+            || '}';
+        RETURN NEW;
+    END
+    $$
+    """)
+    op.execute(r"""
+    CREATE OR REPLACE FUNCTION lists_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    BEGIN
+        RETURN '{"id":' || to_json(item.id)
+            || ',"user_id":' || to_json(item.user_id)
+            || ',"name":' || to_json(item.name)
+            || ',"color":' || coalesce(to_json(item.color)::text, 'null')
+            || ',"archived":' || to_json(item.archived)
+            || ',"position":' || to_json(item.position)
+            || ',"metadata":' || to_json(item.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', item.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(item.revision)
+            || '}';
+    END
+    $$
+    """)
+    op.execute(
+        "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON lists FOR EACH ROW EXECUTE FUNCTION take_revision()"
+    )
+    op.execute(
+        "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON lists FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
+    )
+    op.execute(
+        "CREATE TRIGGER write_row_on_insert BEFORE INSERT ON lists FOR EACH ROW EXECUTE FUNCTION write_lists_row()"
+    )
+    op.execute(
+        "CREATE TRIGGER write_row_on_update BEFORE UPDATE ON lists FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION write_lists_row()"
+    )
+    op.execute(
+        "GRANT SELECT, INSERT (user_id, id, name, color, archived, metadata), UPDATE (name, color, archived, metadata, deleted_at), DELETE ON lists TO todo_app"
+    )
+    op.execute(
+        "GRANT SELECT (user_id, id, revision, deleted_at), UPDATE (attempt), DELETE ON lists TO todo_maintenance"
+    )
+    op.execute("ALTER TABLE lists ENABLE ROW LEVEL SECURITY")
+    op.execute("ALTER TABLE lists FORCE ROW LEVEL SECURITY")
+    op.execute(
+        "CREATE POLICY owner ON lists USING (user_id = nullif(current_setting('todo.user_id', true), '')::uuid) WITH CHECK (user_id = nullif(current_setting('todo.user_id', true), '')::uuid)"
+    )
+    op.execute(
+        "CREATE POLICY trash ON lists AS RESTRICTIVE FOR DELETE TO todo_app USING (deleted_at IS NOT NULL)"
+    )
+    op.execute(
+        "CREATE POLICY maintenance ON lists TO todo_maintenance USING (deleted_at < clock_timestamp() - interval '30 days')"
+    )
+    op.execute(
+        "GRANT INSERT (list_id, parent_id), UPDATE (list_id, parent_id) ON tasks TO todo_app"
+    )
+    op.execute(r"""
+    CREATE OR REPLACE FUNCTION write_tasks_row() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        broken_rule text;
+    BEGIN
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END;
+        NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
+        NEW.place := coalesce(NEW.list_id, '00000000-0000-0000-0000-000000000000');
+        NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
+        broken_rule := CASE
+            WHEN NOT (NEW.revision > 0) THEN 'ck_tasks_revision_positive'
+            WHEN NOT (char_length(NEW.title) BETWEEN 1 AND 255) THEN 'ck_tasks_title_length'
+            WHEN NOT (NEW.title = btrim(NEW.title, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000')) THEN 'ck_tasks_title_stripped'
+            WHEN NOT (char_length(NEW.description) <= 10000) THEN 'ck_tasks_description_length'
+            WHEN NOT (NEW.priority IN ('none', 'low', 'medium', 'high')) THEN 'ck_tasks_priority_known'
+            WHEN NOT (cardinality(NEW.labels) <= 20) THEN 'ck_tasks_labels_count'
+            WHEN NOT (NEW.due_date BETWEEN '1970-01-01' AND '9999-12-30') THEN 'ck_tasks_due_date_range'
+            WHEN NOT (NEW.start_date BETWEEN '1970-01-01' AND '9999-12-30') THEN 'ck_tasks_start_date_range'
+            WHEN NOT (jsonb_array_length(jsonb_path_query_array(NEW.metadata, '$.*')) <= 20) THEN 'ck_tasks_metadata_keys'
+            WHEN NOT (NEW.due_time IS NULL OR NEW.due_date IS NOT NULL) THEN 'ck_tasks_due_time_needs_due_date'
+            WHEN NOT (NEW.time_zone IS NULL OR NEW.due_time IS NOT NULL) THEN 'ck_tasks_time_zone_needs_due_time'
+            WHEN NOT (NEW.start_date <= NEW.due_date) THEN 'ck_tasks_start_date_not_after_due_date'
+        END;
+        IF broken_rule IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
+                MESSAGE = 'a row violates the rule ' || broken_rule;
+        END IF;
+        NEW.json := '{"id":' || to_json(NEW.id)
+            || ',"user_id":' || to_json(NEW.user_id)
+            || ',"title":' || to_json(NEW.title)
+            || ',"description":' || coalesce(to_json(NEW.description)::text, 'null')
+            || ',"completed":' || to_json(NEW.completed)
+            || ',"completed_at":' || coalesce(to_json(to_char(timezone('UTC', NEW.completed_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"priority":' || to_json(NEW.priority)
+            || ',"labels":' || to_json(NEW.labels)
+            || ',"due_date":' || coalesce(to_json(NEW.due_date)::text, 'null')
+            || ',"due_time":' || coalesce(to_json(NEW.due_time)::text, 'null')
+            || ',"time_zone":' || coalesce(to_json(NEW.time_zone)::text, 'null')
+            || ',"due_at":' || coalesce(to_json(to_char(timezone('UTC', NEW.due_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"start_date":' || coalesce(to_json(NEW.start_date)::text, 'null')
+            || ',"list_id":' || coalesce(to_json(NEW.list_id)::text, 'null')
+            || ',"parent_id":' || coalesce(to_json(NEW.parent_id)::text, 'null')
+            || ',"position":' || to_json(NEW.position)
+            || ',"metadata":' || to_json(NEW.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(NEW.revision)
+            || '}';
+        RETURN NEW;
+    END
+    $$
+    """)
+    op.execute(r"""
+    CREATE OR REPLACE FUNCTION tasks_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    BEGIN
+        RETURN '{"id":' || to_json(item.id)
+            || ',"user_id":' || to_json(item.user_id)
+            || ',"title":' || to_json(item.title)
+            || ',"description":' || coalesce(to_json(item.description)::text, 'null')
+            || ',"completed":' || to_json(item.completed)
+            || ',"completed_at":' || coalesce(to_json(to_char(timezone('UTC', item.completed_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"priority":' || to_json(item.priority)
+            || ',"labels":' || to_json(item.labels)
+            || ',"due_date":' || coalesce(to_json(item.due_date)::text, 'null')
+            || ',"due_time":' || coalesce(to_json(item.due_time)::text, 'null')
+            || ',"time_zone":' || coalesce(to_json(item.time_zone)::text, 'null')
+            || ',"due_at":' || coalesce(to_json(to_char(timezone('UTC', item.due_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"start_date":' || coalesce(to_json(item.start_date)::text, 'null')
+            || ',"list_id":' || coalesce(to_json(item.list_id)::text, 'null')
+            || ',"parent_id":' || coalesce(to_json(item.parent_id)::text, 'null')
+            || ',"position":' || to_json(item.position)
+            || ',"metadata":' || to_json(item.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', item.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(item.revision)
+            || '}';
+    END
+    $$
+    """)
+    # A move writes the position.
+    op.execute("GRANT UPDATE (position) ON tasks, lists TO todo_app")
+    for trigger in PLACE_TRIGGERS:
+        op.execute(trigger)
+    op.execute(
+        "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
+    )
+
+
+def downgrade() -> None:
+    op.execute("DROP TRIGGER tree_on_update ON tasks")
+    op.execute("DROP TRIGGER tree_on_insert ON tasks")
+    op.drop_index(
+        op.f("ix_tasks_user_id_place_position_id"),
+        table_name="tasks",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.drop_index(
+        op.f("ix_tasks_user_id_parent_id"),
+        table_name="tasks",
+        postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
+    op.drop_column("tasks", "deleted_with")
+    op.drop_column("tasks", "place")
+    op.drop_column("tasks", "position")
+    op.drop_column("tasks", "parent_id")
+    op.drop_column("tasks", "list_id")
+    op.drop_index(op.f("ix_lists_user_id_revision_id"), table_name="lists")
+    op.drop_index(
+        op.f("ix_lists_user_id_position_id"),
+        table_name="lists",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.drop_index(
+        op.f("ix_lists_user_id_deleted_at"),
+        table_name="lists",
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+    op.drop_index(
+        op.f("ix_lists_user_id_created_at_id"),
+        table_name="lists",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.drop_table("lists")
+    op.execute(r"""CREATE OR REPLACE FUNCTION public.write_tasks_row()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+    DECLARE
+        broken_rule text;
+    BEGIN
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END;
+        NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
+        broken_rule := CASE
+            WHEN NOT (NEW.revision > 0) THEN 'ck_tasks_revision_positive'
+            WHEN NOT (char_length(NEW.title) BETWEEN 1 AND 255) THEN 'ck_tasks_title_length'
+            WHEN NOT (NEW.title = btrim(NEW.title, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000')) THEN 'ck_tasks_title_stripped'
+            WHEN NOT (char_length(NEW.description) <= 10000) THEN 'ck_tasks_description_length'
+            WHEN NOT (NEW.priority IN ('none', 'low', 'medium', 'high')) THEN 'ck_tasks_priority_known'
+            WHEN NOT (cardinality(NEW.labels) <= 20) THEN 'ck_tasks_labels_count'
+            WHEN NOT (NEW.due_date BETWEEN '1970-01-01' AND '9999-12-30') THEN 'ck_tasks_due_date_range'
+            WHEN NOT (NEW.start_date BETWEEN '1970-01-01' AND '9999-12-30') THEN 'ck_tasks_start_date_range'
+            WHEN NOT (jsonb_array_length(jsonb_path_query_array(NEW.metadata, '$.*')) <= 20) THEN 'ck_tasks_metadata_keys'
+            WHEN NOT (NEW.due_time IS NULL OR NEW.due_date IS NOT NULL) THEN 'ck_tasks_due_time_needs_due_date'
+            WHEN NOT (NEW.time_zone IS NULL OR NEW.due_time IS NOT NULL) THEN 'ck_tasks_time_zone_needs_due_time'
+            WHEN NOT (NEW.start_date <= NEW.due_date) THEN 'ck_tasks_start_date_not_after_due_date'
+        END;
+        IF broken_rule IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
+                MESSAGE = 'a row violates the rule ' || broken_rule;
+        END IF;
+        NEW.json := '{"id":' || to_json(NEW.id)
+            || ',"user_id":' || to_json(NEW.user_id)
+            || ',"title":' || to_json(NEW.title)
+            || ',"description":' || coalesce(to_json(NEW.description)::text, 'null')
+            || ',"completed":' || to_json(NEW.completed)
+            || ',"completed_at":' || coalesce(to_json(to_char(timezone('UTC', NEW.completed_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"priority":' || to_json(NEW.priority)
+            || ',"labels":' || to_json(NEW.labels)
+            || ',"due_date":' || coalesce(to_json(NEW.due_date)::text, 'null')
+            || ',"due_time":' || coalesce(to_json(NEW.due_time)::text, 'null')
+            || ',"time_zone":' || coalesce(to_json(NEW.time_zone)::text, 'null')
+            || ',"due_at":' || coalesce(to_json(to_char(timezone('UTC', NEW.due_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"start_date":' || coalesce(to_json(NEW.start_date)::text, 'null')
+            || ',"metadata":' || to_json(NEW.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(NEW.revision)
+            || '}';
+        RETURN NEW;
+    END
+    $function$
+    """)
+    op.execute(r"""CREATE OR REPLACE FUNCTION public.tasks_json(item anyelement)
+ RETURNS text
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+    BEGIN
+        RETURN '{"id":' || to_json(item.id)
+            || ',"user_id":' || to_json(item.user_id)
+            || ',"title":' || to_json(item.title)
+            || ',"description":' || coalesce(to_json(item.description)::text, 'null')
+            || ',"completed":' || to_json(item.completed)
+            || ',"completed_at":' || coalesce(to_json(to_char(timezone('UTC', item.completed_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"priority":' || to_json(item.priority)
+            || ',"labels":' || to_json(item.labels)
+            || ',"due_date":' || coalesce(to_json(item.due_date)::text, 'null')
+            || ',"due_time":' || coalesce(to_json(item.due_time)::text, 'null')
+            || ',"time_zone":' || coalesce(to_json(item.time_zone)::text, 'null')
+            || ',"due_at":' || coalesce(to_json(to_char(timezone('UTC', item.due_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text, 'null')
+            || ',"start_date":' || coalesce(to_json(item.start_date)::text, 'null')
+            || ',"metadata":' || to_json(item.metadata)
+            || ',"created_at":' || to_json(to_char(timezone('UTC', item.created_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
+                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+            || ',"revision":' || to_json(item.revision)
+            || '}';
+    END
+    $function$
+    """)
+    for function in reversed(FUNCTIONS):
+        name = function.split("(")[0].split()[-1]
+        op.execute(f"DROP FUNCTION {name}")
+    op.execute(
+        "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
+    )
