@@ -254,6 +254,20 @@ class Settings(DatabaseSettings):
             check=validate.Range(0.1, 60),
         ),
     )
+    max_tasks: int = field(
+        default=10_000,
+        metadata=describe(
+            "the maximum number of tasks of a user; with those in the trash, twice as many",
+            check=validate.Range(1, 10_000_000),
+        ),
+    )
+    max_bytes: int = field(
+        default=256 * 1024 * 1024,
+        metadata=describe(
+            "the maximum size of all tasks and lists of a user as JSON, in bytes, with the trash",
+            check=validate.Range(1, 2**50),
+        ),
+    )
     metrics: bool = field(
         default=False,
         metadata=describe("serve [`/metrics`](docs/metrics.md) for Prometheus, without a token"),

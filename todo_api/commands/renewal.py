@@ -41,6 +41,9 @@ LOCK_ROWS = sql.SQL("SELECT id FROM {table} WHERE user_id = %s ORDER BY id FOR N
 # end in a deadlock: the transaction that inserted such a row may hold the row's lock while it waits
 # for the lock on the owner's row.
 RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s AND id = ANY(%s)")
+# The statement after the lock sees all rows of the owner. A trigger counts later changes.
+LOCK_OWNER = "SELECT FROM users WHERE id = %s FOR NO KEY UPDATE"
+COUNT_ROWS = "SELECT count_all_rows(%s)"
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
 
 LAST_ID = UUID(int=2**128 - 1)
@@ -75,6 +78,8 @@ def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str])
             for table, ids in locked.items():
                 statement = RENEW_ROWS.format(table=sql.Identifier(table))
                 connection.execute(statement, (owner[0], ids))
+            connection.execute(LOCK_OWNER, owner)
+            connection.execute(COUNT_ROWS, owner)
         connection.execute(SET_POSITION, (None if owner is None else next_id(owner[0]),))
         return owner is not None
 

@@ -32,12 +32,15 @@ MAINTENANCE_ROLE = "todo_maintenance"
 # These settings end with the transaction, so the next request on the connection does not see them.
 # `todo.attempt` is the write attempt id, which the first run and the retries of a write have in
 # common. The trigger `take_revision` (migrations/) writes this id into each changed row.
+# `todo.max_tasks` and `todo.max_bytes` are the quotas that the trigger `count_rows` checks.
 # plan_cache_mode: generic plans read rows in the order of an index; for an owner with few rows, a
 # custom plan would sort.
 SETTINGS = f"""
     SELECT set_config('role', '{APPLICATION_ROLE}', true),
            set_config('todo.user_id', %(owner)s::text, true),
            set_config('todo.attempt', %(attempt)s::text, true),
+           set_config('todo.max_tasks', %(max_tasks)s, true),
+           set_config('todo.max_bytes', %(max_bytes)s, true),
            set_config('statement_timeout', %(timeout)s, true),
            set_config('plan_cache_mode', 'force_generic_plan', true)
 """
@@ -122,7 +125,13 @@ class Database:
         retry: Sequence[Statement] | None = None,
     ) -> list[list[Row]]:
         began = time.monotonic()
-        values = {"owner": owner, "attempt": str(uuid7()), "elapsed": None, **parameters}
+        values = {
+            "owner": owner,
+            "attempt": str(uuid7()),
+            "elapsed": None,
+            **self.pool.quotas,
+            **parameters,
+        }
         with self.pool.connection(self.deadline) as connection:
             try:
                 return self._transact(connection, statements, values)

@@ -52,6 +52,10 @@ class Pool:
         slots = max(1, settings.web_threads - 1)
         self.metrics = metrics
         self.request_timeout = settings.request_timeout
+        self.quotas = {
+            "max_tasks": str(settings.max_tasks),
+            "max_bytes": str(settings.max_bytes),
+        }
         self._reports_metrics = settings.metrics
         self.admission = AdmissionLimiter(slots, metrics, stall_timeout=stall_timeout)
         self._circuit_breaker = CircuitBreaker(metrics, cold_start=cold_start)

@@ -61,5 +61,6 @@ LIST = Resource(
     fields=FIELDS,
     example_id="019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7",
     derivations={"position": DERIVATION},
+    conflicts=dict.fromkeys(("quota", "quota_with_trash", "quota_bytes"), "quota"),
     raised={"after_known": {"after": NEIGHBOUR}, "before_known": {"before": NEIGHBOUR}},
 )

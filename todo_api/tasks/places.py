@@ -73,7 +73,10 @@ RAISED = {
     "after_known": {"after": "Must be the id of another task with the same list and parent."},
     "before_known": {"before": "Must be the id of another task with the same list and parent."},
 }
-CONFLICTS = {"ck_tasks_list_archived": "archived-list", "ck_tasks_children": "quota"}
+CONFLICTS = {
+    "list_archived": "archived-list",
+    **dict.fromkeys(("children", "quota", "quota_with_trash", "quota_bytes"), "quota"),
+}
 
 LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
 

@@ -12,9 +12,9 @@ from flask import Response
 from todo_api.resources.queries import remember_zone
 from todo_api.resources.time_zones import DEFAULT_TIME_ZONE
 from todo_api.resources.views import add_feed_routes
-from todo_api.services import database
+from todo_api.services import current_services, database
 from todo_api.users.schemas import Session, UserPatch, UserState
-from todo_api.users.statements import erase_user, find_user, set_time_zone
+from todo_api.users.statements import MAX_LISTS, erase_user, find_user, set_time_zone
 from todo_api.web.blueprints import Blueprint
 from todo_api.web.problems import not_found
 from todo_api.web.requests import current_request
@@ -54,9 +54,21 @@ def get_session() -> Response:
 def user_response(user_id: UUID, user: User) -> Response:
     """Return the user. Clients must not store it."""
     created_at = user.created_at and user.created_at.astimezone(UTC).strftime(TIMESTAMP)
-    return json_response(
-        orjson.dumps({"user_id": user_id, **user._asdict(), "created_at": created_at})
-    )
+    settings = current_services().settings
+    usage = {
+        "tasks": (settings.max_tasks, user.tasks),
+        "tasks_with_trash": (2 * settings.max_tasks, user.tasks + user.trashed_tasks),
+        "lists": (MAX_LISTS, user.lists),
+        "bytes": (settings.max_bytes, user.bytes),
+    }
+    body = {
+        "user_id": user_id,
+        "revision": user.revision,
+        "created_at": created_at,
+        "time_zone": user.time_zone,
+        "limits": {name: {"limit": limit, "used": used} for name, (limit, used) in usage.items()},
+    }
+    return json_response(orjson.dumps(body))
 
 
 def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
@@ -72,7 +84,7 @@ def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
     @users.get("", endpoint="get_user")
     @users.response(200, UserState)
     def get(user_id: UUID) -> Response:
-        """Read the user's time zone and revision.
+        """Read the user's time zone, revision and limits.
 
         A user who has never changed anything has the revision 0.
         """

@@ -42,6 +42,34 @@ class UserPatch(Schema):
     )
 
 
+def limit(description: str) -> fields.Nested:
+    return fields.Nested(Limit, required=True, metadata={"description": description})
+
+
+class Limit(ResponseSchema):
+    """A limit, and how much of it is in use."""
+
+    limit = fields.Integer(
+        required=True,
+        validate=validate.Range(1, 2**53 - 1),
+        metadata={"description": "The maximum.", "example": 10000},
+    )
+    used = fields.Integer(
+        required=True,
+        validate=validate.Range(0, 2**53 - 1),
+        metadata={"description": "How much is in use.", "example": 7},
+    )
+
+
+class Limits(ResponseSchema):
+    """The limits of a user."""
+
+    tasks = limit("The tasks that are not in the trash.")
+    tasks_with_trash = limit("All tasks.")
+    lists = limit("The lists that are not in the trash.")
+    bytes = limit("The bytes of all tasks and lists as JSON.")
+
+
 class UserState(ResponseSchema):
     """A user."""
 
@@ -66,3 +94,6 @@ class UserState(ResponseSchema):
         },
     )
     time_zone = TimeZone(required=True, metadata={"description": TIME_ZONE})
+    limits = fields.Nested(
+        Limits, required=True, metadata={"description": "The user's limits, and what is in use."}
+    )

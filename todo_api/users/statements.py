@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 TIME_ZONE: ColumnElement[str] = bindparam("time_zone", type_=Text)
 DEFAULT: ColumnElement[str] = literal_column(f"'{DEFAULT_TIME_ZONE}'", Text)
 
+# As in the function `change_usage` (migrations/), which refuses what exceeds it.
+MAX_LISTS = 500
+
 FIND = compiled(
-    select(users.c.revision, users.c.created_at, users.c.time_zone).where(users.c.id == OWNER)
+    select(
+        users.c.revision,
+        users.c.created_at,
+        users.c.time_zone,
+        users.c.tasks,
+        users.c.trashed_tasks,
+        users.c.lists,
+        users.c.bytes,
+    ).where(users.c.id == OWNER)
 )
 # A user who has never changed anything has no row, and gets one only for another time zone.
 INSERT_FOR_TIME_ZONE = compiled(
@@ -50,6 +61,10 @@ class User(NamedTuple):
     revision: int
     created_at: datetime | None
     time_zone: str
+    tasks: int = 0
+    trashed_tasks: int = 0
+    lists: int = 0
+    bytes: int = 0
 
 
 def find_user(database: Database, owner: UUID) -> User:

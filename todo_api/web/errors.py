@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TypeAlias
 
+import orjson
 import psycopg
 import structlog
 from flask import Flask, Response
@@ -86,7 +87,8 @@ def problem_of_database_error(
     """Return the problem for the error's constraint or SQLSTATE, or None if the error is a bug."""
     constraint = error.diag.constraint_name or ""
     if constraint in conflicts:
-        return conflict(conflicts[constraint])
+        # The detail of a quota is made by the database as JSON.
+        return conflict(conflicts[constraint], orjson.loads(error.diag.message_detail or "{}"))
     details = constraints.get(constraint)
     if details is not None:
         body = current_request().body

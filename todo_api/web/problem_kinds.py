@@ -6,8 +6,12 @@ are made from the entry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import dedent
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The place and the detail of a fault in a request. The key of the place is "pointer" (JSON Pointer,
 # RFC 6901), "parameter" or "header"; the other key is "detail".
@@ -18,9 +22,9 @@ Fault = dict[str, str]
 class ProblemKind:
     """A kind of problem: the common parts of its responses, and the texts of its page.
 
-    `name` is the last part of the type. `detail`, `errors` and `has_current` describe the example
-    response; an actual response has the same members, with its own detail and errors. `request` is
-    an example of a request that succeeds. With `is_default_for_status`, a problem with this status
+    `name` is the last part of the type. `detail`, `errors`, `quota` and `has_current` describe the
+    example response; an actual response has the same members with its own values. `request` is an
+    example of a request that succeeds. With `is_default_for_status`, a problem with this status
     has this kind unless it names another kind. In the texts of the page, names of members, headers
     and routes are in backticks.
     """
@@ -33,6 +37,7 @@ class ProblemKind:
     remedy: str
     detail: str
     errors: tuple[Fault, ...] = ()
+    quota: Mapping[str, int] = field(default_factory=dict)
     has_current: bool = False
     request: str = ""
     is_default_for_status: bool = True
@@ -199,9 +204,19 @@ KINDS = (
         status=409,
         title="Conflict",
         happened="The request would exceed a limit. Nothing has been changed.",
-        reason="The number of things that belong together is limited, such as subtasks of a task.",
-        remedy="Delete what is not needed any more, or distribute it.",
+        reason=(
+            "A user has at most MAX_TASKS tasks (with the trash, twice as many), 500 lists and "
+            "MAX_BYTES bytes of data; a task has at most 500 subtasks directly below it. `limit` "
+            "is the limit, and `used` is how much of it is in use. `GET /api/USER_ID` has all "
+            "limits of the user."
+        ),
+        remedy="Delete what is not needed any more, and empty the trash if it counts.",
         detail="Delete something first: the limit is reached.",
+        quota={"limit": 10000, "used": 10000},
+        request="""
+            DELETE /api/USER_ID/trash HTTP/1.1
+            Authorization: Bearer TOKEN
+        """,
         is_default_for_status=False,
     ),
     ProblemKind(

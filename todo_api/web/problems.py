@@ -17,7 +17,7 @@ from todo_api.web.responses import PROBLEM, BytesResponse
 from todo_api.web.schemas import FAULTS_SHOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from todo_api.web.problem_kinds import ProblemKind
 
@@ -28,7 +28,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
     """A response of 400 or above.
 
     `kind` is the name of a problem kind; the default is the kind of the status. `current` is the
-    JSON of the resource as it is now.
+    JSON of the resource as it is now. `quota` has the members `limit` and `used` of a quota.
     """
 
     def __init__(
@@ -40,11 +40,13 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         errors: Iterable[Fault] = (),
         headers: dict[str, str] | None = None,
         current: bytes | None = None,
+        quota: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = KINDS_BY_NAME[kind] if kind else KINDS_BY_STATUS.get(status, OTHER)
         self.title = HTTPStatus(status).phrase if self.kind is OTHER else self.kind.title
         self.current = current
+        self.quota = quota or {}
         self.status = status
         self.detail = detail
         self.errors = list(errors)
@@ -61,6 +63,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's name
         }
         if self.errors:
             body["errors"] = self.errors[:FAULTS_SHOWN]
+        body |= self.quota
         if self.current is not None:
             body["current"] = orjson.Fragment(self.current)
         return orjson.dumps(body)
@@ -80,6 +83,7 @@ def example_problem(kind: ProblemKind, current: bytes) -> Problem:
         kind=kind.name,
         errors=kind.errors,
         current=current if kind.has_current else None,
+        quota=kind.quota,
     )
 
 
@@ -114,9 +118,9 @@ def not_acceptable(offered: str) -> Problem:
     return Problem(406, f"Send Accept: {offered}, or no Accept header.")
 
 
-def conflict(kind: str) -> Problem:
+def conflict(kind: str, quota: Mapping[str, int] | None = None) -> Problem:
     """Return the 409 of this kind, with the detail that the kind declares."""
-    return Problem(409, KINDS_BY_NAME[kind].detail, kind=kind)
+    return Problem(409, KINDS_BY_NAME[kind].detail, kind=kind, quota=quota)
 
 
 def gone() -> Problem:
