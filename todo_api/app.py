@@ -130,7 +130,11 @@ def create_app(
     constraints = {
         name: fault for resource in RESOURCES for name, fault in resource.constraints.items()
     }
-    conflicts = {name: kind for resource in RESOURCES for name, kind in resource.conflicts.items()}
+    conflicts = {
+        f"ck_{resource.plural}_{name}": kind
+        for resource in RESOURCES
+        for name, kind in resource.conflicts.items()
+    }
     api = Api(app, [resource.schemas.item for resource in RESOURCES])
     register_error_handlers(app, constraints, conflicts)
     for blueprint in (
