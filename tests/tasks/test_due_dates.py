@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -123,9 +122,7 @@ def test_task_read_and_written_back_keeps_its_date(client, make_task, set_zone, 
 
 @pytest.mark.direct("PgBouncer refuses the option")
 @pytest.mark.parametrize("zone", FAR_ZONES)
-def test_time_zone_of_the_database_session_shifts_nothing(
-    make_app, make_settings, user_id, tasks_url, zone
-):
+def test_time_zone_of_the_database_session_shifts_nothing(make_app, make_settings, tasks_url, zone):
     url = make_settings().database_url
     separator = "&" if "?" in url else "?"
     option = f"{separator}options=-c%20timezone%3D{zone.replace('+', '%2B')}"
@@ -421,3 +418,576 @@ def test_floating_task_is_overdue_when_the_clocks_have_skipped_its_time(
     after = titles(due="overdue")
 
     assert (before, after) == ([], ["floating"])
+
+
+# ETags and cursors of lists that depend on the day.
+
+
+@pytest.mark.parametrize("path", ["", "/count"])
+@pytest.mark.parametrize("query", ["due=today", "due=upcoming,none", "started=true"])
+def test_etag_of_a_list_by_day_differs_across_midnight(
+    client, make_task, set_zone, tasks_url, clock, path, query
+):
+    set_zone("Pacific/Auckland")
+    make_task(due_date=TODAY)
+    clock.set(at(TODAY, "00:00", "Pacific/Auckland"))
+    url = f"{tasks_url}{path}?{query}"
+    etag = client.get(url).headers["ETag"]
+
+    def repeat(day: str, time_of_day: str):
+        clock.set(at(day, time_of_day, "Pacific/Auckland"))
+        return client.get(url, headers={"If-None-Match": etag})
+
+    last = repeat(TODAY, "23:59:59.999999")
+    first = repeat("2025-11-21", "00:00")
+
+    assert (last.status_code, last.data, last.headers["ETag"]) == (304, b"", etag)
+    assert first.status_code == 200
+    assert first.headers["ETag"] != etag
+    assert first.json == client.get(url).json
+
+
+@pytest.mark.parametrize("query", ["", "?completed=false", "?due_before=2025-11-21", "?sort=due"])
+def test_etag_of_a_list_without_a_day_lasts_for_days(client, make_task, tasks_url, clock, query):
+    make_task(due_date=TODAY)
+    etag = client.get(tasks_url + query).headers["ETag"]
+
+    clock.set("2025-11-29T12:00:00Z")
+    repeated = client.get(tasks_url + query, headers={"If-None-Match": etag})
+
+    assert repeated.status_code == 304
+
+
+@pytest.mark.parametrize("path", ["", "/count"])
+@pytest.mark.parametrize("words", ["overdue", "today,overdue"])
+def test_overdue_has_no_etag(client, make_task, tasks_url, clock, path, words):
+    """The response changes at any moment, without a change of a task."""
+    make_task(due_date=TODAY, due_time="12:00", time_zone="UTC")
+    url = f"{tasks_url}{path}?due={words}"
+
+    before = client.get(url)
+    clock.set(f"{TODAY}T12:00:01Z")
+    after = client.get(url, headers={"If-None-Match": "*"})
+
+    assert "ETag" not in before.headers
+    assert "ETag" not in after.headers
+    assert after.status_code == 200
+    assert before.headers["Cache-Control"] == after.headers["Cache-Control"]
+
+
+def test_etag_of_a_list_by_day_belongs_to_its_time_zone(client, make_task, set_zone, tasks_url):
+    """It is the 21st in Auckland."""
+    set_zone("Pacific/Auckland")
+    make_task(due_date=TODAY)
+    url = f"{tasks_url}?due=today"
+    in_auckland = client.get(url)
+
+    set_zone("UTC")
+    in_utc = client.get(url, headers={"If-None-Match": in_auckland.headers["ETag"]})
+
+    assert in_auckland.json == []
+    assert (in_utc.status_code, len(in_utc.json)) == (200, 1)
+
+
+@pytest.mark.parametrize("source", ["user", "query"])
+def test_cursor_keeps_the_zone_and_the_day_of_its_first_page(
+    client, make_task, set_zone, titles, tasks_url, clock, source
+):
+    zone = "America/Los_Angeles"
+    set_zone(zone if source == "user" else "Asia/Tokyo")
+    query = f"due=today&limit=2{f'&time_zone={zone}' if source == 'query' else ''}"
+    for number in range(5):
+        make_task(title=f"{number}", due_date=TODAY)
+    make_task(title="tomorrow", due_date="2025-11-21")
+    clock.set(at(TODAY, "23:59:59", zone))
+    first = client.get(f"{tasks_url}?{query}")
+
+    clock.set(at("2025-11-21", "00:00:01", zone))
+    if source == "user":
+        set_zone("UTC")
+    second = client.get(next_url(first))
+    third = client.get(next_url(second))
+
+    listed = [[task["title"] for task in page.json] for page in (first, second, third)]
+    assert listed == [["4", "3"], ["2", "1"], ["0"]]
+    assert next_url(third) is None
+    assert titles(due="today", time_zone=zone) == ["tomorrow"]
+
+
+def test_page_of_a_cursor_has_the_same_etag_on_every_day(client, make_task, tasks_url, clock):
+    for _ in range(2):
+        make_task(due_date=TODAY)
+    page_url = next_url(client.get(f"{tasks_url}?due=today&limit=1"))
+    page = client.get(page_url)
+
+    clock.set("2025-11-29T12:00:00Z")
+    repeated = client.get(page_url, headers={"If-None-Match": page.headers["ETag"]})
+
+    assert repeated.status_code == 304
+
+
+def test_cursor_keeps_the_moment_of_overdue(client, make_task, titles, tasks_url, clock):
+    for hour in (9, 10, 11, 13):
+        make_task(title=f"{hour}", due_date=TODAY, due_time=f"{hour:02}:00", time_zone="UTC")
+    first = client.get(f"{tasks_url}?due=overdue&sort=due&limit=2")
+
+    clock.set(f"{TODAY}T14:00:00Z")
+    second = client.get(next_url(first))
+
+    assert [[task["title"] for task in page.json] for page in (first, second)] == [
+        ["9", "10"],
+        ["11"],
+    ]
+    assert titles(due="overdue") == ["10", "11", "13", "9"]
+
+
+# The time zone of the query and of the user.
+
+
+def test_day_is_in_the_zone_of_the_query_or_else_of_the_user(make_task, set_zone, titles):
+    """At noon in UTC, it is the 21st in Auckland and on Kiritimati."""
+    make_task(title="20", due_date=TODAY)
+    make_task(title="21", due_date="2025-11-21")
+
+    default = titles(due="today")
+    set_zone("Pacific/Auckland")
+    found = {
+        zone: titles(due="today", **({"time_zone": zone} if zone else {}))
+        for zone in ("", "UTC", "Pacific/Kiritimati", "America/Los_Angeles")
+    }
+
+    assert default == ["20"]
+    assert found == {
+        "": ["21"],
+        "UTC": ["20"],
+        "Pacific/Kiritimati": ["21"],
+        "America/Los_Angeles": ["20"],
+    }
+
+
+@pytest.mark.parametrize("query", ["", "due=today", "sort=due"])
+@pytest.mark.parametrize("path", ["", "/count"])
+@pytest.mark.parametrize("zone", ["europe/berlin", "CET+1", "Europe", "localtime", "Factory", ""])
+def test_invalid_zone_in_the_query_is_refused(client, tasks_url, path, query, zone):
+    sort = {"sort": "due"} if query == "sort=due" and not path else {}
+    due = {"due": "today"} if query == "due=today" else {}
+
+    response = client.get(tasks_url + path, query_string={"time_zone": zone, **sort, **due})
+
+    assert response.status_code == 422
+    detail = "Must be the IANA name of a time zone, like Europe/Berlin."
+    assert response.json["errors"] == [{"parameter": "time_zone", "detail": detail}]
+
+
+@pytest.mark.parametrize("path", ["", "/count"])
+def test_worker_uses_the_zone_that_another_worker_has_set(
+    make_app, make_task, user_id, tasks_url, clock, path
+):
+    """Each worker remembers the zones of users. At noon in UTC, it is the 21st in Auckland."""
+    user_url = f"/api/{user_id}"
+    task = make_task(due_date="2025-11-21")
+    first, second = (make_app(now=clock).test_client() for _ in range(2))
+    url = f"{tasks_url}{path}?due=today"
+    before = first.get(url)
+
+    second.patch(user_url, json={"time_zone": "Pacific/Auckland"})
+    in_auckland = first.get(url, headers={"If-None-Match": before.headers["ETag"]})
+    second.patch(user_url, json={"time_zone": "America/Los_Angeles"})
+    in_los_angeles = first.get(url, headers={"If-None-Match": in_auckland.headers["ETag"]})
+    second.patch(user_url, json={"time_zone": "Pacific/Auckland"})
+    first.delete(user_url)
+    after_erasure = second.get(url)
+    created = first.post(tasks_url, json={"title": "UTC", "due_date": TODAY})
+    in_utc = second.get(url)
+
+    def content(tasks: list[Any]) -> Any:
+        return {"count": len(tasks)} if path else tasks
+
+    responses = (before, in_auckland, in_los_angeles, after_erasure, in_utc)
+    assert [response.status_code for response in responses] == [200] * 5
+    assert [response.json for response in responses] == [
+        content([]),
+        content([task]),
+        content([]),
+        content([]),
+        content([created.json]),
+    ]
+
+
+# Lists sorted by due.
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 200])
+@pytest.mark.parametrize("filters", ["", "&completed=false"])
+@pytest.mark.parametrize("sort", ["due", "-due"])
+def test_pages_by_due_are_ordered_by_wall_clock(client, make_task, tasks_url, sort, filters, limit):
+    """All-day tasks are the last of their day, and tasks without a date are the last of all."""
+    dues = [
+        {"due_date": TODAY, "due_time": "00:00"},
+        {"due_date": TODAY, "due_time": "09:30"},
+        # The order is by wall clock: this one is due before the others.
+        {"due_date": TODAY, "due_time": "09:30", "time_zone": "Pacific/Kiritimati"},
+        {"due_date": TODAY, "due_time": "23:59:59"},
+        {"due_date": TODAY},
+        {"due_date": TODAY},
+        {"due_date": "2025-11-21", "due_time": "00:00", "time_zone": "Pacific/Kiritimati"},
+        {"due_date": "1970-01-01"},
+        {"due_date": "9999-12-30"},
+        {},
+        {},
+    ]
+    tasks = [make_task(**due) for due in reversed(dues)]
+
+    listed = list(pages(client, f"{tasks_url}?sort={sort}&limit={limit}{filters}"))
+
+    def key(task: dict[str, Any]) -> tuple[str, str, str]:
+        return (task["due_date"] or "~", task["due_time"] or "~", task["id"])
+
+    expected = sorted(tasks, key=key, reverse=sort == "-due")
+    assert [task for page in listed for task in page] == expected
+    assert {len(page) for page in listed[:-1]} <= {limit}
+
+
+@pytest.mark.parametrize("sort", ["due", "-due"])
+def test_cursor_by_due_continues_at_its_position_after_a_change(client, make_task, tasks_url, sort):
+    tasks = [make_task(title=f"{day}", due_date=f"2025-11-{day}") for day in range(20, 24)]
+    if sort == "-due":
+        tasks.reverse()
+    first = client.get(f"{tasks_url}?sort={sort}&limit=2")
+
+    # The task at the end of the page goes to the other end of the list.
+    moved = client.patch(tasks[1].url, json={"due_date": None if sort == "due" else "2025-11-01"})
+    second = client.get(next_url(first))
+
+    assert first.json == tasks[:2]
+    assert second.json == tasks[2:]
+    assert client.get(next_url(second)).json == [moved.json]
+
+
+# Forged cursors.
+
+
+def forge(url: str, change: Any) -> str:
+    """Return the URL of a page with `change` applied to the values in its cursor."""
+    (text,) = parse_qs(urlsplit(url).query)["cursor"]
+    values = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    change(values)
+    forged = urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
+    return url.replace(text, forged)
+
+
+VALUE, ID, DIGEST, ZONE, MOMENT = range(5)
+FORGED = [
+    *((VALUE, value) for value in (None, "", "2025-11-20", True, 1.5, -1, 2**63, [], {})),
+    (VALUE, 253402214400000001),  # after the key of tasks without a date
+    *((ZONE, zone) for zone in (None, "", "europe/berlin", "Factory", "localtime", 1, ["UTC"])),
+    (ZONE, "../etc/passwd"),
+    *((MOMENT, moment) for moment in (None, "0", True, 0.5, -1, 2**53, 2**63, [0])),
+]
+
+
+@pytest.mark.parametrize(("index", "value"), FORGED)
+def test_forged_value_in_a_cursor_is_refused(client, make_task, tasks_url, index, value):
+    for _ in range(2):
+        make_task(due_date=TODAY)
+    page_url = next_url(client.get(f"{tasks_url}?due=today&sort=due&limit=1"))
+    assert len(client.get(page_url).json) == 1
+
+    def change(values: list[Any]) -> None:
+        assert values[ZONE:] == ["UTC", 1763640000000000]
+        values[index] = value
+
+    response = client.get(forge(page_url, change))
+
+    assert response.status_code == 422
+    assert [error["parameter"] for error in response.json["errors"]] == ["cursor"]
+
+
+@pytest.mark.parametrize(
+    ("query", "change"),
+    [
+        ("due=today&sort=due", lambda values: values.pop(MOMENT)),
+        ("due=today&sort=due", lambda values: values.append(0)),
+        ("due=today&sort=due", lambda values: values.__delitem__(slice(ZONE, None))),
+        ("sort=due", lambda values: values.extend(["UTC", 1763640000000000])),
+    ],
+    ids=["without moment", "longer", "without day", "with a day"],
+)
+def test_cursor_has_a_day_only_if_the_query_depends_on_it(
+    client, make_task, tasks_url, query, change
+):
+    for _ in range(2):
+        make_task(due_date=TODAY)
+    page_url = next_url(client.get(f"{tasks_url}?{query}&limit=1"))
+
+    response = client.get(forge(page_url, change))
+
+    assert response.status_code == 422
+    assert [error["parameter"] for error in response.json["errors"]] == ["cursor"]
+
+
+@pytest.mark.parametrize("moment", [0, 2**53 - 1])
+@pytest.mark.parametrize("zone", FAR_ZONES)
+def test_cursor_of_any_day_is_answered(client, make_task, tasks_url, zone, moment):
+    for _ in range(2):
+        make_task(due_date=TODAY)
+    page_url = next_url(client.get(f"{tasks_url}?due=overdue,today,none&started=true&limit=1"))
+
+    def change(values: list[Any]) -> None:
+        values[ZONE:] = [zone, moment]
+
+    response = client.get(forge(page_url, change))
+
+    assert response.status_code == 200
+
+
+# Changes of some of the members that determine `due_at`.
+
+
+@pytest.mark.parametrize(
+    ("change", "due_at"),
+    [
+        ({"due_date": "2025-11-22"}, "2025-11-22T11:00:00.000000Z"),
+        ({"due_date": "2025-07-01"}, "2025-07-01T10:00:00.000000Z"),
+        ({"due_time": "13:30"}, "2025-11-20T12:30:00.000000Z"),
+        ({"time_zone": "Asia/Tokyo"}, "2025-11-20T03:00:00.000000Z"),
+        ({"due_date": "2025-11-22", "time_zone": "Asia/Tokyo"}, "2025-11-22T03:00:00.000000Z"),
+        ({"due_time": "13:30", "time_zone": "UTC"}, "2025-11-20T13:30:00.000000Z"),
+        ({"time_zone": None}, None),
+        ({"time_zone": None, "due_time": None}, None),
+        ({"time_zone": None, "due_time": None, "due_date": None}, None),
+        ({"title": "Buy oats"}, "2025-11-20T11:00:00.000000Z"),
+    ],
+)
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+def test_change_of_one_member_recomputes_due_at(client, make_task, method, change, due_at):
+    task = make_task(due_date=TODAY, due_time="12:00:00", time_zone="Europe/Berlin")
+
+    body = {"title": task["title"], **change} if method == "PUT" else change
+    response = client.open(task.url, method=method, json=body)
+
+    changed = {**task, **change, "due_at": due_at}
+    if change.get("due_time"):
+        changed["due_time"] = f"{change['due_time']}:00"
+    assert response.status_code == 200
+    assert response.json == changed | {
+        "updated_at": response.json["updated_at"],
+        "revision": response.json["revision"],
+    }
+    assert response.json["revision"] > task["revision"]
+    assert client.get(task.url).json == response.json
+
+
+@pytest.mark.parametrize("headers", [{}, {"If-Match": "*"}])
+def test_change_of_the_date_alone_that_changes_nothing_takes_no_revision(
+    client, make_task, headers
+):
+    task = make_task(due_date=TODAY, due_time="12:00", time_zone="Europe/Berlin")
+
+    response = client.patch(task.url, json={"due_date": TODAY}, headers=headers)
+
+    assert (response.status_code, response.json) == (200, task)
+
+
+def test_change_of_the_date_alone_checks_the_precondition(client, make_task):
+    task = make_task(due_date=TODAY, due_time="12:00", time_zone="Europe/Berlin")
+    current = client.patch(task.url, json={"title": "Buy oats"})
+
+    refused = client.patch(
+        task.url, json={"due_date": "2025-11-21"}, headers={"If-Match": task.etag}
+    )
+    made = client.patch(
+        task.url,
+        json={"due_date": "2025-11-21"},
+        headers={"If-Match": current.headers["ETag"]},
+    )
+
+    assert refused.status_code == 412
+    assert refused.json["current"] == current.json
+    assert made.json["due_at"] == "2025-11-21T11:00:00.000000Z"
+
+
+def moment_of(task: dict[str, Any]) -> str | None:
+    """Return the `due_at` that follows from the other members of the task."""
+    if None in (task["due_date"], task["due_time"], task["time_zone"]):
+        return None
+    moment = at(task["due_date"], task["due_time"], task["time_zone"]).astimezone(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@pytest.mark.parametrize(
+    ("others_change", "due_at"),
+    [
+        ({"due_time": "18:00:00"}, "2025-11-22T17:00:00.000000Z"),
+        ({"time_zone": "Asia/Tokyo"}, "2025-11-22T03:00:00.000000Z"),
+        ({"time_zone": None}, None),
+        ({"time_zone": None, "due_time": None}, None),
+        ({"title": "Buy oats"}, "2025-11-22T11:00:00.000000Z"),
+    ],
+)
+def test_change_of_the_date_uses_the_time_that_another_writer_commits_meanwhile(
+    client, make_task, database_url, others_change, due_at
+):
+    """The change has read the stored time, and waits for the writer of the other time."""
+    task = make_task(due_date=TODAY, due_time="12:00:00", time_zone="Europe/Berlin")
+    others = {**task, **others_change}
+    columns = {**others_change, "due_at": moment_of(others)}
+    names = ", ".join(f"{name} = %({name})s" for name in columns)
+
+    with psycopg.connect(database_url) as writer, ThreadPoolExecutor(1) as threads:
+        writer.execute(f"UPDATE tasks SET {names} WHERE id = %(id)s", {**columns, "id": task["id"]})
+        waiting = threads.submit(client.patch, task.url, json={"due_date": "2025-11-22"})
+        wait_for_sessions(database_url, lambda: not waiting.done())
+        writer.commit()
+        response = waiting.result(timeout=10)
+
+    assert response.status_code == 200
+    assert response.json == others | {
+        "due_date": "2025-11-22",
+        "due_at": due_at,
+        "updated_at": response.json["updated_at"],
+        "revision": response.json["revision"],
+    }
+    assert client.get(task.url).json == response.json
+
+
+def test_simultaneous_changes_of_date_time_and_zone_are_merged(
+    app, make_task, client, user_id, database_url
+):
+    task = make_task(due_date=TODAY, due_time="12:00", time_zone="Europe/Berlin")
+    changes = [{"due_date": "2025-07-01"}, {"due_time": "18:00"}, {"time_zone": "Asia/Tokyo"}]
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(3) as threads:
+        holder.execute(
+            "SELECT FROM tasks WHERE user_id = %s AND id = %s FOR UPDATE", (user_id, task["id"])
+        )
+        waiting = [
+            threads.submit(app.test_client().patch, task.url, json=change) for change in changes
+        ]
+        wait_for_sessions(database_url, lambda: 3)
+        holder.rollback()
+        responses = [each.result(timeout=10) for each in waiting]
+
+    assert [response.status_code for response in responses] == [200] * 3
+    assert [response.json["due_at"] for response in responses] == [
+        moment_of(response.json) for response in responses
+    ]
+    merged = client.get(task.url).json
+    assert merged["due_at"] == "2025-07-01T09:00:00.000000Z"
+    assert merged in [response.json for response in responses]
+
+
+# The filters against a model.
+
+
+class Model:
+    """The filters due and started, evaluated in Python from a task's members alone."""
+
+    def __init__(self, now: datetime, zone: str) -> None:
+        self.now, self.zone = now, load_zone(zone)
+        self.local = now.astimezone(self.zone)
+
+    def words(self, task: dict[str, Any]) -> set[str]:
+        """Return the words of `due` for which a list has the task."""
+        if task["due_date"] is None:
+            return {"none"}
+        day = self.day(task)
+        words = set()
+        if day == self.local.date():
+            words.add("today")
+        if day > self.local.date():
+            words.add("upcoming")
+        if not task["completed"] and self.has_passed(task):
+            words.add("overdue")
+        return words
+
+    def day(self, task: dict[str, Any]) -> date:
+        if task["time_zone"] is None:
+            return date.fromisoformat(task["due_date"])
+        return self.moment(task, load_zone(task["time_zone"])).astimezone(self.zone).date()
+
+    def has_passed(self, task: dict[str, Any]) -> bool:
+        if task["due_time"] is None:
+            return self.local.date() > date.fromisoformat(task["due_date"])
+        if task["time_zone"] is not None:
+            return self.moment(task, load_zone(task["time_zone"])) < self.now
+        moment = self.moment(task, self.zone)
+        due = datetime.fromisoformat(f"{task['due_date']}T{task['due_time']}")
+        if moment.astimezone(self.zone).replace(tzinfo=None) != due:
+            # The clocks skip this time: it has passed when they show a later one.
+            return self.local.replace(tzinfo=None) > due
+        return moment < self.now
+
+    def moment(self, task: dict[str, Any], zone: tzinfo) -> datetime:
+        due = datetime.fromisoformat(f"{task['due_date']}T{task['due_time']}")
+        return due.replace(tzinfo=zone).astimezone(UTC)
+
+    def has_started(self, task: dict[str, Any]) -> bool:
+        start = task["start_date"]
+        return start is None or date.fromisoformat(start) <= self.local.date()
+
+
+ZONES = [
+    *("UTC", "Pacific/Auckland", "America/Los_Angeles", "Europe/Berlin", "Asia/Tokyo"),
+    *("America/Havana", "Asia/Beirut", "America/Santiago", "Africa/Cairo", "Atlantic/Azores"),
+    *("Australia/Lord_Howe", "America/St_Johns", "Pacific/Chatham", *FAR_ZONES),
+]
+# Days with clock changes in these zones, and others.
+DAYS = ["2025-01-15", "2025-03-09", "2025-03-30", "2025-04-05", "2025-04-06", "2025-04-25"]
+DAYS += ["2025-09-07", "2025-09-28", "2025-10-05", "2025-10-25", "2025-10-26", "2025-10-30"]
+DAYS += ["2025-11-02", "2025-12-31"]
+
+hours = st.sampled_from([0, 0, 1, 2, 3, 12, 22, 23, 23])
+times_of_day = st.builds(time, hours, st.sampled_from([0, 15, 30, 59]), st.sampled_from([0, 59]))
+seconds = st.sampled_from([0, 0, 1, 30, 59]) | st.integers(0, 3599)
+
+
+@st.composite
+def moments_and_tasks(draw: st.DrawFn) -> tuple[datetime, str, list[dict[str, Any]]]:
+    """Return a moment, a time zone, and tasks that are due at about this moment."""
+    day = date.fromisoformat(draw(st.sampled_from(DAYS)))
+    zone = draw(st.sampled_from(ZONES))
+    local = datetime.combine(day, draw(times_of_day), load_zone(zone))
+    # After the first hour with this time, it may be the second one.
+    now = local.astimezone(UTC) + timedelta(seconds=draw(seconds), hours=draw(st.integers(0, 2)))
+    near = st.integers(-2, 2).map(lambda days: (day + timedelta(days)).isoformat())
+    kinds = st.one_of(
+        st.fixed_dictionaries({"start_date": near}),
+        st.fixed_dictionaries({"due_date": near}),
+        st.fixed_dictionaries({"due_date": near, "due_time": times_of_day.map(time.isoformat)}),
+        st.fixed_dictionaries(
+            {
+                "due_date": near,
+                "due_time": times_of_day.map(time.isoformat),
+                "time_zone": st.sampled_from(ZONES) | st.just(zone),
+            }
+        ),
+        st.sampled_from([-1, 0, 1]).map(lambda step: zoned(now + timedelta(seconds=step), "UTC")),
+    )
+    completed = st.sampled_from([False, False, True])
+    tasks = st.tuples(kinds, completed).map(lambda pair: {**pair[0], "completed": pair[1]})
+    return now, zone, draw(st.lists(tasks, min_size=1, max_size=8))
+
+
+@given(moments_and_tasks())
+def test_due_filters_agree_with_a_model(client, clock, example):
+    now, zone, members = example
+    url = f"/api/{uuid.uuid4()}"
+    client.patch(url, json={"time_zone": zone})
+    clock.set(now)
+    tasks = []
+    for number, values in enumerate(members):
+        response = client.post(f"{url}/tasks", json={"title": f"{number}", **values})
+        assert response.status_code == 201, response.text
+        tasks.append(response.json)
+    model = Model(clock(), zone)
+
+    def read(query: str) -> list[str]:
+        return sorted(task["title"] for task in client.get(f"{url}/tasks?{query}").json)
+
+    for word in ("today", "overdue", "upcoming", "none", "overdue,today", "upcoming,none"):
+        expected = [task["title"] for task in tasks if model.words(task) & set(word.split(","))]
+        assert read(f"due={word}") == expected, word
+    for started in (True, False):
+        expected = [task["title"] for task in tasks if model.has_started(task) == started]
+        assert read(f"started={str(started).lower()}") == expected
