@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import orjson
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.api import next_url, pages
@@ -927,48 +927,61 @@ class Model:
         return start is None or date.fromisoformat(start) <= self.local.date()
 
 
-ZONES = [
-    *("UTC", "Pacific/Auckland", "America/Los_Angeles", "Europe/Berlin", "Asia/Tokyo"),
-    *("America/Havana", "Asia/Beirut", "America/Santiago", "Africa/Cairo", "Atlantic/Azores"),
-    *("Australia/Lord_Howe", "America/St_Johns", "Pacific/Chatham", *FAR_ZONES),
-]
-# Days with clock changes in these zones, and others.
-DAYS = ["2025-01-15", "2025-03-09", "2025-03-30", "2025-04-05", "2025-04-06", "2025-04-25"]
-DAYS += ["2025-09-07", "2025-09-28", "2025-10-05", "2025-10-25", "2025-10-26", "2025-10-30"]
-DAYS += ["2025-11-02", "2025-12-31"]
-
-hours = st.sampled_from([0, 0, 1, 2, 3, 12, 22, 23, 23])
-times_of_day = st.builds(time, hours, st.sampled_from([0, 15, 30, 59]), st.sampled_from([0, 59]))
-seconds = st.sampled_from([0, 0, 1, 30, 59]) | st.integers(0, 3599)
+# Days on which the clocks change, in zones with changes at different times of the day.
+CLOCK_CHANGES = {
+    "America/Havana": ["2025-03-09", "2025-11-02"],
+    "America/Los_Angeles": ["2025-03-09", "2025-11-02"],
+    "America/Santiago": ["2025-04-05", "2025-09-07"],
+    "Africa/Cairo": ["2025-04-25", "2025-10-30"],
+    "Asia/Beirut": ["2025-03-30", "2025-10-25"],
+    "Atlantic/Azores": ["2025-03-30", "2025-10-26"],
+    "Australia/Lord_Howe": ["2025-04-06", "2025-10-05"],
+    "Europe/Berlin": ["2025-03-30", "2025-10-26"],
+    "Pacific/Auckland": ["2025-04-06", "2025-09-28"],
+    **{zone: [TODAY] for zone in ("UTC", "Asia/Tokyo", *FAR_ZONES)},
+}
+ZONES = st.sampled_from(list(CLOCK_CHANGES))
+# Differences from the moment, in seconds.
+NEAR = st.sampled_from([0, 0, -1, 1, -1799, -1800, 1800, -3600, 3600]) | st.integers(-9000, 9000)
 
 
 @st.composite
 def moments_and_tasks(draw: st.DrawFn) -> tuple[datetime, str, list[dict[str, Any]]]:
-    """Return a moment, a time zone, and tasks that are due at about this moment."""
-    day = date.fromisoformat(draw(st.sampled_from(DAYS)))
-    zone = draw(st.sampled_from(ZONES))
-    local = datetime.combine(day, draw(times_of_day), load_zone(zone))
-    # After the first hour with this time, it may be the second one.
-    now = local.astimezone(UTC) + timedelta(seconds=draw(seconds), hours=draw(st.integers(0, 2)))
-    near = st.integers(-2, 2).map(lambda days: (day + timedelta(days)).isoformat())
-    kinds = st.one_of(
-        st.fixed_dictionaries({"start_date": near}),
-        st.fixed_dictionaries({"due_date": near}),
-        st.fixed_dictionaries({"due_date": near, "due_time": times_of_day.map(time.isoformat)}),
-        st.fixed_dictionaries(
-            {
-                "due_date": near,
-                "due_time": times_of_day.map(time.isoformat),
-                "time_zone": st.sampled_from(ZONES) | st.just(zone),
-            }
-        ),
-        st.sampled_from([-1, 0, 1]).map(lambda step: zoned(now + timedelta(seconds=step), "UTC")),
+    """Return a moment, a time zone, and tasks that are due at about this moment or day."""
+    zone, days = draw(st.sampled_from(list(CLOCK_CHANGES.items())))
+    day, tzinfo = date.fromisoformat(draw(st.sampled_from(days))), load_zone(zone)
+    hour = draw(st.sampled_from([0, 0, 1, 2, 3, 12, 22, 23, 23]))
+    minutes, seconds = draw(st.sampled_from([(0, 0), (0, 1), (30, 0), (45, 0), (59, 59)]))
+    # From the first moment at which the clocks show this time, to the time after the change.
+    later = timedelta(hours=draw(st.integers(0, 2)))
+    now = datetime.combine(day, time(hour, minutes, seconds), tzinfo).astimezone(UTC) + later
+    local = now.astimezone(tzinfo).replace(tzinfo=None)
+    midnights = [
+        datetime.combine(local.date() + timedelta(days), time(), tzinfo).astimezone(UTC)
+        for days in (0, 1)
+    ]
+    dates = st.integers(-1, 1).map(lambda days: (local.date() + timedelta(days)).isoformat())
+
+    def floating(difference: int) -> dict[str, str]:
+        return dict(list(zoned_at(local.replace(tzinfo=UTC), difference, "UTC").items())[:2])
+
+    def zoned_at(moment: datetime, difference: int, name: str) -> dict[str, str]:
+        return zoned(moment + timedelta(seconds=difference), name)
+
+    due = st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"start_date": dates}),
+        st.fixed_dictionaries({"due_date": dates}),
+        st.builds(floating, NEAR),
+        st.builds(zoned_at, st.just(now), NEAR, ZONES),
+        st.builds(zoned_at, st.sampled_from(midnights), st.integers(-1, 1), ZONES),
     )
-    completed = st.sampled_from([False, False, True])
-    tasks = st.tuples(kinds, completed).map(lambda pair: {**pair[0], "completed": pair[1]})
-    return now, zone, draw(st.lists(tasks, min_size=1, max_size=8))
+    completed = st.sampled_from([False, False, False, True])
+    tasks = st.builds(lambda due, done: {**due, "completed": done}, due, completed)
+    return now, zone, draw(st.lists(tasks, min_size=4, max_size=12))
 
 
+@settings(max_examples=150)
 @given(moments_and_tasks())
 def test_due_filters_agree_with_a_model(client, clock, example):
     now, zone, members = example
