@@ -963,7 +963,8 @@ def moments_and_tasks(draw: st.DrawFn) -> tuple[datetime, str, list[dict[str, An
     dates = st.integers(-1, 1).map(lambda days: (local.date() + timedelta(days)).isoformat())
 
     def floating(difference: int) -> dict[str, str]:
-        return dict(list(zoned_at(local.replace(tzinfo=UTC), difference, "UTC").items())[:2])
+        due = local + timedelta(seconds=difference)
+        return {"due_date": due.date().isoformat(), "due_time": due.time().isoformat()}
 
     def zoned_at(moment: datetime, difference: int, name: str) -> dict[str, str]:
         return zoned(moment + timedelta(seconds=difference), name)
@@ -990,7 +991,7 @@ def test_due_filters_agree_with_a_model(client, clock, example):
     clock.set(now)
     tasks = []
     for number, values in enumerate(members):
-        response = client.post(f"{url}/tasks", json={"title": f"{number}", **values})
+        response = client.post(f"{url}/tasks", json={"title": f"{number:02}", **values})
         assert response.status_code == 201, response.text
         tasks.append(response.json)
     model = Model(clock(), zone)
