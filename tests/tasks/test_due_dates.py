@@ -927,18 +927,21 @@ class Model:
         return start is None or date.fromisoformat(start) <= self.local.date()
 
 
-# Days on which the clocks change, in zones with changes at different times of the day.
+# Moments at which clocks change, at different times of the day; in other zones, two midnights.
 CLOCK_CHANGES = {
-    "America/Havana": ["2025-03-09", "2025-11-02"],
-    "America/Los_Angeles": ["2025-03-09", "2025-11-02"],
-    "America/Santiago": ["2025-04-05", "2025-09-07"],
-    "Africa/Cairo": ["2025-04-25", "2025-10-30"],
-    "Asia/Beirut": ["2025-03-30", "2025-10-25"],
-    "Atlantic/Azores": ["2025-03-30", "2025-10-26"],
-    "Australia/Lord_Howe": ["2025-04-06", "2025-10-05"],
-    "Europe/Berlin": ["2025-03-30", "2025-10-26"],
-    "Pacific/Auckland": ["2025-04-06", "2025-09-28"],
-    **{zone: [TODAY] for zone in ("UTC", "Asia/Tokyo", *FAR_ZONES)},
+    "America/Havana": ["2025-03-09T05:00Z", "2025-11-02T05:00Z"],
+    "America/Los_Angeles": ["2025-03-09T10:00Z", "2025-11-02T09:00Z"],
+    "America/Santiago": ["2025-04-06T03:00Z", "2025-09-07T04:00Z"],
+    "Africa/Cairo": ["2025-04-24T22:00Z", "2025-10-30T21:00Z"],
+    "Asia/Beirut": ["2025-03-29T22:00Z", "2025-10-25T21:00Z"],
+    "Atlantic/Azores": ["2025-03-30T01:00Z", "2025-10-26T01:00Z"],
+    "Australia/Lord_Howe": ["2025-04-05T15:00Z", "2025-10-04T15:30Z"],
+    "Europe/Berlin": ["2025-03-30T01:00Z", "2025-10-26T01:00Z"],
+    "Pacific/Auckland": ["2025-04-05T14:00Z", "2025-09-27T14:00Z"],
+    "UTC": ["2025-11-20T00:00Z", "2025-11-21T00:00Z"],
+    "Pacific/Kiritimati": ["2025-11-20T10:00Z", "2025-11-21T10:00Z"],
+    "Etc/GMT+12": ["2025-11-20T12:00Z", "2025-11-21T12:00Z"],
+    "Asia/Kathmandu": ["2025-11-19T18:15Z", "2025-11-20T18:15Z"],
 }
 ZONES = st.sampled_from(list(CLOCK_CHANGES))
 # Differences from the moment, in seconds.
@@ -948,13 +951,11 @@ NEAR = st.sampled_from([0, 0, -1, 1, -1799, -1800, 1800, -3600, 3600]) | st.inte
 @st.composite
 def moments_and_tasks(draw: st.DrawFn) -> tuple[datetime, str, list[dict[str, Any]]]:
     """Return a moment, a time zone, and tasks that are due at about this moment or day."""
-    zone, days = draw(st.sampled_from(list(CLOCK_CHANGES.items())))
-    day, tzinfo = date.fromisoformat(draw(st.sampled_from(days))), load_zone(zone)
-    hour = draw(st.sampled_from([0, 0, 1, 2, 3, 12, 22, 23, 23]))
-    minutes, seconds = draw(st.sampled_from([(0, 0), (0, 1), (30, 0), (45, 0), (59, 59)]))
-    # From the first moment at which the clocks show this time, to the time after the change.
-    later = timedelta(hours=draw(st.integers(0, 2)))
-    now = datetime.combine(day, time(hour, minutes, seconds), tzinfo).astimezone(UTC) + later
+    zone, changes = draw(st.sampled_from(list(CLOCK_CHANGES.items())))
+    tzinfo = load_zone(zone)
+    change = datetime.fromisoformat(draw(st.sampled_from(changes)))
+    seconds = draw(st.sampled_from([-3600, -1, 0, 1, 900, 1800, 3599, 3600, 7200, 43_200]))
+    now = change + timedelta(seconds=seconds)
     local = now.astimezone(tzinfo).replace(tzinfo=None)
     midnights = [
         datetime.combine(local.date() + timedelta(days), time(), tzinfo).astimezone(UTC)
