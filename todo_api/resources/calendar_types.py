@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import fields
+from marshmallow import fields, validate
 from sqlalchemy import Column, Date, DateTime, Text, bindparam, case, literal_column
 from sqlalchemy.dialects.postgresql import TIME
 
-from todo_api.resources.time_zones import TimeZone
+from todo_api.resources.time_zones import NAME_LENGTH, TimeZone
 from todo_api.resources.types import Filter, PlainType, Rule, SortKey
 from todo_api.web.calendar_fields import (
     FIRST_DATE,
+    FULL_TIME_OF_DAY,
     INVALID_DATE,
     LAST_DATE,
     DateParameter,
@@ -137,6 +138,8 @@ class TimeOfDayType(PlainType):
         return StrictTimeOfDay(**options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
+        keywords = {"pattern": f"^{FULL_TIME_OF_DAY.pattern}$", "minLength": 8, "maxLength": 8}
+        options["metadata"] = {**options["metadata"], **keywords}
         return fields.Time(**options)
 
 
@@ -150,4 +153,4 @@ class TimeZoneType(PlainType):
         return TimeZone(**options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
-        return fields.String(**options)
+        return fields.String(validate=validate.Length(1, NAME_LENGTH), **options)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Any text that PostgreSQL can store: all characters except U+0000.
 TEXT = r"^[^\u0000]*$"
 
-LENGTHS_OF_FORMAT = {"uuid": (36, 36), "date-time": (20, 32)}
+LENGTHS_OF_FORMAT = {"uuid": (36, 36), "date": (10, 10), "date-time": (20, 32)}
 
 
 def schema_name(schema: Any) -> str | None:
