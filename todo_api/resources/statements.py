@@ -164,14 +164,13 @@ class Statements:
             others = [name for name in column.sources if name not in fields]
             if len(others) == len(column.sources):
                 continue
-            value = new_value(self._table.c[column.name])
-            values[column.name] = value
+            values[column.name] = new_value(self._table.c[column.name])
             if others:
                 is_null = or_(*(merged[name].is_(None) for name in column.sources))
-                # Another request may have set one of the others to null after this one read it.
-                values[column.name] = case((is_null, null()), else_=value)
                 is_stored = (self._has_stored_value(name) for name in others)
                 state.append(or_(is_null, and_(*is_stored)))
+                # The parameter may come from values that another request has set to NULL since.
+                values[column.name] = case((~is_null, values[column.name]))
         return self.change_row(values, and_(*state), and_(self.is_live, ~differs))
 
     def _new_values(self, fields: Sequence[str]) -> dict[str, ColumnElement[Any]]:

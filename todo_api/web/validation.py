@@ -58,7 +58,8 @@ class IdConverter(UnicodeConverter):
 class TextConverter(PathConverter):
     """Match any text, also with slashes, which servers decode before the route is found."""
 
-    regex = ".+"
+    regex = "(?s:.+)"
+    part_isolating = False
 
 
 def load_body(schema: Schema) -> Any:
