@@ -613,8 +613,8 @@ def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path
     assert f"revision = '{next_number}'\ndown_revision = '{SCHEMA_VERSION}'\n" in text
     assert "op.add_column('tasks', sa.Column('description', sa.Text()" in text
     upgrade, _, downgrade = text.partition("def downgrade()")
-    assert "CREATE OR REPLACE FUNCTION write_tasks_json()" in upgrade
-    assert "CREATE OR REPLACE FUNCTION public.write_tasks_json()" in downgrade
+    assert "CREATE OR REPLACE FUNCTION write_tasks_row()" in upgrade
+    assert "CREATE OR REPLACE FUNCTION public.write_tasks_row()" in downgrade
     assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
     assert version(url) == next_number
     assert read_revisions(url) > revision, "a new member changes the JSON: it takes a revision"
