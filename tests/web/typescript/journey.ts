@@ -365,7 +365,7 @@ function apply(tasks: Map<string, Task>, changes: TaskChange[]): void {
 }
 
 function sorted(tasks: Map<string, Task>): Task[] {
-  return [...tasks.values()].sort((first, second) => first.revision - second.revision);
+  return [...tasks.values()].sort((first, second) => (first.id < second.id ? -1 : 1));
 }
 
 /** Create tasks of the three kinds of due, list them by day, move one to another day, and write one back. */
