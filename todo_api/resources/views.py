@@ -18,7 +18,13 @@ from todo_api.resources.items import (
     update_item,
 )
 from todo_api.resources.pages import ListQuery, count_items, list_items
-from todo_api.resources.queries import etag_inputs, has_etag, read_filters, run_in_owners_zone
+from todo_api.resources.queries import (
+    depends_on_day,
+    etag_inputs,
+    has_etag,
+    read_filters,
+    run_in_owners_zone,
+)
 from todo_api.resources.responses import (
     already_exists,
     change_response,
@@ -119,7 +125,12 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
         values = {name: query[name] for name in query.keys() - {"limit", "cursor"}}
         query_digest = digest(resource.plural, user_id.bytes, values)
         key = resource.sort_keys[query["sort"].removeprefix("-")]
-        after = read_cursor(query.get("cursor"), query_digest, key.to_parameter)
+        after = read_cursor(
+            query.get("cursor"),
+            query_digest,
+            key.to_parameter,
+            has_day=depends_on_day(resource, query),
+        )
 
         def run(filters: Filters) -> Page:
             listed = ListQuery(filters, query["limit"], query["sort"], after)

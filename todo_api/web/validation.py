@@ -58,7 +58,7 @@ class IdConverter(UnicodeConverter):
 class TextConverter(PathConverter):
     """Match any text, also with slashes, which servers decode before the route is found."""
 
-    regex = ".+"
+    regex = "(?s:.+)"
     part_isolating = False
 
 
