@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import fields
+from marshmallow import fields, validate
 from sqlalchemy import Column, Date, DateTime, Text, bindparam, case, literal_column
 from sqlalchemy.dialects.postgresql import TIME
 
-from todo_api.resources.time_zones import TimeZone
+from todo_api.resources.time_zones import NAME_LENGTH, TimeZone
 from todo_api.resources.types import Filter, PlainType, Rule, SortKey
 from todo_api.web.calendar_fields import (
     FIRST_DATE,
@@ -137,7 +137,8 @@ class TimeOfDayType(PlainType):
         return StrictTimeOfDay(**options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
-        return fields.Time(**options)
+        seconds = {"pattern": "^[0-9]{2}:[0-9]{2}:[0-9]{2}$", "minLength": 8, "maxLength": 8}
+        return fields.Time(**options | {"metadata": options["metadata"] | seconds})
 
 
 @dataclass(frozen=True)
@@ -150,4 +151,4 @@ class TimeZoneType(PlainType):
         return TimeZone(**options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
-        return fields.String(**options)
+        return fields.String(validate=validate.Length(1, NAME_LENGTH), **options)

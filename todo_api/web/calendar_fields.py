@@ -67,6 +67,10 @@ class StrictDate(fields.Date):
 class StrictTimeOfDay(fields.Time):
     """A time of day without an offset, `HH:MM` or `HH:MM:SS`."""
 
+    def __init__(self, *, metadata: Mapping[str, Any], **options: Any) -> None:
+        lengths = {"pattern": f"^{TIME_OF_DAY.pattern}$", "minLength": 5, "maxLength": 8}
+        super().__init__(metadata={**metadata, **lengths}, **options)
+
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         if not isinstance(value, str) or not TIME_OF_DAY.fullmatch(value):
             raise ValidationError(INVALID_TIME)
