@@ -7,23 +7,35 @@ every type. They test a new field or resource without a change of this file.
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.api import pages
 from tests.support.differences import assert_same_lines
 from tests.support.postgresql import migrate
-from tests.support.samples import breaking_values, sample_values
+from tests.support.samples import (
+    breaking_values,
+    patched_value,
+    sample_row,
+    sample_values,
+    with_companions,
+)
 from tests.support.widgets import WIDGET, add_widget_routes, create_widgets_table
 from todo_api.app import RESOURCES
+from todo_api.resources.collection_types import LabelsType
 from todo_api.resources.types import EnumType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flask.testing import FlaskClient
     from psycopg import Connection
 
@@ -35,12 +47,18 @@ EACH_RESOURCE = [pytest.param(resource, id=resource.name) for resource in RESOUR
 EACH_FIELD = [
     pytest.param(resource, field, id=f"{resource.name}-{field.name}")
     for resource in RESOURCES_AND_WIDGET
+    for field in resource.writable_fields
+]
+EACH_READ_ONLY_FIELD = [
+    pytest.param(resource, field, id=f"{resource.name}-{field.name}")
+    for resource in RESOURCES_AND_WIDGET
     for field in resource.fields
+    if field.is_read_only
 ]
 EACH_RULE = [
     pytest.param(resource, field, ending, id=f"{resource.name}-{field.name}-{ending}")
     for resource in RESOURCES_AND_WIDGET
-    for field in resource.fields
+    for field in resource.writable_fields
     for ending in field.type.rules(field.name)
 ]
 EACH_SORT = [
@@ -64,7 +82,34 @@ COMPARISON_BY_ENDING = {
     "_before": operator.lt,
 }
 SEARCH = "q"
+# What a row needs to pass a filter with several labels.
+LABEL_FILTERS = {"label": set.issuperset, "label_any": set.intersection}
 ROWS = 9
+
+
+def passes_due(row: dict[str, Any], word: str) -> bool:
+    """Return whether a task passes the filter. No sample date is near to today."""
+    if row["due_date"] is None:
+        return word == "none"
+    today = datetime.now(UTC).date().isoformat()
+    return {
+        "today": False,
+        "overdue": row["due_date"] < today and not row["completed"],
+        "upcoming": row["due_date"] > today,
+        "none": False,
+    }[word]
+
+
+def passes_started(row: dict[str, Any], is_started: str) -> bool:
+    today = datetime.now(UTC).date().isoformat()
+    return (row["start_date"] is None or row["start_date"] <= today) == (is_started == "true")
+
+
+# The filters that belong to no single field: their values, and whether a row passes.
+MORE_FILTERS: dict[tuple[str, str], tuple[set[str], Callable[[dict[str, Any], str], bool]]] = {
+    ("task", "due"): ({"today", "overdue", "upcoming", "none"}, passes_due),
+    ("task", "started"): ({"true", "false"}, passes_started),
+}
 
 
 @dataclass
@@ -87,11 +132,7 @@ class Items:
 
     def fill(self) -> list[dict[str, Any]]:
         """Create items with different values, including null, and then change the first one."""
-        samples = {field.name: sample_values(field) for field in self.resource.fields}
-        first, *others = [
-            self.create(**{name: values[row % len(values)] for name, values in samples.items()})
-            for row in range(ROWS)
-        ]
+        first, *others = [self.create(**sample_row(self.resource, row)) for row in range(ROWS)]
         url = f"{self.url}/{first['id']}"
         assert self.client.delete(url).status_code == 204
         return [self.client.post(f"{url}/restore").json, *others]
@@ -170,8 +211,8 @@ def test_resource_has_every_route(items, resource):
 
 @pytest.mark.parametrize("resource", EACH_RESOURCE)
 def test_every_field_is_in_every_schema_and_in_the_representation(items, resource):
-    fields = resource.field_names
-    members = ["id", "user_id", *fields, "created_at", "updated_at", "revision"]
+    fields = resource.writable_names
+    members = ["id", "user_id", *resource.field_names, "created_at", "updated_at", "revision"]
     created = items.create()
     listed = items.list(limit=1)[0][0]
     (changed,) = items.feed("changes?since=0")["changes"]
@@ -213,31 +254,38 @@ def test_every_field_is_in_every_schema_and_in_the_representation(items, resourc
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_post_patch_and_put_store_every_valid_value_of_a_field(items, field):
+def test_post_patch_and_put_store_every_valid_value_of_a_field(items, resource, field):
     values = [field.example, *sample_values(field)]
-    created, patched, replaced = [], [], []
+    created, patched, replaced, expected_patched = [], [], [], []
 
     item = items.create()
     url = f"{items.url}/{item['id']}"
     for value in values:
-        created.append(items.create(**{field.name: value})[field.name])
-        response = items.client.patch(url, json={field.name: value})
+        body = with_companions(resource, field, value)
+        created.append(items.create(**body)[field.name])
+        before = items.client.get(url).json[field.name]
+        expected_patched.append(patched_value(field, before, value))
+        response = items.client.patch(url, json=body)
         assert response.status_code == 200, response.text
         patched.append(items.client.get(url).json[field.name])
-        response = items.client.put(url, json=items.required() | {field.name: value})
+        response = items.client.put(url, json=items.required() | body)
         assert response.status_code == 200, response.text
         replaced.append(response.json[field.name])
 
-    for actual in (created, patched, replaced):
+    for actual, expected in (
+        (created, values),
+        (patched, expected_patched),
+        (replaced, values),
+    ):
         assert_same_lines(
-            actual, values, f"See {type(field.type).__name__} in todo_api/resources/types.py."
+            actual, expected, f"See {type(field.type).__name__} in todo_api/resources/types.py."
         )
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_missing_field_gets_its_default_or_is_kept_or_is_an_error(items, field):
+def test_missing_field_gets_its_default_or_is_kept_or_is_an_error(items, resource, field):
     other = next(value for value in sample_values(field) if value != field.default)
-    item = items.create(**{field.name: other})
+    item = items.create(**with_companions(resource, field, other))
     body = {name: value for name, value in items.required().items() if name != field.name}
 
     created = items.client.post(items.url, json=body)
@@ -255,8 +303,10 @@ def test_missing_field_gets_its_default_or_is_kept_or_is_an_error(items, field):
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_null_is_refused_unless_the_field_is_nullable(items, field):
-    response = items.client.post(items.url, json=items.required() | {field.name: None})
+def test_null_is_refused_unless_the_field_is_nullable(items, resource, field):
+    body = items.required() | with_companions(resource, field, None)
+
+    response = items.client.post(items.url, json=body)
 
     if field.nullable:
         assert (response.status_code, response.json[field.name]) == (201, None)
@@ -266,23 +316,40 @@ def test_null_is_refused_unless_the_field_is_nullable(items, field):
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_null_in_a_patch_sets_the_default(items, field):
+def test_null_in_a_patch_sets_the_default(items, resource, field):
     other = next(value for value in sample_values(field) if value != field.default)
-    item = items.create(**{field.name: other})
+    item = items.create(**with_companions(resource, field, other))
     url = f"{items.url}/{item['id']}"
+    body = with_companions(resource, field, None)
 
-    response = items.client.patch(url, json={field.name: None})
+    response = items.client.patch(url, json=body)
 
     if field.required or not field.is_reset_by_null:
         errors = [{"pointer": f"/{field.name}", "detail": "Field may not be null."}]
         assert (response.status_code, response.json["errors"]) == (422, errors)
         assert items.client.get(url).json == item
     else:
-        new = {name: response.json[name] for name in ("revision", "updated_at")}
-        assert (response.status_code, response.json) == (
-            200,
-            item | {field.name: field.default} | new,
-        )
+        read_only = [field.name for field in resource.by_name.values() if field.is_read_only]
+        new = {name: response.json[name] for name in ("revision", *read_only)}
+        expected = item | new | body | {field.name: field.default}
+        assert (response.status_code, response.json) == (200, expected)
+
+
+@pytest.mark.parametrize(("resource", "field"), EACH_READ_ONLY_FIELD)
+@pytest.mark.usefixtures("resource")
+def test_read_only_field_is_refused_in_a_post_and_ignored_otherwise(items, field):
+    item = items.create()
+    url, sent = f"{items.url}/{item['id']}", {field.name: field.example}
+
+    created = items.client.post(items.url, json=items.required() | sent)
+    changed = [
+        items.client.open(url, method=method, json=items.required() | sent)
+        for method in ("PUT", "PATCH")
+    ]
+
+    errors = [{"pointer": f"/{field.name}", "detail": "Is read-only."}]
+    assert (created.status_code, created.json["errors"]) == (422, errors)
+    assert [(response.status_code, response.json) for response in changed] == [(200, item)] * 2
 
 
 def test_samples_have_an_invalid_value_for_every_rule():
@@ -304,7 +371,8 @@ def test_schema_and_database_enforce_every_rule(items, resource, field, ending):
     response = items.client.patch(f"{items.url}/{item['id']}", json={field.name: value})
     with pytest.raises(psycopg.errors.CheckViolation) as error:
         items.connection.execute(
-            f"UPDATE {resource.plural} SET {field.name} = %s WHERE id = %s", (value, item["id"])
+            f"UPDATE {resource.plural} SET {field.name} = %s WHERE id = %s",
+            (Jsonb(value) if isinstance(value, dict) else value, item["id"]),
         )
 
     pointer = f"/{field.name}"
@@ -314,19 +382,21 @@ def test_schema_and_database_enforce_every_rule(items, resource, field, ending):
         assert response.json[field.name] != value
     constraint = error.value.diag.constraint_name
     assert constraint == f"ck_{resource.plural}_{field.name}_{ending}"
-    assert resource.constraints[constraint] == (pointer, rule.detail)
+    assert resource.constraints[constraint] == {field.name: rule.detail}
 
 
 def sort_rows(resource: Resource, rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     """Sort as lists do: null is after every value, and the id decides between equal values."""
-    name = sort.removeprefix("-")
-    type_ = resource.by_name[name].type
+    members = resource.sort_keys[sort.removeprefix("-")].members
 
-    def key(row: dict[str, Any]) -> tuple[bool, Any, str]:
-        value = row[name]
+    def rank(name: str, value: Any) -> tuple[bool, Any]:
+        type_ = resource.by_name[name].type
         if isinstance(type_, EnumType) and value is not None:
             value = type_.values.index(value)
-        return value is None, 0 if value is None else value, row["id"]
+        return value is None, 0 if value is None else value
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return *(rank(name, row[name]) for name in members), row["id"]
 
     return sorted(rows, key=key, reverse=sort.startswith("-"))
 
@@ -337,11 +407,10 @@ def test_pages_continue_every_sort_order(items, resource, sort):
 
     listed = items.list(sort=sort, limit=1)
 
-    field = resource.by_name[sort.removeprefix("-")]
     assert_same_lines(
         [row for page in listed for row in page],
         sort_rows(resource, rows, sort),
-        f"See sort_key of {type(field.type).__name__} in todo_api/resources/types.py.",
+        "See sort_key of the field's type in todo_api/resources/, or more_sort_keys.",
     )
 
 
@@ -351,33 +420,47 @@ def filtered_field(resource: Resource, name: str) -> tuple[Field, str]:
         if field.is_filterable and name in field.type.filters(
             resource.table.c[field.name], field.example
         ):
-            # Filters of a time leave out the ending _at: created_after.
-            stem = field.name if name.startswith(field.name) else field.name.removesuffix("_at")
+            # Filters of a time leave out the ending: created_after, due_after.
+            stem = (
+                field.name if name.startswith(field.name) else re.sub("_(at|date)$", "", field.name)
+            )
             return field, name.removeprefix(stem)
     return pytest.fail(f"{name}: add its field to filtered_field in tests/test_resources.py")
+
+
+def filter_cases(
+    resource: Resource, name: str, rows: list[dict[str, Any]]
+) -> tuple[set[Any], Callable[[dict[str, Any], Any], bool]]:
+    """Return values of the filter, and a function that returns whether a row passes."""
+    if name == SEARCH:
+        values = {
+            row[field][1:4].upper() for field in resource.search for row in rows if row[field]
+        }
+        return values, lambda row, value: any(
+            value.lower() in (row[field] or "").lower() for field in resource.search
+        )
+    if name in resource.more_filters:
+        case = MORE_FILTERS.get((resource.name, name))
+        return case or pytest.fail(f"{name}: add it to MORE_FILTERS in tests/test_resources.py")
+    field, ending = filtered_field(resource, name)
+    if isinstance(field.type, LabelsType):
+        labels = [row[field.name] for row in rows]
+        values = {",".join(each) for each in labels} | {label for each in labels for label in each}
+        matches = LABEL_FILTERS[name]
+        return values, lambda row, value: bool(matches(set(row[field.name]), value.split(",")))
+    assert ending in COMPARISON_BY_ENDING, (
+        f"{name}: add its comparison to COMPARISON_BY_ENDING in this file."
+    )
+    compare = COMPARISON_BY_ENDING[ending]
+    return {row[field.name] for row in rows} - {
+        None
+    }, lambda row, value: row[field.name] is not None and compare(row[field.name], value)
 
 
 @pytest.mark.parametrize(("resource", "name"), EACH_FILTER)
 def test_every_filter_returns_and_counts_the_matching_rows(items, resource, name):
     rows = items.fill()
-    if name == SEARCH:
-        values = {
-            row[field][1:4].upper() for field in resource.search for row in rows if row[field]
-        }
-
-        def passes(row: dict[str, Any], value: Any) -> bool:
-            return any(value.lower() in (row[field] or "").lower() for field in resource.search)
-    else:
-        field, ending = filtered_field(resource, name)
-        assert ending in COMPARISON_BY_ENDING, (
-            f"{name}: add its comparison to COMPARISON_BY_ENDING in this file."
-        )
-        values = {row[field.name] for row in rows} - {None}
-
-        def passes(row: dict[str, Any], value: Any) -> bool:
-            return row[field.name] is not None and COMPARISON_BY_ENDING[ending](
-                row[field.name], value
-            )
+    values, passes = filter_cases(resource, name, rows)
 
     has_partial_match = False
     for value in sorted(filter(lambda value: value != "", values)):
@@ -408,13 +491,15 @@ def test_every_member_of_a_representation_can_be_sent_back(items):
 
 
 @pytest.mark.parametrize(("resource", "field"), EACH_FIELD)
-def test_creation_with_an_id_is_compared_by_every_field(items, field):
+def test_creation_with_an_id_is_compared_by_every_field(items, resource, field):
     values = [value for value in sample_values(field) if value != field.example]
-    item = items.create(**{field.name: field.example})
+    item = items.create(**with_companions(resource, field, field.example))
     body = items.required() | {"id": item["id"]}
 
-    repeated = items.client.post(items.url, json=body | {field.name: field.example})
-    conflicts = [items.client.post(items.url, json=body | {field.name: value}) for value in values]
+    repeated, *conflicts = (
+        items.client.post(items.url, json=body | with_companions(resource, field, value))
+        for value in (field.example, *values)
+    )
 
     assert (repeated.status_code, repeated.json) == (201, item)
     assert values

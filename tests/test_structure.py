@@ -48,7 +48,8 @@ def test_every_statement_has_an_owner_condition_for_each_table():
         table_uses = re.findall(rf"(?:FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text)
         owner_conditions = re.findall(
             rf"WHERE (?:users\.id|(?:{owned})\.user_id) = %\(owner\)s::UUID"
-            rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID",
+            rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID"
+            r"|INSERT INTO users \(id\) SELECT %\(owner\)s::UUID",
             text,
         )
         if statement in WITHOUT_OWNER:

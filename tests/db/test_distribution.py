@@ -15,7 +15,7 @@ from tests.support.postgresql import PARTITION_TABLES, as_login, execute, migrat
 from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
-from todo_api.resources.items import insert_item, insert_item_once
+from todo_api.resources.items import insert_item, insert_item_once, new_values
 from todo_api.tasks.fields import TASK
 from todo_api.web.idempotency import IdempotentRequest
 
@@ -84,7 +84,17 @@ def test_every_statement_needs_only_the_node_of_its_owner():
 PARTITION = re.compile(r"_\d+$")
 VALUES = {
     "id": uuid.uuid4(),
-    **{f"new_{field.name}": field.example for resource in RESOURCES for field in resource.fields},
+    **{
+        name: value
+        for resource in RESOURCES
+        for name, value in new_values(
+            resource,
+            {
+                field.name: resource.stored_fields[field.name].deserialize(field.example)
+                for field in resource.writable_fields
+            },
+        ).items()
+    },
     "key": "a-key",
     "fingerprint": bytes(32),
     "rows": 10,

@@ -68,7 +68,7 @@ def other(make_app):
 @pytest.fixture
 def responses(client, make_app, make_task, tasks_url, user_id):
     """Return the body of a real response of each kind that this server answers with."""
-    task = make_task()
+    task = make_task(labels=["errand"], metadata={"source": "mail"})
     client.patch(task.url, json={"title": "Buy milk"})
     since = client.get(f"/api/{user_id}/changes?since=0").json["next"]
     client.delete(make_task().url)

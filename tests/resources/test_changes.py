@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.api import Device, etag, next_url, pages
 from tests.support.locks import wait_for_sessions
@@ -249,7 +250,8 @@ def test_device_restarts_its_sync_after_a_restore_from_a_backup(
     for table, rows in zip(("users", "tasks"), backup, strict=True):
         for row in rows:
             placeholders = ", ".join(["%s"] * len(row))
-            connection.execute(f"INSERT INTO {table} VALUES ({placeholders})", row)
+            values = [Jsonb(value) if isinstance(value, dict) else value for value in row]
+            connection.execute(f"INSERT INTO {table} VALUES ({placeholders})", values)
     connection.execute("RESET session_replication_role")
     set_new_epoch(database_url)
     for number in range(tasks_after_restore):

@@ -76,6 +76,7 @@ def test_tasks_are_created_changed_listed_and_deleted(http, tasks_url, stored_ta
 
     assert completed.json == task | {
         "completed": True,
+        "completed_at": completed.json["updated_at"],
         "revision": completed.json["revision"],
         "updated_at": completed.json["updated_at"],
     }

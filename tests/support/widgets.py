@@ -11,6 +11,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from tests.support.postgresql import execute
 from todo_api.app import RESOURCES
 from todo_api.db import tables
+from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
+from todo_api.resources.collection_types import LabelsType, TextObjectType
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
 from todo_api.resources.row_function import row_function
@@ -78,6 +80,52 @@ FIELDS = (
         is_sortable=True,
         description="The shape of the widget.",
         example="oval",
+    ),
+    Field(
+        name="made_date",
+        type=DateType(),
+        nullable=True,
+        is_filterable=True,
+        description="The day on which the widget was made.",
+        example="2026-11-21",
+    ),
+    Field(
+        name="opening_time",
+        type=TimeOfDayType(),
+        nullable=True,
+        description="The time of the day at which the widget opens.",
+        example="08:00:00",
+    ),
+    Field(
+        name="time_zone",
+        type=TimeZoneType(),
+        nullable=True,
+        description="The time zone of the widget.",
+        example="Asia/Kathmandu",
+    ),
+    Field(
+        name="checked_at",
+        type=TimestampType(),
+        nullable=True,
+        is_filterable=True,
+        is_sortable=True,
+        description="When the widget was checked.",
+        example="2020-11-21T09:30:00.000000Z",
+    ),
+    Field(
+        name="labels",
+        type=LabelsType(maximum=4, length=10),
+        default=[],
+        is_filterable=True,
+        description="The labels of the widget.",
+        example=["new"],
+    ),
+    Field(
+        name="notes",
+        type=TextObjectType(maximum=3, key_length=8, value_length=10),
+        default={},
+        description="Notes on the widget.",
+        example={"color": "red"},
     ),
 )
 

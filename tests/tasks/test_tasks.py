@@ -21,6 +21,12 @@ def new_revision_and_time(response, task):
     return {name: response.json[name] for name in ("revision", "updated_at")}
 
 
+def completion_time(response):
+    """Return the time of completion that the server sets with this change."""
+    is_completed = response.json["completed"]
+    return {"completed_at": response.json["updated_at"] if is_completed else None}
+
+
 def test_new_task_has_the_sent_fields_and_the_server_fields(client, tasks_url, user_id):
     before = datetime.now(UTC)
 
@@ -35,7 +41,15 @@ def test_new_task_has_the_sent_fields_and_the_server_fields(client, tasks_url, u
         "title": "Buy oat milk",
         "description": "Two litres",
         "completed": True,
+        "completed_at": response.json["created_at"],
         "priority": "none",
+        "labels": [],
+        "due_date": None,
+        "due_time": None,
+        "time_zone": None,
+        "due_at": None,
+        "start_date": None,
+        "metadata": {},
         "created_at": response.json["updated_at"],
         "updated_at": response.json["updated_at"],
         "revision": response.json["revision"],
@@ -53,7 +67,10 @@ def test_task_needs_only_a_title(client, tasks_url):
     assert response.status_code == 201
     assert response.json["description"] is None
     assert response.json["completed"] is False
+    assert response.json["completed_at"] is None
     assert response.json["priority"] == "none"
+    assert response.json["labels"] == []
+    assert response.json["metadata"] == {}
 
 
 def test_location_of_a_new_task_returns_it(client, tasks_url):
@@ -87,7 +104,9 @@ def test_patch_keeps_the_other_fields(client, task, changes, media_type):
     response = client.patch(task.url, json=changes, content_type=media_type)
 
     assert response.status_code == 200
-    assert response.json == task | changes | new_revision_and_time(response, task)
+    assert response.json == (
+        task | changes | completion_time(response) | new_revision_and_time(response, task)
+    )
     assert client.get(task.url).json == response.json
 
 
@@ -114,8 +133,13 @@ def test_put_keeps_the_fields_that_it_does_not_name(client, task, changes):
     response = client.put(task.url, json={"title": "Buy oats"} | changes)
 
     assert response.status_code == 200
-    assert response.json == completed | {"title": "Buy oats"} | changes | new_revision_and_time(
-        response, completed
+    cleared = {} if response.json["completed"] else {"completed_at": None}
+    assert response.json == (
+        completed
+        | {"title": "Buy oats"}
+        | changes
+        | cleared
+        | new_revision_and_time(response, completed)
     )
     assert client.get(task.url).json == response.json
 
@@ -272,6 +296,7 @@ def test_whole_task_in_a_post_is_refused_for_every_read_only_member(client, task
     assert response.status_code == 422
     assert sorted(error["pointer"] for error in response.json["errors"]) == [
         "/created_at",
+        "/due_at",
         "/revision",
         "/updated_at",
         "/user_id",

@@ -150,6 +150,8 @@ def test_request_schemas_are_closed_and_response_schemas_are_open(document, oper
     objects = find_schemas(document, "object")
     assert not requests & responses
     for pointer, schema in objects:
+        if isinstance(schema.get("additionalProperties"), dict):
+            continue  # The client chooses the members of the object.
         name = re.match("/components/schemas/[^/]+", pointer)[0]
         if f"#{name}" in requests:
             assert schema["additionalProperties"] is False, pointer
@@ -197,7 +199,9 @@ def test_server_accepts_every_example_of_a_request(client, operations, make_task
     for operation in operations:
         for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
             task = make_task()
-            path = operation["path"].format(user_id=task["user_id"], task_id=task["id"])
+            path = operation["path"].format(
+                user_id=task["user_id"], task_id=task["id"], label="errand"
+            )
             # An example of a representation gets the values that the server has given this task.
             own = {"id", "user_id", "revision"} if "task_id" in operation["path"] else set()
             sent = body["example"] | {name: task[name] for name in own & body["example"].keys()}
@@ -206,7 +210,7 @@ def test_server_accepts_every_example_of_a_request(client, operations, make_task
             )
             assert response.status_code in (200, 201), (path, response.text)
             accepted += 1
-    assert accepted == 5
+    assert accepted == 8
 
 
 def test_every_response_has_the_documented_headers(client, document, make_task):

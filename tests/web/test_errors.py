@@ -10,6 +10,7 @@ from psycopg import errors
 
 from todo_api.db.errors import SQLSTATES
 from todo_api.web.errors import problem_of_database_error
+from todo_api.web.requests import current_request
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 
@@ -223,15 +224,33 @@ def test_database_enforces_the_rules_of_fields(connection, task, statement, cons
     assert error.value.diag.constraint_name == constraint
 
 
-def test_violation_of_a_mapped_constraint_is_a_422():
-    constraints = {"ck_widgets_size_range": ("/size", "Must be 1 to 9.")}
+SIZE_RULE = {"size": "Needs a unit.", "unit": "Send size: null, too."}
 
-    problem = problem_of_database_error(
-        errors.CheckViolation(info=ResultWithConstraint("ck_widgets_size_range")), constraints
-    )
+
+@pytest.mark.parametrize(
+    ("body", "member"),
+    [
+        ({"size": 1}, "size"),
+        ({"unit": None}, "unit"),
+        ({"unit": None, "size": 1}, "size"),
+        ({"title": "x"}, "size"),
+        ({}, "size"),
+        ([], "size"),
+        (None, "size"),
+    ],
+    ids=["first", "second", "both", "neither", "no-member", "array", "no-body"],
+)
+def test_violation_of_a_mapped_constraint_is_a_422_at_a_member_that_was_sent(app, body, member):
+    with app.test_request_context():
+        current_request().body = body
+
+        problem = problem_of_database_error(
+            errors.CheckViolation(info=ResultWithConstraint("ck_widgets_size")),
+            {"ck_widgets_size": SIZE_RULE},
+        )
 
     assert problem.status == 422
-    assert problem.errors == [{"pointer": "/size", "detail": "Must be 1 to 9."}]
+    assert problem.errors == [{"pointer": f"/{member}", "detail": SIZE_RULE[member]}]
 
 
 @pytest.mark.parametrize("sqlstate", sorted(SQLSTATES))

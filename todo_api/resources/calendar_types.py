@@ -14,6 +14,7 @@ from todo_api.resources.time_zones import NAME_LENGTH, TimeZone
 from todo_api.resources.types import Filter, PlainType, Rule, SortKey
 from todo_api.web.calendar_fields import (
     FIRST_DATE,
+    FULL_TIME_OF_DAY,
     INVALID_DATE,
     LAST_DATE,
     DateParameter,
@@ -137,8 +138,9 @@ class TimeOfDayType(PlainType):
         return StrictTimeOfDay(**options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
-        seconds = {"pattern": "^[0-9]{2}:[0-9]{2}:[0-9]{2}$", "minLength": 8, "maxLength": 8}
-        return fields.Time(**options | {"metadata": options["metadata"] | seconds})
+        keywords = {"pattern": f"^{FULL_TIME_OF_DAY.pattern}$", "minLength": 8, "maxLength": 8}
+        options["metadata"] = {**options["metadata"], **keywords}
+        return fields.Time(**options)
 
 
 @dataclass(frozen=True)

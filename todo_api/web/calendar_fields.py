@@ -18,6 +18,8 @@ DATE_TIME = re.compile(
     r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
 TIME_OF_DAY = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?")
+# The format of the times in responses.
+FULL_TIME_OF_DAY = re.compile("(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2}")
 
 # Dates in requests. The day after the last one stands for "no date" in sort keys, and PostgreSQL
 # and Python can add a time zone's offset to all of them.
@@ -68,8 +70,8 @@ class StrictTimeOfDay(fields.Time):
     """A time of day without an offset, `HH:MM` or `HH:MM:SS`."""
 
     def __init__(self, *, metadata: Mapping[str, Any], **options: Any) -> None:
-        lengths = {"pattern": f"^{TIME_OF_DAY.pattern}$", "minLength": 5, "maxLength": 8}
-        super().__init__(metadata={**metadata, **lengths}, **options)
+        keywords = {"pattern": f"^{TIME_OF_DAY.pattern}$", "minLength": 5, "maxLength": 8}
+        super().__init__(metadata={**metadata, **keywords}, **options)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         if not isinstance(value, str) or not TIME_OF_DAY.fullmatch(value):
