@@ -66,7 +66,7 @@ def find_moment(day: str | None, time_of_day: str | None, zone: str | None) -> s
 
 
 def write_moment(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def is_valid(task: Mapping[str, Any]) -> bool:
