@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    case,
     cast,
     delete,
     exists,
@@ -168,6 +169,8 @@ class Statements:
                 is_null = or_(*(merged[name].is_(None) for name in column.sources))
                 is_stored = (self._has_stored_value(name) for name in others)
                 state.append(or_(is_null, and_(*is_stored)))
+                # The parameter may come from values that another request has set to NULL since.
+                values[column.name] = case((~is_null, values[column.name]))
         return self.change_row(values, and_(*state), and_(self.is_live, ~differs))
 
     def _new_values(self, fields: Sequence[str]) -> dict[str, ColumnElement[Any]]:
