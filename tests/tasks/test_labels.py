@@ -384,6 +384,24 @@ def test_twentieth_label_is_added_once(client, make_task, at_once):
     assert len(client.get(task.url).json["labels"]) == LABELS.maximum
 
 
+def test_repeated_creation_may_have_its_labels_and_metadata_in_another_order(client, tasks_url):
+    task_id = str(uuid.uuid4())
+    body = {
+        "id": task_id,
+        "title": "Buy oats",
+        "labels": ["b", "a"],
+        "metadata": {"z": "", "k": ""},
+    }
+    first = client.post(tasks_url, json=body)
+    other_order = {"labels": ["a", " b "], "metadata": {"k": "", "z": ""}}
+
+    again = client.post(tasks_url, json=body | other_order)
+    other_case = client.post(tasks_url, json=body | {"labels": ["A", "b"]})
+
+    assert (first.status_code, again.status_code, again.data) == (201, 201, first.data)
+    assert other_case.status_code == 409
+
+
 # The list of labels.
 
 
