@@ -22,7 +22,7 @@ from fault_injection.pgbouncer import PGBOUNCER, Pooler, pgbouncer
 from tests.support.api import Task
 from tests.support.make_run import database_folder_of, link_source
 from tests.support.postgresql import NOT_DURABLE, PARTITION_TABLES, at_database, execute, migrate
-from todo_api.app import create_app
+from todo_api.app import create_app, utc_now
 from todo_api.commands.embedded import temporary_cluster
 from todo_api.db.database import Database
 from todo_api.db.pool import Pool
@@ -31,6 +31,8 @@ from todo_api.metrics import Metrics
 from todo_api.startup import load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
     from pathlib import Path
 
     from todo_api.auth.jwks import FetchTimes
@@ -206,11 +208,18 @@ def app(make_settings, log_stream: io.StringIO) -> Flask:  # noqa: ARG001  confi
 
 @pytest.fixture
 def make_app(make_settings, log_stream: io.StringIO):  # noqa: ARG001  configures logging
-    """Return a function that makes an application with other settings; closed at the end."""
+    """Return a function that makes an application with other settings; closed at the end.
+
+    `now` is the clock of the application, such as a Clock of tests/support/clock.py.
+    """
     with ExitStack() as stack:
 
-        def make(fetch_times: FetchTimes | None = None, **changes: str) -> Flask:
-            application = create_app(make_settings(**changes), fetch_times)
+        def make(
+            fetch_times: FetchTimes | None = None,
+            now: Callable[[], datetime] = utc_now,
+            **changes: str,
+        ) -> Flask:
+            application = create_app(make_settings(**changes), fetch_times, now)
             stack.callback(application.services.pool.close)
             return application
 

@@ -84,7 +84,7 @@ def upgrade() -> None:
     DECLARE
         broken_rule text;
     BEGIN
-        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END;
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END;
         NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
         broken_rule := CASE
             WHEN NOT (NEW.revision > 0) THEN 'ck_tasks_revision_positive'

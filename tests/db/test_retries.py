@@ -15,40 +15,13 @@ from sqlalchemy import func, literal_column, select
 
 from tests.support.api import etag
 from tests.support.locks import wait_for_sessions
+from tests.support.unreliable_pool import UnreliablePool
 from todo_api.app import create_app
 from todo_api.db.pool import Pool
 from todo_api.db.statement import compiled
 
 # The counter of a user whose revisions are ahead of the clock: each change adds 1 to it.
 AHEAD = 2**52
-
-
-class UnreliablePool(Pool):
-    """A pool that loses the connection once, before the request or before the response."""
-
-    next_loss: tuple[str, Callable[[], object]] | None = None
-
-    @contextmanager
-    def connection(self, deadline):
-        with super().connection(deadline) as connection:
-            if self.next_loss:
-                (moment, meanwhile), self.next_loss = self.next_loss, None
-                connection.transact = lose_connection(connection, moment, meanwhile)
-            yield connection
-
-
-def lose_connection(connection, moment, meanwhile):
-    transact = connection.transact
-
-    def run(*arguments):
-        if moment == "request":
-            connection.close()
-        transact(*arguments)
-        connection.close()
-        meanwhile()
-        raise psycopg.OperationalError("the response is lost")
-
-    return run
 
 
 @pytest.fixture

@@ -179,6 +179,10 @@ def test_response_in_many_segments_is_one_round_trip(proxied_url, count_round_tr
         ("DELETE", "/{id}", None, 204),
         ("DELETE", "/00000000-0000-0000-0000-000000000000", None, 404),
         ("GET", "/../changes?since=0", None, 200),
+        ("PUT", "/{id}/labels/errand", None, 200),
+        ("DELETE", "/{id}/labels/errand", None, 200),
+        ("GET", "/../labels", None, 200),
+        ("POST", "/../labels/rename", {"from": "errand", "to": "shop"}, 200),
         ("GET", "/../trash", None, 200),
         ("DELETE", "/../trash", None, 204),
     ],
@@ -203,6 +207,84 @@ def test_request_needs_one_round_trip(
         response = send(task)
 
     assert response.status_code == status
+    assert counts == [1]
+
+
+ALL_DAY = {"due_date": "2025-11-20"}
+FLOATING = ALL_DAY | {"due_time": "12:00"}
+ZONED = FLOATING | {"time_zone": "Europe/Berlin"}
+
+
+@pytest.mark.parametrize(
+    ("due", "change", "round_trips"),
+    [
+        ({}, {"due_date": "2025-11-21"}, 1),
+        ({}, ZONED, 1),
+        (ALL_DAY, {"due_date": "2025-11-21"}, 1),
+        (ALL_DAY, {"due_time": "13:00"}, 1),
+        (FLOATING, {"due_date": "2025-11-21"}, 1),
+        (FLOATING, {"due_time": None}, 1),
+        # The moment depends on the stored time and time zone: they must be read first.
+        (FLOATING, {"time_zone": "Europe/Berlin"}, 2),
+        (ZONED, {"due_date": "2025-11-21"}, 2),
+        (ZONED, {"due_time": "13:00"}, 2),
+        (ZONED, {"time_zone": "Asia/Tokyo"}, 2),
+        (ZONED, {"due_date": "2025-11-21", "due_time": "13:00"}, 2),
+        (ZONED, {"due_date": "2025-11-20"}, 1),  # the stored date
+        (ZONED, {"time_zone": None}, 1),
+        (ZONED, ALL_DAY | {"due_time": None, "time_zone": None}, 1),
+        (ZONED, ZONED | {"due_date": "2025-11-21"}, 1),
+        (ZONED, {"title": "Buy oats", "completed": True}, 1),
+    ],
+)
+def test_change_of_a_due_date_needs_at_most_two_round_trips(
+    client, tasks_url, count_round_trips, due, change, round_trips
+):
+    warm_url, url = (
+        client.post(tasks_url, json={"title": "Buy oat milk", **due}).headers["Location"]
+        for _ in range(2)
+    )
+    client.patch(warm_url, json=change)
+
+    with count_round_trips() as counts:
+        response = client.patch(url, json=change)
+
+    assert response.status_code == 200
+    assert counts == [round_trips]
+
+
+@pytest.mark.parametrize("query", ["due=today", "due=overdue", "started=true&sort=due"])
+@pytest.mark.parametrize("path", ["", "/count"])
+def test_list_by_day_needs_a_second_round_trip_only_after_a_change_of_the_zone(
+    client, make_app, tasks_url, user_id, count_round_trips, path, query
+):
+    """The other worker has changed the zone that this one remembers."""
+    url = f"{tasks_url}{path}?{query if not path else query.partition('&')[0]}"
+    client.post(tasks_url, json={"title": "Buy oat milk", "due_date": "2025-11-20"})
+    client.get(url)
+    other_worker = make_app().test_client()
+    other_worker.patch(f"/api/{user_id}", json={"time_zone": "Europe/Berlin"})
+
+    trips = []
+    for _ in range(2):
+        with count_round_trips() as counts:
+            client.get(url)
+        trips += counts
+
+    assert trips == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [("GET", None), ("PATCH", {"time_zone": "Asia/Tokyo"}), ("PATCH", {"time_zone": "UTC"})],
+)
+def test_request_for_a_user_needs_one_round_trip(client, user_id, count_round_trips, method, body):
+    client.open(f"/api/{uuid.uuid4()}", method=method, json=body)
+
+    with count_round_trips() as counts:
+        response = client.open(f"/api/{user_id}", method=method, json=body)
+
+    assert response.status_code == 200
     assert counts == [1]
 
 

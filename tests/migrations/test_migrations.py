@@ -569,6 +569,119 @@ def test_rows_of_the_version_before_get_the_default_of_a_new_member(new_database
     assert read_wrongly_rendered(url) == []
 
 
+# The members of a task in version 0011, and how 0013 fills the new columns.
+MEMBERS_OF_0011 = [
+    *("id", "user_id", "title", "description", "completed", "priority"),
+    *("created_at", "updated_at", "revision"),
+]
+DEFAULTS_OF_0013 = {
+    "labels": [],
+    "due_date": None,
+    "due_time": None,
+    "time_zone": None,
+    "due_at": None,
+    "start_date": None,
+    "metadata": {},
+}
+INSERT_OF_0011 = """
+    INSERT INTO tasks (user_id, id, title, description, completed, priority)
+    VALUES (%(owner)s, gen_random_uuid(), %(title)s, NULL, %(completed)s, 'low')
+"""
+# Each change that a server of version 0011 makes, as todo_app.
+CHANGES_OF_0011 = (
+    "UPDATE tasks SET title = 'Changed', description = 'New' WHERE user_id = %(owner)s",
+    "UPDATE tasks SET completed = NOT completed WHERE user_id = %(owner)s",
+    "UPDATE tasks SET priority = 'high' WHERE user_id = %(owner)s",
+    "UPDATE tasks SET deleted_at = clock_timestamp() WHERE user_id = %(owner)s AND completed",
+    "UPDATE tasks SET deleted_at = NULL WHERE user_id = %(owner)s",
+)
+
+
+@pytest.fixture
+def upgraded_rows(new_database):
+    """The URL of a database, an owner, and the owner's rows before the upgrade, by title."""
+    url, owner = new_database("upgraded"), str(uuid.uuid4())
+    migrate(url, "0011")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for title, completed in (("open", False), ("done", True), ("deleted", True)):
+            connection.execute(
+                INSERT_OF_0011, {"owner": owner, "title": title, "completed": completed}
+            )
+        connection.execute("UPDATE tasks SET deleted_at = now() WHERE title = 'deleted'")
+    before = read_json(url)
+    migrate(url)
+    return url, owner, before
+
+
+def read_json(url):
+    """Return the stored JSON objects, by title."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT title, json::json FROM tasks").fetchall()
+    return dict(rows)
+
+
+def test_rows_of_the_version_before_get_the_members_of_0013(upgraded_rows):
+    url, _, before = upgraded_rows
+
+    after = read_json(url)
+
+    (revision,) = {task["revision"] for task in after.values()}
+    assert [*before["open"]] == MEMBERS_OF_0011
+    assert after == {
+        title: task
+        | DEFAULTS_OF_0013
+        | {"completed_at": task["updated_at"] if task["completed"] else None, "revision": revision}
+        for title, task in before.items()
+    }
+    assert revision > max(task["revision"] for task in before.values())
+    assert read_wrongly_rendered(url) == []
+
+
+def test_version_before_writes_beside_the_upgraded_database(upgraded_rows):
+    """Column grants allow each statement, and the trigger completes each row."""
+    url, owner, _ = upgraded_rows
+    values = {"owner": owner, "title": "new", "completed": True}
+
+    for statement in (INSERT_OF_0011, *CHANGES_OF_0011):
+        with psycopg.connect(url) as connection:
+            connection.execute(SETTINGS_OF_0008, values)
+            rows = connection.execute(statement, values).rowcount
+        assert rows > 0, statement
+        assert read_wrongly_rendered(url) == []
+        for task in read_json(url).values():
+            assert task.items() >= DEFAULTS_OF_0013.items()
+            assert (task["completed_at"] is not None) == task["completed"]
+
+
+def test_downgrade_to_the_version_before_removes_the_members_and_an_upgrade_adds_them(
+    upgraded_rows,
+):
+    url, owner, before = upgraded_rows
+    upgraded = read_json(url)
+    execute(url, "UPDATE tasks SET labels = '{a}', label_keys = '{a}', due_date = '2026-11-21'")
+
+    command.downgrade(configuration(url), "0011")
+    downgraded = read_json(url)
+    with psycopg.connect(url) as connection:
+        connection.execute(SETTINGS_OF_0008, {"owner": owner})
+        connection.execute(CHANGES_OF_0011[2], {"owner": owner})
+    migrate(url)
+    upgraded_again = read_json(url)
+
+    changing = ("updated_at", "revision", "completed_at", "priority")
+    assert [*downgraded["open"]] == MEMBERS_OF_0011
+    for title, task in before.items():
+        assert without(downgraded[title], changing) == without(task, changing)
+        assert downgraded[title]["revision"] > upgraded[title]["revision"]
+        assert without(upgraded_again[title], changing) == without(upgraded[title], changing)
+        assert upgraded_again[title]["revision"] > downgraded[title]["revision"]
+    assert read_wrongly_rendered(url) == []
+
+
+def without(members, names):
+    return {name: value for name, value in members.items() if name not in names}
+
+
 def read_wrongly_rendered(url):
     rendered = rendered_row(TASK.table, TASK.field_names, "tasks")
     with psycopg.connect(url) as connection:
@@ -613,8 +726,8 @@ def test_generated_migration_has_the_next_number(new_database, alembic, tmp_path
     assert f"revision = '{next_number}'\ndown_revision = '{SCHEMA_VERSION}'\n" in text
     assert "op.add_column('tasks', sa.Column('description', sa.Text()" in text
     upgrade, _, downgrade = text.partition("def downgrade()")
-    assert "CREATE OR REPLACE FUNCTION write_tasks_json()" in upgrade
-    assert "CREATE OR REPLACE FUNCTION public.write_tasks_json()" in downgrade
+    assert "CREATE OR REPLACE FUNCTION write_tasks_row()" in upgrade
+    assert "CREATE OR REPLACE FUNCTION public.write_tasks_row()" in downgrade
     assert_succeeds(alembic("upgrade", "head", cwd=tmp_path, DATABASE_URL=url))
     assert version(url) == next_number
     assert read_revisions(url) > revision, "a new member changes the JSON: it takes a revision"

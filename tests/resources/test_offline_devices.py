@@ -15,6 +15,9 @@ import pytest
 
 from fault_injection.servers import serving
 from tests.support.offline_device import OfflineDevice, Request, Response
+from tests.support.task_model import NO_TASK, change_members, find_moment, is_valid
+from todo_api.resources.representation import rendered_row
+from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     Send: TypeAlias = Callable[[Request], Response]
 
-SEED = 13
+SEED = 14
 STEPS = 5_000  # of each device
 MOST_503 = 20  # responses of a busy server
 LOST = 0.15  # of the requests and responses: half before the server, half after it
@@ -31,17 +34,20 @@ LOST = 0.15  # of the requests and responses: half before the server, half after
 EXPECTED = {
     "create": {201, 409},
     "create with a key": {201},
-    "patch": {200, 404, 412},
+    "patch": {200, 404, 412, 422},
     "put": {200, 404, 412},
     "complete": {200, 404, 412},
+    "add label": {200, 404, 422},
+    "remove label": {200, 404},
+    "rename label": {200},
     "delete": {204, 404, 412},
     "restore": {200, 404, 412},
     "sync": {200, 304, 410},
     "empty trash": {204},
 }
 
-# A task's row: its revision, and whether it is in the trash.
-Row: TypeAlias = tuple[int, bool] | None
+# A task's row: its revision, whether it is in the trash, and its JSON.
+Row: TypeAlias = tuple[int, bool, dict[str, Any]] | None
 
 
 class Session:
@@ -75,12 +81,15 @@ class Session:
             self.counts["lost request"] += 1
             return
         before = self.read_row(request)
+        labelled = self.count_labelled(request)
         response = self.send(request)
         if response.status == 503:
             self.counts["503"] += 1
             assert self.counts["503"] <= MOST_503, response
             return
         self.check(request, response, before, self.read_row(request))
+        if self.alone and request.action == "rename label":
+            self.check_rename(request, response, labelled)
         if fate < lost:
             self.counts["lost response"] += 1
             return
@@ -102,12 +111,30 @@ class Session:
 
     def read_row(self, request: Request) -> Row:
         return self.connection.execute(
-            "SELECT revision, deleted_at IS NOT NULL FROM tasks WHERE user_id = %s AND id = %s",
+            "SELECT revision, deleted_at IS NOT NULL, json::json FROM tasks"
+            " WHERE user_id = %s AND id = %s",
             (self.user_id, request.task_id),
         ).fetchone()
 
+    def count_labelled(self, request: Request) -> int:
+        """Return the number of tasks with the label of the request."""
+        row = self.connection.execute(
+            "SELECT count(*) FROM tasks WHERE user_id = %s AND deleted_at IS NULL"
+            " AND json::jsonb->'labels' @> to_jsonb(%s::text)",
+            (self.user_id, request.label),
+        ).fetchone()
+        return row[0] if row else 0
+
+    def check_rename(self, request: Request, response: Response, labelled: int) -> None:
+        assert request.body
+        is_same = request.body["from"] == request.body["to"]
+        assert response.json == {"tasks": 0 if is_same else labelled}
+        assert is_same or self.count_labelled(request) == 0
+
     def check(self, request: Request, response: Response, before: Row, after: Row) -> None:
         assert response.status in EXPECTED[request.action], (request, response)
+        if request.action == "rename label":
+            return
         if self.done:
             self.check_repeated(request, response, before, after)
         elif request.is_write and response.is_success:
@@ -116,12 +143,13 @@ class Session:
             self.check_members(request, response)
         if self.alone:
             self.check_decision(request, response, before, after)
+            self.check_result(request, response, before)
 
     def written_row(self, request: Request, response: Response, after: Row) -> Row:
         """Return the row as the request has left it."""
         if self.alone or request.action == "delete":
             return after if after and after[1] == (request.action == "delete") else None
-        return (response.json["revision"], False) if response.body else None
+        return (response.json["revision"], False, response.json) if response.body else None
 
     def check_repeated(self, request: Request, response: Response, before: Row, after: Row) -> None:
         """Check the response to a request that has succeeded before, and whose response was lost.
@@ -148,8 +176,40 @@ class Session:
         """Check that a success has what was requested."""
         assert request.body
         task = response.json
-        for name in request.body.keys() & {"id", "title", "description", "completed"}:
-            assert task[name] == request.body[name], (request, response)
+        is_patch = request.method == "PATCH"
+        expected = change_members(task, request.body, is_patch=is_patch)
+        assert expected == {name: task[name] for name in expected}, (request, response)
+
+    def check_result(self, request: Request, response: Response, before: Row) -> None:
+        """Check each member of a task that was changed or created, and each refusal, by a model."""
+        is_stale = before is not None and request.base not in {None, before[0]}
+        is_live = before is not None and not before[1]
+        changes = request.body or {}
+        if request.action == "create" and before is None:
+            task, is_patch = NO_TASK, False
+        elif request.action in {"patch", "put", "complete"} and is_live and not is_stale:
+            task, is_patch = before[2], request.method == "PATCH"
+            if request.action == "complete":
+                changes = {"completed": True} | changes
+        elif request.action in {"add label", "remove label"} and is_live:
+            task, is_patch = before[2], True
+            labels = set(task["labels"])
+            is_added = request.action == "add label"
+            changes = {
+                "labels": [*(labels | {request.label} if is_added else labels - {request.label})]
+            }
+        else:
+            return
+        expected = change_members(task, changes, is_patch=is_patch)
+        assert is_valid(expected) == response.is_success, (request, response, before)
+        self.counts["valid" if response.is_success else "invalid"] += 1
+        if response.is_success:
+            result = response.json
+            if expected["completed_at"] == "now":
+                expected["completed_at"] = result["updated_at"]
+            assert expected == {name: result[name] for name in expected}, (request, before)
+            is_changed = any(task[name] != expected[name] for name in expected)
+            assert task is NO_TASK or is_changed == (result["revision"] != before[0])
 
     def check_decision(self, request: Request, response: Response, before: Row, after: Row) -> None:
         """Check a refusal, and a success in spite of a stale revision, by the task's row."""
@@ -169,23 +229,24 @@ class Session:
             assert after == before
 
     def check_copy(self) -> None:
-        """Check that the copy is as new as the server's rows."""
-        copy = {task["id"]: task["revision"] for task in self.device.copy.values()}
-        assert copy == {
-            task_id: members["revision"]
-            for task_id, members in read_tasks(self.connection, self.user_id).items()
-        }
+        """Check that the copy is the server's tasks."""
+        assert self.device.copy == read_tasks(self.connection, self.user_id)
 
 
 def read_tasks(connection, user_id):
-    """Return the writable members and the revisions of the live tasks, by id."""
+    """Return the JSON objects of the live tasks, by id, and check them against the columns."""
+    rendered = rendered_row(TASK.table, TASK.field_names, "tasks")
     rows = connection.execute(
-        "SELECT id::text, title, description, completed, revision FROM tasks"
+        f"SELECT id::text, json, {rendered}, labels, label_keys FROM tasks"
         " WHERE user_id = %s AND deleted_at IS NULL",
         (user_id,),
     )
-    names = ("title", "description", "completed", "revision")
-    return {task_id: dict(zip(names, values, strict=True)) for task_id, *values in rows}
+    tasks = {}
+    for task_id, text, rendered_text, labels, label_keys in rows:
+        assert text == rendered_text
+        assert label_keys == [label.casefold() for label in labels]
+        tasks[task_id] = json.loads(text)
+    return tasks
 
 
 def send_by(client: FlaskClient) -> Send:
@@ -222,11 +283,11 @@ def assert_all_equal(sessions, third, connection, user_id):
     third.device.request = third.device.make_sync()
     third.finish()
     first, second = (session.device.copy for session in sessions)
-    assert first == second == third.device.copy
-    names = ("title", "description", "completed", "revision")
-    assert read_tasks(connection, user_id) == {
-        task_id: {name: task[name] for name in names} for task_id, task in first.items()
-    }
+    assert first == second == third.device.copy == read_tasks(connection, user_id)
+    for task in first.values():
+        assert is_valid(task)
+        members = [task[name] for name in ("due_date", "due_time", "time_zone")]
+        assert task["due_at"] == find_moment(*members)
     counts = sum((session.counts for session in sessions), Counter())
     assert counts["lost request"] > 0
     assert counts["lost response"] > 0
@@ -252,13 +313,15 @@ def test_alternating_devices_end_with_the_tasks_of_the_server(app, connection, u
     sessions = [make_session(), make_session()]
     while working := [each for each in sessions if each.actions < steps]:
         session = choose.choice(working)
-        for _ in range(choose.randrange(1, 5)):
+        for _ in range(choose.randrange(1, 3)):
             session.step()
 
     counts = assert_all_equal(sessions, make_session(), connection, user_id)
     assert counts["repeated, overtaken"] > 0
     assert counts["patch", 412] > 0
     assert counts["stale, but as requested"] > 0
+    assert counts["valid"] > counts["invalid"] > 0
+    assert counts["rename label", 200] > 0
     assert reads == {f"/api/{user_id}/changes"}
 
 

@@ -10,6 +10,9 @@ import json
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from tests.support.task_model import NO_TASK, change_members, is_valid
 
 if TYPE_CHECKING:
     import random
@@ -17,21 +20,41 @@ if TYPE_CHECKING:
 
 TITLES = ["Buy oats", "Buy rye", "Bake", "Call Ada", "Call Grace"]
 DESCRIPTIONS = [None, "Two litres", "Today"]
+PRIORITIES = ["none", "low", "medium", "high"]
+LABELS = ["errand", "Errand", "home", "a/b", "Ärger", "\U0001f43b"]
+# Days with a clock change in some of the zones, the first and the last.
+DATES = ["2026-03-29", "2026-10-25", "2026-07-01", "1970-01-01", "9999-12-30"]
+TIMES = ["02:30", "02:30:00", "00:00", "23:59:59"]
+ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Pacific/Kiritimati"]
+MOMENTS = ["2026-11-21T09:30:00Z", "2026-11-20t23:59:59.999999+05:45", "0001-01-01T00:00:00Z"]
+KEYS = ["$", "a.b", "ß", "_schema"]
+TEXTS = ["", "x", "\U0001f43b"]
+KINDS_OF_DUE = [
+    ("due_date", "due_time", "time_zone"),
+    ("due_date", "due_time"),
+    ("due_date", "start_date"),
+    ("due_date",),
+    ("due_time",),
+    ("time_zone",),
+]
 MOST_TASKS = 20
 PAGE_LIMITS = [2, 7, 200]
 
 # How often a device does what, of 1000 times.
 ACTIONS = {
-    "create": 100,
-    "create with a key": 60,
+    "create": 90,
+    "create with a key": 50,
     "patch": 300,
-    "put": 100,
-    "complete": 150,
-    "delete": 110,
-    "restore": 90,
-    "sync": 75,
-    "full sync": 12,
-    "empty trash": 15,
+    "put": 90,
+    "complete": 110,
+    "add label": 60,
+    "remove label": 40,
+    "rename label": 20,
+    "delete": 95,
+    "restore": 75,
+    "sync": 50,
+    "full sync": 10,
+    "empty trash": 10,
 }
 
 
@@ -62,6 +85,7 @@ class Request:
     task_id: str | None = None
     base: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    label: str | None = None
 
     @property
     def fields(self) -> dict[str, str]:
@@ -122,7 +146,7 @@ class OfflineDevice:
         return self.make_change(action)
 
     def make_creation(self, action: str) -> Request:
-        body: dict[str, Any] = {"title": self.choose.choice(TITLES)}
+        body = {"title": self.choose.choice(TITLES), **self.choose_valid(NO_TASK, is_patch=False)}
         path = f"{self.url}/tasks"
         new_id = str(uuid.UUID(int=self.choose.getrandbits(128), version=4))
         if action == "create with a key":
@@ -136,17 +160,70 @@ class OfflineDevice:
         task_id = min(self.copy) if choose.random() < 0.5 else choose.choice(list(self.copy))
         task = self.copy[task_id]
         path, base = f"{self.url}/tasks/{task_id}", task["revision"]
-        changes: dict[str, Any] = {"title": choose.choice(TITLES)}
-        if choose.random() < 0.5:
-            changes["description"] = choose.choice(DESCRIPTIONS)
         if action == "delete":
             return Request(action, "DELETE", path, None, task_id, base)
         if action == "complete":
             body = choose.choice([None, {"completed": True}, {"completed": False}])
+            if body and choose.random() < 0.5:
+                body = body | {"completed_at": choose.choice(MOMENTS)}
             return Request(action, "PATCH", f"{path}/complete", body, task_id, base)
+        if action in {"add label", "remove label"}:
+            # Without a precondition: the labels of the other device stay.
+            label = choose.choice(LABELS)
+            method = "PUT" if action == "add label" else "DELETE"
+            label_path = f"{path}/labels/{quote(label, safe='')}"
+            return Request(action, method, label_path, None, task_id, label=label)
+        if action == "rename label":
+            label, to_label = choose.choice(LABELS), choose.choice([*LABELS, None])
+            body = {"from": label, "to": to_label}
+            return Request(action, "POST", f"{self.url}/labels/rename", body, label=label)
         if action == "put":
-            return Request(action, "PUT", path, task | changes, task_id, base)
+            return Request(action, "PUT", path, self.choose_put(task), task_id, base)
+        # Some changes break a rule: the server must refuse them.
+        is_careless = choose.random() < 0.1
+        changes = self.choose_members() if is_careless else self.choose_valid(task)
         return Request("patch", "PATCH", path, changes, task_id, base)
+
+    def choose_put(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Return a whole task as GET gave it: as it is, completed or reopened, or changed."""
+        put = self.choose.choice(["as it is", "flipped", "changed"])
+        if put == "as it is":
+            return task
+        if put == "flipped":
+            return task | {"completed": not task["completed"]}
+        return task | self.choose_valid(task, is_patch=False)
+
+    def choose_valid(self, task: dict[str, Any], *, is_patch: bool = True) -> dict[str, Any]:
+        """Return members that make a valid task."""
+        while True:
+            changes = self.choose_members(is_patch=is_patch)
+            if is_valid(change_members(task, changes, is_patch=is_patch)):
+                return changes
+
+    def choose_members(self, *, is_patch: bool = True) -> dict[str, Any]:
+        """Return one to four changed members, or those of one kind of due date."""
+        choose = self.choose
+        values: dict[str, Any] = {
+            "title": choose.choice(TITLES),
+            "description": choose.choice(DESCRIPTIONS),
+            "completed": choose.random() < 0.5,
+            "completed_at": choose.choice([None, *MOMENTS]),
+            "priority": choose.choice(PRIORITIES),
+            "labels": choose.sample(LABELS, choose.randrange(4)),
+            "due_date": choose.choice([None, *DATES]),
+            "due_time": choose.choice([None, *TIMES]),
+            "time_zone": choose.choice([None, *ZONES]),
+            "start_date": choose.choice([None, None, *DATES]),
+            "metadata": {key: choose.choice(TEXTS) for key in choose.sample(KEYS, 2)},
+        }
+        if is_patch:
+            values["metadata"][choose.choice(KEYS)] = None
+            for name in ("priority", "labels", "metadata"):
+                if choose.random() < 0.1:
+                    values[name] = None
+        if choose.random() < 0.4:
+            return {name: values[name] for name in choose.choice(KINDS_OF_DUE)}
+        return {name: values[name] for name in choose.sample(list(values), choose.randint(1, 4))}
 
     def change_again(self, request: Request, task: dict[str, Any]) -> None:
         """Send a refused change of single members again, based on the task as it is now."""
@@ -170,6 +247,8 @@ class OfflineDevice:
         assert request is not None
         if request.action == "sync":
             self.apply_page(request, response)
+        elif request.action == "rename label":
+            self.request = self.make_sync()
         elif request.action == "empty trash":
             self.trash.clear()
         elif response.is_success:

@@ -123,6 +123,7 @@ def test_error_names_each_invalid_value(client, task, tasks_url, method, body, p
         ({"completed": "yes"}, ["/completed"]),
         ({"description": 5}, ["/description"]),
         ({"deleted_at": None}, ["/deleted_at"]),
+        ({"metadata": {"_schema": 5, "a/b": 5}}, ["/metadata/_schema", "/metadata/a~1b"]),
         ([], [""]),
     ],
 )

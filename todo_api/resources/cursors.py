@@ -54,21 +54,23 @@ def write_cursor(end: Position, query: str) -> str:
 
 
 def read_cursor(
-    text: str | None, query: str, to_parameter: Callable[[Any], Any]
+    text: str | None, query: str, to_parameter: Callable[[Any], Any], *, has_day: bool = False
 ) -> Position | None:
     """Return the position in the cursor. Raises a 422 if the cursor is for another query.
 
-    `to_parameter` is the method of the query's SortKey.
+    `to_parameter` is the method of the query's SortKey. The cursors of queries that depend on the
+    day, and only these, have a day.
     """
     if text is None:
         return None
+    position: Position | None
     try:
         value, item_id, cursor_query, *day = decode(text)
         to_parameter(value)
         position = Position(value, parse_id(item_id), parse_day(*day) if day else None)
     except (ValueError, TypeError):
-        cursor_query = None
-    if cursor_query != query:
+        position = cursor_query = None
+    if position is None or cursor_query != query or bool(position.day) != has_day:
         detail = "Must come from the Link of a page of the same query."
         raise invalid([{"parameter": "cursor", "detail": detail}])
     return position

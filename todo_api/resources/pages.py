@@ -221,7 +221,9 @@ def list_items(
     end = None
     if len(page) < len(rows):
         members = orjson.loads(page[-1])
-        value = key.to_cursor(*(members[name] for name in key.members))
+        # The JSON of a row that is not yet renewed lacks the newest members: they have the default.
+        values = (members.get(name, resource.by_name[name].default) for name in key.members)
+        value = key.to_cursor(*values)
         end = Position(value, UUID(members["id"]), filters.day)
     return Page(*owner_state, page, end)
 

@@ -21,6 +21,11 @@ Result = TypeVar("Result", Page, Count)
 REMEMBERED_ZONES = 10_000
 
 
+def depends_on_day(resource: Resource, query: Mapping[str, Any]) -> bool:
+    """Return whether a filter of the query depends on the day."""
+    return any(resource.filters[name].is_by_day for name in query.keys() & resource.filters.keys())
+
+
 def read_filters(
     resource: Resource, query: Mapping[str, Any], user_id: UUID, after: Position | None = None
 ) -> Filters:
@@ -31,7 +36,7 @@ def read_filters(
     """
     sent = {name: query[name] for name in query.keys() & resource.filters.keys()}
     values = resource.complete_filters(sent)
-    if not any(resource.filters[name].is_by_day for name in values):
+    if not depends_on_day(resource, query):
         return Filters(values)
     if after is not None and after.day is not None:
         return Filters(values, after.day)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    case,
     cast,
     delete,
     exists,
@@ -161,7 +162,8 @@ class Statements:
         )
 
         self.delete = self.change_row({"deleted_at": func.clock_timestamp()}, self.is_live)
-        self.restore = self.change_row({"deleted_at": null()}, self.is_deleted)
+        # Not IS NOT NULL, with which PostgreSQL would read the whole trash from its index.
+        self.restore = self.change_row({"deleted_at": null()}, self.is_live.is_(False))
         trash = (
             select(columns.id, columns.revision)
             .where(columns.user_id == OWNER, self.is_deleted)
@@ -191,6 +193,8 @@ class Statements:
                 is_null = or_(*(merged[name].is_(None) for name in column.sources))
                 is_stored = (self._has_stored_value(name) for name in others)
                 state.append(or_(is_null, and_(*is_stored)))
+                # The parameter may come from values that another request has set to NULL since.
+                values[column.name] = case((~is_null, values[column.name]))
         values |= self.implied_values(fields)
         return self.change_row(values, and_(*state), and_(self.is_live, ~differs))
 

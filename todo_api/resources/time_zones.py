@@ -79,8 +79,16 @@ class Day(NamedTuple):
             "day_start": instant(self.date, time(), self.time_zone),
             "day_end": instant(self.date + timedelta(days=1), time(), self.time_zone),
             "now": self.now,
-            "local_now": latest_wall_time(self.now, load_zone(self.time_zone)),
+            "local_now": self._local_now(),
         }
+
+    def _local_now(self) -> datetime:
+        """Return the latest time of this day that the clocks of the zone have shown.
+
+        If clocks are set back at midnight, the day goes on although they have shown its end.
+        """
+        latest = latest_wall_time(self.now, load_zone(self.time_zone))
+        return min(latest, datetime.combine(self.date, time.max))
 
 
 def latest_wall_time(now: datetime, zone: ZoneInfo) -> datetime:

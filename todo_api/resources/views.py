@@ -20,7 +20,13 @@ from todo_api.resources.items import (
     update_item,
 )
 from todo_api.resources.pages import ListQuery, count_items, list_items
-from todo_api.resources.queries import etag_inputs, has_etag, read_filters, run_in_owners_zone
+from todo_api.resources.queries import (
+    depends_on_day,
+    etag_inputs,
+    has_etag,
+    read_filters,
+    run_in_owners_zone,
+)
 from todo_api.resources.responses import (
     already_exists,
     change_response,
@@ -125,7 +131,12 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
         if needed and not query.keys() & set(needed):
             raise invalid([{"parameter": "sort", "detail": f"Needs {' or '.join(needed)}."}])
         key = resource.sort_keys[sort]
-        after = read_cursor(query.get("cursor"), query_digest, key.to_parameter)
+        after = read_cursor(
+            query.get("cursor"),
+            query_digest,
+            key.to_parameter,
+            has_day=depends_on_day(resource, query),
+        )
 
         def run(filters: Filters) -> Page:
             listed = ListQuery(filters, query["limit"], query["sort"], after)

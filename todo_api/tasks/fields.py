@@ -205,7 +205,9 @@ TASK = Resource(
     ),
     derivations={
         "completed_at": (
-            "CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END"
+            # OLD.completed: a task that the version before `completed_at` has completed.
+            "CASE WHEN NEW.completed THEN coalesce(NEW.completed_at,"
+            " CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END"
         ),
         "due_sort": due.DERIVATION,
         "place": places.PLACE_DERIVATION,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 DATE_TIME = re.compile(
     rf"{DATE.pattern}[Tt][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}(?:\.[0-9]{{1,6}})?"
-    r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+    r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
 TIME_OF_DAY = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?")
 # The format of the times in responses.

@@ -58,7 +58,7 @@ class IdConverter(UnicodeConverter):
 class TextConverter(PathConverter):
     """Match any text, also with slashes, which servers decode before the route is found."""
 
-    regex = ".+"
+    regex = "(?s:.+)"
     part_isolating = False
 
 
@@ -99,6 +99,12 @@ def load_parameters(schema: Schema, query: tuple[tuple[str, str], ...]) -> dict[
 def load_path_text(name: str, field: Field[Any], text: str) -> Any:
     """Return the value that the field loads from a part of the path. Raises a 422."""
     try:
+        # WSGI has each byte of the path as a character (PEP 3333). Werkzeug replaces bytes that are
+        # no UTF-8, so different texts would become the same.
+        current_request().environ["PATH_INFO"].encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise invalid([{"parameter": name, "detail": "Must be UTF-8."}]) from None
+    try:
         return field.deserialize(text)
     except ValidationError as error:
         messages = error.messages
@@ -112,7 +118,9 @@ def list_faults(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
             # A key comes from the client and may contain lone surrogates.
             text = str(key).encode(errors="replace").decode()[:200]
             step = "/" + text.replace("~", "~0").replace("/", "~1")
-            yield from list_faults(subtree, pointer if key == "_schema" else pointer + step)
+            # marshmallow's key for the faults of the whole object. Other objects have free keys.
+            is_whole = key == "_schema" and not pointer
+            yield from list_faults(subtree, "" if is_whole else pointer + step)
     else:
         yield from ((pointer, str(message)) for message in messages)
 

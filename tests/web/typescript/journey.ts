@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 
-import type { ProblemDetails, Task, TaskChange } from "./api.js";
+import type { LabelCount, NewTask, ProblemDetails, Task, TaskChange } from "./api.js";
 import { clientOf, createTask, renameTask } from "./client.js";
 
 const url = setting("API_URL");
@@ -365,7 +365,100 @@ function apply(tasks: Map<string, Task>, changes: TaskChange[]): void {
 }
 
 function sorted(tasks: Map<string, Task>): Task[] {
-  return [...tasks.values()].sort((first, second) => first.revision - second.revision);
+  return [...tasks.values()].sort((first, second) => (first.id < second.id ? -1 : 1));
+}
+
+/** Create tasks of the three kinds of due, list them by day, move one to another day, and write one back. */
+async function planDays(user_id: string): Promise<void> {
+  const path = { user_id };
+  const user = checkSuccess(
+    await api.PATCH("/api/{user_id}", { params: { path }, body: { time_zone: "Pacific/Auckland" } }),
+    200,
+  );
+  assert.equal(user.time_zone, "Pacific/Auckland");
+  assert.deepEqual(checkSuccess(await api.GET("/api/{user_id}", { params: { path } }), 200), user);
+
+  const create = async (body: NewTask): Promise<Task> =>
+    checkSuccess(await api.POST("/api/{user_id}/tasks", { params: { path }, body }), 201);
+  const labels = ["journey"];
+  const zoned = await create({
+    title: "Zoned",
+    labels,
+    due_date: "2025-11-20",
+    due_time: "18:00",
+    time_zone: "Europe/Berlin",
+  });
+  const allDay = await create({ title: "All-day", labels, due_date: "2025-11-20" });
+  const floating = await create({ title: "Floating", labels, due_date: "9000-01-01", due_time: "09:30:00" });
+  const undated = await create({ title: "Undated", labels });
+  assert.equal(zoned.due_time, "18:00:00");
+  assert.equal(zoned.due_at, "2025-11-20T17:00:00.000000Z");
+  assert.deepEqual([allDay.due_date, allDay.due_time, allDay.due_at], ["2025-11-20", null, null]);
+  assert.deepEqual([floating.time_zone, floating.due_at], [null, null]);
+
+  const byDay = async (due: string): Promise<Task[]> => {
+    const query = { due, label: "journey", sort: "due" } as const;
+    return checkSuccess(await api.GET("/api/{user_id}/tasks", { params: { path, query } }), 200);
+  };
+  assert.deepEqual(await byDay("overdue"), [zoned, allDay]);
+  assert.deepEqual(await byDay("upcoming,none"), [floating, undated]);
+
+  const zonedParams = { path: { user_id, task_id: zoned.id } };
+  const moved = checkSuccess(
+    await api.PATCH("/api/{user_id}/tasks/{task_id}", { params: zonedParams, body: { due_date: "2025-07-01" } }),
+    200,
+  );
+  assert.deepEqual(moved, {
+    ...zoned,
+    due_date: "2025-07-01",
+    due_at: "2025-07-01T16:00:00.000000Z",
+    revision: moved.revision,
+    updated_at: moved.updated_at,
+  });
+  const withoutDate = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
+    params: zonedParams,
+    body: { due_date: null },
+  });
+  assert.deepEqual(
+    checkProblem(withoutDate, 422, "invalid").errors?.map((error) => error.pointer),
+    ["/due_date"],
+  );
+
+  const writtenBack = await api.PUT("/api/{user_id}/tasks/{task_id}", {
+    params: { path: { user_id, task_id: allDay.id } },
+    body: allDay,
+  });
+  assert.deepEqual(checkSuccess(writtenBack, 200), allDay);
+}
+
+/** Add, rename and remove labels. The tasks have the label "journey". */
+async function label(user_id: string): Promise<void> {
+  const path = { user_id };
+  const readLabels = async (): Promise<LabelCount[]> =>
+    checkSuccess(await api.GET("/api/{user_id}/labels", { params: { path } }), 200);
+  const query = { label: "journey" };
+  const listed = await api.GET("/api/{user_id}/tasks", { params: { path, query } });
+  const [task, ...others] = checkSuccess(listed, 200);
+  assert.ok(task);
+  assert.equal(others.length, 3);
+
+  const oneLabel = { path: { user_id, task_id: task.id, label: "at home/garden" } };
+  const added = await api.PUT("/api/{user_id}/tasks/{task_id}/labels/{label}", { params: oneLabel });
+  assert.deepEqual(checkSuccess(added, 200).labels, ["at home/garden", "journey"]);
+  assert.deepEqual(await readLabels(), [
+    { name: "at home/garden", tasks: 1 },
+    { name: "journey", tasks: 4 },
+  ]);
+
+  const renamed = await api.POST("/api/{user_id}/labels/rename", {
+    params: { path },
+    body: { from: "journey", to: "trip" },
+  });
+  assert.deepEqual(checkSuccess(renamed, 200), { tasks: 4 });
+
+  const removed = await api.DELETE("/api/{user_id}/tasks/{task_id}/labels/{label}", { params: oneLabel });
+  assert.deepEqual(checkSuccess(removed, 200).labels, ["trip"]);
+  assert.deepEqual(await readLabels(), [{ name: "trip", tasks: 4 }]);
 }
 
 async function checkErrors(user_id: string): Promise<void> {
@@ -422,6 +515,8 @@ const edited = await edit(second);
 const renamed = await rename(edited);
 const completed = await complete(renamed);
 await deleteAndRestore(completed);
+await planDays(user_id);
+await label(user_id);
 await sync(user_id);
 await checkErrors(user_id);
 await deleteUser(user_id);

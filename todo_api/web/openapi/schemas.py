@@ -51,6 +51,8 @@ def field_attributes(
     if ret.get("type") == "boolean" and len(ret.get("enum", ())) == 1:
         # Generated clients declare an enumeration for an enum, but a literal for a constant.
         (attributes["const"],) = ret.pop("enum")
+    if "propertyNames" in field.metadata:  # apispec does not know this keyword
+        attributes["propertyNames"] = field.metadata["propertyNames"]
     if "integer" in ret.get("type", ()):
         attributes["format"] = "int64"
     if "string" in ret.get("type", ()) and "enum" not in ret:
