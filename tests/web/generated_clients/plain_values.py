@@ -1,6 +1,6 @@
 """The values that generated classes hold, as JSON has them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from enum import Enum
 from uuid import UUID
 
@@ -16,11 +16,11 @@ def plain(value):
             return {name: plain(member) for name, member in value.items()}
         case list():
             return [plain(item) for item in value]
-    return plain_text(value) if isinstance(value, datetime | UUID | Enum) else value
+    return plain_text(value) if isinstance(value, date | time | UUID | Enum) else value
 
 
 def plain_text(value):
-    """Return the text that JSON has for a moment, an id or a member of an enumeration."""
+    """Return the text that JSON has for a time, a date, an id or a member of an enumeration."""
     if isinstance(value, datetime):
         text = value.astimezone(UTC).isoformat(timespec="microseconds")
         return text.replace("+00:00", "Z")
