@@ -30,11 +30,15 @@ def plain_text(value):
 def members(value):
     """Yield the names and values of the members that an attrs class declares.
 
-    A name that Python has for something else ends with `_`: `type_`.
+    A name that Python has for something else ends with `_`: `type_`. A class that declares no
+    member stands for an object whose members belong to the client.
     """
-    for field in attrs.fields(type(value)):
-        if field.name != "additional_properties":
-            yield field.name.removesuffix("_"), getattr(value, field.name)
+    names = [field.name for field in attrs.fields(type(value))]
+    if names == ["additional_properties"]:
+        yield from value.additional_properties.items()
+    for name in names:
+        if name != "additional_properties":
+            yield name.removesuffix("_"), getattr(value, name)
 
 
 def is_unset(value):
