@@ -21,7 +21,7 @@ from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a-fake-secret-for-measurements-of-32-bytes"  # noqa: S105  only the benchmarks use it
@@ -73,24 +73,46 @@ class Size:
     tasks_per_user: int
 
 
-# No trigger renders the rows: the columns of the subquery have the names of those of `tasks`.
+# Every task whose number is a multiple of this one is completed.
+COMPLETED_EACH = 4
+
+# The members of each task, all of them set. `n` is the number of the
+# task, and `moment` the time of its creation. The tasks of one user are due on 730 days.
+MEMBERS = f"""
+    'Buy oat milk, number ' || n AS title,
+    'Two litres of the plain kind, and none of the ones with sugar in them.' AS description,
+    n %% {COMPLETED_EACH} = 0 AS completed,
+    CASE WHEN n %% {COMPLETED_EACH} = 0 THEN moment + interval '1 day' END AS completed_at,
+    (ARRAY['none', 'low', 'medium', 'high'])[n / {COMPLETED_EACH} %% 4 + 1] AS priority,
+    ARRAY['errand', 'shop ' || n %% 10] AS labels,
+    due_date,
+    time '09:30' + n %% 8 * interval '1 hour' AS due_time,
+    'Europe/Berlin' AS time_zone,
+    timezone('Europe/Berlin', due_date + time '09:30' + n %% 8 * interval '1 hour') AS due_at,
+    due_date - 1 AS start_date,
+    jsonb_build_object('source', 'mail', 'thread', 'message-' || n) AS metadata,
+    ARRAY['errand', 'shop ' || n %% 10] AS label_keys
+"""
+
+# No trigger writes these rows, so this statement writes what the trigger would: the columns of the
+# subquery have the names of those of `tasks`.
 INSERT_TASKS = f"""
     INSERT INTO tasks
-        (user_id, id, title, description, completed, priority, created_at, updated_at, revision,
-         json)
-    SELECT task.*, {rendered_row(TASK.table, TASK.field_names, "task")}
+        (user_id, id, title, description, completed, completed_at, priority, labels, due_date,
+         due_time, time_zone, due_at, start_date, metadata, label_keys, created_at, updated_at,
+         revision, due_sort, json)
+    SELECT task.*, due_date + due_time, {rendered_row(TASK.table, TASK.field_names, "task")}
     FROM (
         SELECT format('00000000-0000-4000-8000-%%s',
                       lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid AS user_id,
                format('01900000-0000-7000-8000-%%s', lpad(n::text, 12, '0'))::uuid AS id,
-               'Buy oat milk, number ' || n AS title,
-               'Two litres of the plain kind, and none of the ones with sugar in them.'
-                   AS description,
-               false AS completed, 'none' AS priority, moment AS created_at, moment AS updated_at,
+               {MEMBERS},
+               moment AS created_at, moment AS updated_at,
                %(first)s + (n - 1) %% %(each)s + 1 AS revision
         FROM generate_series(1, %(all)s::bigint) AS n,
              LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'
-                             + n * interval '1 second') AS of (moment)
+                             + n * interval '1 second',
+                             date '2026-01-01' + (n * 37 %% 730)::int) AS of (moment, due_date)
     ) AS task
 """  # noqa: S608  constants of this project
 
@@ -162,13 +184,15 @@ def await_idle(connection: psycopg.Connection) -> None:
 
 
 @contextmanager
-def migrated() -> Iterator[Data]:
+def migrated(options: Mapping[str, str] | None = None) -> Iterator[Data]:
     """Run an embedded PostgreSQL with an empty database that has the schema of this API.
+
+    `options` are more settings of PostgreSQL.
 
     It makes SIGTERM end this process as Ctrl-C does, so that the process stops its servers.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with temporary_cluster(options=OPTIONS) as cluster:
+    with temporary_cluster(options={**OPTIONS, **(options or {})}) as cluster:
         url = cluster.create_database("bench")
         subprocess.run(
             [sys.executable, "-m", "alembic", "upgrade", "head"],
