@@ -30,8 +30,10 @@ from systems import (
     ALL,
     ASYNCPG,
     BARE_FLASK,
+    GUARANTEES,
     ONE_THREAD,
     PEERS,
+    PYDANTIC,
     SQLMODEL,
     SYSTEMS,
     THIS_API,
@@ -72,6 +74,9 @@ TARGETS = {
         "mix": 2.5,
     },
     ASYNCPG.name: {"list": 1.3, "mix": 1.0, "get": 0.75, "create": 0.75, "complete": 0.75},
+    # The contract: ahead on every operation, and level on lists.
+    GUARANTEES.name: dict.fromkeys(ALL, 1.0),
+    PYDANTIC.name: {"list": 1.0},
     BARE_FLASK.name: {"get": 0.65, "create": 0.55},
 }
 
@@ -274,19 +279,22 @@ def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def report(results: Results, without_tokens: Results | None, setup: str) -> str:
+def report(
+    systems: Sequence[System], results: Results, without_tokens: Results | None, setup: str
+) -> str:
     """Return the generated section of docs/performance.md."""
-    names = [system.name for system in SYSTEMS]
+    names = [system.name for system in systems]
     parts = [setup, rate_table(results, [*names, pgbench.NAME])]
+    own = [name for name in OWN if name in names]
     rows = target_rows(results)
     if rows:
         parts += [
             "Targets for the rate of this API divided by the rate of the other system:",
-            table(["other system", "operation", "target: at least", *OWN], rows),
+            table(["other system", "operation", "target: at least", *own], rows),
         ]
     parts.append(cpu_table(results, names))
     if without_tokens:
-        with_database = [system.name for system in SYSTEMS if not system.is_upper_bound]
+        with_database = [system.name for system in systems if not system.is_upper_bound]
         parts += ["The same requests without tokens:", rate_table(without_tokens, with_database)]
     invalid = results.invalid + (without_tokens.invalid if without_tokens else [])
     if invalid:
@@ -300,6 +308,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=5, help="seconds of each measurement")
     parser.add_argument("--operations", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=[system.name for system in SYSTEMS],
+        metavar="SYSTEM",
+        help="the systems to compare this API with; all, unless given",
+    )
     parser.add_argument("--only-tokens", action="store_true", help="skip the run without tokens")
     parser.add_argument("--write", action="store_true", help="write into docs/performance.md")
     return parser.parse_args()
@@ -313,14 +328,19 @@ def main() -> None:
         folder = Path(name)
         write_tokens(folder / "tokens", SIZE.users)
         run = Run(data, folder, options.operations, options.rounds, options.seconds, tokens=True)
-        results = run.results(SYSTEMS)
+        systems = [
+            system
+            for system in SYSTEMS
+            if options.systems is None or system.name in (THIS_API.name, *options.systems)
+        ]
+        results = run.results(systems)
         without_tokens = None
         if not options.only_tokens:
             run = Run(
                 data, folder, options.operations, options.rounds, options.seconds, tokens=False
             )
             without_tokens = run.results(
-                [system for system in SYSTEMS if not system.is_upper_bound]
+                [system for system in systems if not system.is_upper_bound]
             )
         setup = (
             f"The values are medians of {options.rounds} rounds of {options.seconds} s. "
@@ -329,14 +349,14 @@ def main() -> None:
             f"Each system had {WORKERS} processes; gunicorn's processes had {THREADS} threads, "
             f"unless the name of the system says one thread. {machine(data)}."
         )
-    text = report(results, without_tokens, setup)
+    text = report(systems, results, without_tokens, setup)
     print(text)
     if options.write:
         upper_bounds = {system.name for system in SYSTEMS if system.is_upper_bound}
         panels = {
             f"{TITLES[operation]}, requests/s": {
                 name: results.rate(operation, name)
-                for name in (*(system.name for system in SYSTEMS), pgbench.NAME)
+                for name in (*(system.name for system in systems), pgbench.NAME)
                 if name in results.names(operation)
             }
             for operation in results.operations()

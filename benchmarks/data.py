@@ -43,6 +43,22 @@ IDLE_CHECKS = 4
 # The operations of 100 requests of the mix: 70 of them read.
 MIX = {"get": 45, "list": 25, "create": 12, "patch": 9, "complete": 6, "delete": 3}
 
+# What creates and patches send: all members that requests write, but not whether the task is
+# completed. %d is a number that differs in each request.
+SENT_MEMBERS = {
+    "title": "Buy oat milk, change %d",
+    "description": "Two litres, and none with sugar in it.",
+    "priority": "high",
+    "labels": ["errand", "shop"],
+    "due_date": "2026-11-21",
+    "due_time": "09:30:00",
+    "time_zone": "Europe/Berlin",
+    "start_date": "2026-11-20",
+    "metadata": {"source": "mail", "thread": "change-%d"},
+}
+# The moment of the three members of the due date.
+SENT_DUE_AT = "2026-11-21T08:30:00.000000Z"
+
 # The number of writes in 100 requests of an operation.
 WRITES = {
     "get": 0,

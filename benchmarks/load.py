@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import MIX, WRITES
+from data import COMPLETED_EACH, FIRST_REVISION, MIX, SENT_MEMBERS, WRITES
 
 from todo_api.web.conditional import etag
 
@@ -76,7 +76,10 @@ def measure(
         "USERS": str(size.users),
         "TASKS_PER_USER": str(size.tasks_per_user),
         "LIMIT": str(LIMIT),
+        "BODY": json.dumps(SENT_MEMBERS),
+        "COMPLETED_EACH": str(COMPLETED_EACH),
         "MIX": " ".join(f"{name}={share}" for name, share in MIX.items()),
+        "FIRST_REVISION": str(FIRST_REVISION),
         "ETAG": etag(12345).replace("12345", "%d"),
     }
     process = subprocess.run(
@@ -94,8 +97,8 @@ def measure(
     errors, lost = figures.pop("errors"), figures.pop("lost")
     if errors or lost or not figures["requests"]:
         raise InvalidMeasurementError(
-            f"{operation}: {figures['requests']} requests, {errors} responses with a status of 400 "
-            f"or above, {lost} connections lost or timed out"
+            f"{operation}: {figures['requests']} requests, {errors} responses with a wrong status, "
+            f"{lost} connections lost or timed out"
         )
     if writes:
         changes = data.changes() - changes_before

@@ -104,7 +104,7 @@ def pipeline(statements: Sequence[str], expressions: Mapping[str, str], size: Si
 
 
 def escape_formats(sql: str) -> str:
-    r"""Escape the formats of to_char, whose colons pgbench would read as variables: \\072 is one."""
+    r"""Replace the colons in the formats of to_char, which pgbench would read as variables."""
     return re.sub(
         r"'([^']*HH24:MI:SS[^']*)'",
         lambda literal: "E'" + literal[1].replace(":", "\\072") + "'",
