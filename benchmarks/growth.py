@@ -1,32 +1,38 @@
 """Measure this API with more data, clients and latency: `make bench-growth`.
 
 Each section varies one size: the tasks of one user, all tasks, the clients, the latency of the
-database, or the number of requests, with the memory of a worker. `make bench-growth ARGS=clients`
+database, or the number of requests, with the memory of a worker. `queries` measures the reads that
+have no index. `make bench-growth ARGS=clients`
 measures one section.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import statistics
 import sys
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chart
+import psycopg
 from compare import TITLES, machine
-from data import ROOT, WRITES, Size, migrated, write_tokens
+from data import ROOT, WRITES, Data, Size, migrated, token, user_id, write_tokens
 from delay_proxy import delayed, round_trip
-from load import CONNECTIONS, InvalidMeasurementError, measure, require_wrk
+from load import CONNECTIONS, LIMIT, READ, InvalidMeasurementError, measure, require_wrk
 from performance_page import replace_section, table
-from systems import THIS_API, THREADS, WORKERS, serving
+from psycopg import sql
+from systems import THIS_API, THREADS, WORKERS, send_request, serving
+
+from todo_api.web.fields import PAGE_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from data import Data
     from load import Measurement
     from systems import Server
 
@@ -41,6 +47,30 @@ FAR_MILLISECONDS, FAR_THREADS, MIN_FAR_RATE = 20, 8, 300
 MAX_RATIO_OF_ONE_USER, MAX_RATIO_OF_ALL_USERS = 1.5, 1.3
 MAX_MEMORY, MAX_GROWTH = 80, 4  # growth after the first 20 % of the requests
 TASKS_OF_EACH_USER = 100
+
+# The tasks of one user in the sections `pages` and `queries`, and the rounds of both.
+COUNTS_OF_PAGES = (100, 1_000, 10_000, 100_000)
+COUNT_OF_QUERIES = 10_000
+ROUNDS = 5
+
+# The orders whose first and last pages are index scans, and their queries.
+PAGES = {"created_at": "", "due, not completed": "completed=false&sort=due"}
+
+# Reads of 50 tasks, and other reads, of which only the first uses an index for its order or filter.
+# A filter that few tasks pass reads all of them: the title ends with the number, no task has the
+# label, and few tasks are due today.
+QUERIES = {
+    "page by created_at": "/tasks?limit=50",
+    "page by priority": "/tasks?limit=50&sort=priority",
+    "page by title": "/tasks?limit=50&sort=title",
+    "page by completed_at": "/tasks?limit=50&sort=-completed_at",
+    "q, one task": "/tasks?limit=50&q=number%209999",
+    "label, no task": "/tasks?limit=50&label=garden",
+    "due=today": "/tasks?limit=50&due=today",
+    "count": "/tasks/count",
+    "count, not completed": "/tasks/count?completed=false",
+    "labels": "/labels",
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +115,7 @@ class Bench:
         size: Size,
         connections: int = CONNECTIONS,
         seconds: int | None = None,
+        target: str = "",
     ) -> Measurement | None:
         """Measure an operation, and reset the data after writes. None is an invalid measurement."""
         try:
@@ -96,13 +127,27 @@ class Bench:
                 tokens=self.folder / "tokens",
                 seconds=seconds or self.seconds,
                 connections=connections,
+                target=target,
             )
         except InvalidMeasurementError as error:
             self.invalid.append(f"{error}, with {connections} clients")
             return None
         finally:
-            if WRITES[operation]:
+            if WRITES.get(operation):
                 self.data.reset(size)
+
+    @contextmanager
+    def copy(self, name: str) -> Iterator[Bench]:
+        """Yield a Bench for a copy of the database, to which no server may be connected."""
+        administration = self.data.cluster.url()
+        copy = sql.Identifier(name)
+        with psycopg.connect(administration, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE bench").format(copy))
+            try:
+                data = Data(self.data.cluster.url(name), self.data.cluster)
+                yield replace(self, data=data)
+            finally:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(copy))
 
     def warm(self, server: Server, size: Size) -> None:
         """Warm up: each worker connects to the database and verifies the tokens."""
@@ -121,7 +166,7 @@ def format_table(measurements: Measurements, x_title: str) -> str:
     rows = [
         [f"{x:,.10g}", *(format_measurement(by_x[x]) for by_x in measurements.values())] for x in xs
     ]
-    return table([x_title, *(TITLES[name] for name in measurements)], rows)
+    return table([x_title, *(TITLES.get(name, name) for name in measurements)], rows)
 
 
 def format_measurement(measurement: Measurement | None) -> str:
@@ -140,7 +185,7 @@ def panels(measurements: Measurements, x_title: str, *, log: bool = True) -> lis
             title,
             x_title,
             {
-                TITLES[name]: [
+                TITLES.get(name, name): [
                     (x, value(measurement))
                     for x, measurement in sorted(by_x.items())
                     if measurement
@@ -172,8 +217,7 @@ def compare_costs(
     targets = []
     for name, by_x in measurements.items():
         last = max(by_x)
-        small, large = by_x[first], by_x[last]
-        ratio = small.rate / large.rate if small and large else None
+        ratio = cost_ratio(by_x, first, last)
         result = f"{ratio:.2f} times the cost" if ratio else "invalid"
         text = (
             f"{TITLES[name]} with {last:,.10g} {x_title}, compared with {first:,.10g}: "
@@ -193,6 +237,113 @@ def tasks_of_one(bench: Bench) -> Section:
         panels(measurements, x_title),
         compare_costs(measurements, x_title, 100, MAX_RATIO_OF_ONE_USER),
     )
+
+
+def pages(bench: Bench) -> Section:
+    """Measure the first and the last full page, with all numbers of tasks in turn."""
+    names = [f"{order}, {which}" for order in PAGES for which in ("first page", "last page")]
+    rounds: list[Measurements] = []
+    with ExitStack() as stack:
+        copies = {}
+        for count in COUNTS_OF_PAGES:
+            size = Size(1, count)
+            copy = stack.enter_context(bench.copy(f"tasks_{count}"))
+            server = stack.enter_context(copy.serving(size))
+            copies[count] = (copy, server, size, find_pages(server, names))
+            copy.warm(server, size)
+        for _ in range(ROUNDS):
+            measured: Measurements = {name: {} for name in names}
+            for name in names:
+                for count, (copy, server, size, targets) in copies.items():
+                    measured[name][count] = copy.measure(server, READ, size, target=targets[name])
+            rounds.append(measured)
+    last = COUNTS_OF_PAGES[-1]
+    results = []
+    for name in names:
+        ratios = [cost_ratio(measured[name], COUNTS_OF_PAGES[0], last) for measured in rounds]
+        ratio = statistics.median(ratios) if None not in ratios else None
+        text = (
+            f"{name}, with {last:,} tasks of one user, compared with {COUNTS_OF_PAGES[0]}: "
+            f"{f'{ratio:.2f} times the cost' if ratio else 'invalid'} "
+            f"(target: at most {MAX_RATIO_OF_ONE_USER})"
+        )
+        results.append((text, ratio is not None and ratio <= MAX_RATIO_OF_ONE_USER))
+    medians: Measurements = {
+        name: {count: median_of(measured[name][count] for measured in rounds) for count in copies}
+        for name in names
+    }
+    x_title = "tasks of one user"
+    return Section(
+        "Pages of one user with many tasks",
+        format_table(medians, x_title),
+        panels(medians, x_title),
+        results,
+    )
+
+
+def find_pages(server: Server, names: Sequence[str]) -> dict[str, str]:
+    """Return the path and query of each page. To find the last page, follow the links to it."""
+    targets = []
+    user = f"/api/{user_id(1)}"
+    bearer = token(1)
+    for query in PAGES.values():
+        count = send_request(server, "GET", f"{user}/tasks/count?{query}", bearer=bearer)
+        skipped = count.body["count"] - LIMIT
+        target = f"/tasks?limit={LIMIT}&{query}".rstrip("&")
+        targets.append(target)
+        cursor = ""
+        while skipped > 0:
+            step = min(skipped, PAGE_LIMIT)
+            path = f"{user}/tasks?limit={step}&{query}{cursor}"
+            link = send_request(server, "GET", path, bearer=bearer).headers["Link"]
+            found = re.search("cursor=([^&>]+)", link)
+            assert found, link
+            cursor = f"&cursor={found[1]}"
+            skipped -= step
+        targets.append(f"{target}{cursor}")
+        page = send_request(server, "GET", f"{user}{targets[-1]}", bearer=bearer)
+        assert len(page.body) == LIMIT, "The last page is not full."
+        assert "Link" not in page.headers, "The page is not the last one."
+    return dict(zip(names, targets, strict=True))
+
+
+def cost_ratio(by_x: Mapping[float, Measurement | None], first: float, last: float) -> float | None:
+    """Return the cost of a request at `last`, divided by its cost at `first`."""
+    small, large = by_x[first], by_x[last]
+    return small.rate / large.rate if small and large else None
+
+
+def median_of(measurements: Iterable[Measurement | None]) -> Measurement | None:
+    """Return the measurement with the median rate, or None if one is invalid."""
+    valid = [measurement for measurement in measurements if measurement]
+    by_rate = sorted(valid, key=lambda measurement: measurement.rate)
+    return by_rate[len(by_rate) // 2] if len(by_rate) == ROUNDS else None
+
+
+def queries(bench: Bench) -> Section:
+    """Measure sorts, filters and counts without an index, one request after the other."""
+    size = Size(1, COUNT_OF_QUERIES)
+    rounds: dict[str, list[Measurement]] = {name: [] for name in QUERIES}
+    with bench.serving(size) as server:
+        bench.warm(server, size)
+        for _ in range(ROUNDS):
+            for name, target in QUERIES.items():
+                measurement = bench.measure(server, READ, size, connections=1, target=target)
+                if measurement:
+                    rounds[name].append(measurement)
+    rows = []
+    first = None
+    for name, measurements in rounds.items():
+        middle = median_of(measurements)
+        if middle is None:
+            rows.append([name, "invalid", "", ""])
+            continue
+        first = first or middle
+        rows.append(
+            [name, f"{middle.p50:.1f}", f"{middle.p99:.1f}", f"{first.rate / middle.rate:.1f}"]
+        )
+    head = [f"{COUNT_OF_QUERIES:,} tasks of one user", "p50, ms", "p99, ms", "cost / first row"]
+    return Section("Sorts and filters without an index", table(head, rows), [])
 
 
 def tasks_in_all(bench: Bench) -> Section:
@@ -302,6 +453,8 @@ def memory(bench: Bench) -> Section:
 
 SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "tasks-of-one": tasks_of_one,
+    "pages": pages,
+    "queries": queries,
     "tasks-in-all": tasks_in_all,
     "clients": clients,
     "distance": distance,
@@ -341,10 +494,11 @@ def main() -> None:
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)
             is_missed |= not all(is_met for _, is_met in section.targets)
             if options.write:
-                picture = f"performance-{name}.svg"
-                (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
-                setup = f"Each measurement took {options.seconds} s. {machine(data)}."
-                parts += [f"![{section.title}]({picture})", setup]
+                if section.panels:
+                    picture = f"performance-{name}.svg"
+                    (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
+                    parts.append(f"![{section.title}]({picture})")
+                parts.append(f"Each measurement took {options.seconds} s. {machine(data)}.")
                 replace_section(f"make bench-growth: {name}", "\n\n".join(parts) + "\n")
         for reason in bench.invalid:
             print(f"invalid: {reason}")

@@ -13,6 +13,8 @@ local LIMIT = os.getenv("LIMIT")
 local body_format = os.getenv("BODY") -- of creates and patches, with two %d for a number
 local completed_each = tonumber(os.getenv("COMPLETED_EACH"))
 
+local target = os.getenv("TARGET") -- of the operation "read": what follows /api/{user_id} in the path
+
 local authorization = {}
 if os.getenv("TOKENS") ~= "" then
   for line in io.lines(os.getenv("TOKENS")) do
@@ -20,8 +22,12 @@ if os.getenv("TOKENS") ~= "" then
   end
 end
 
+local function user_path(user)
+  return string.format("/api/00000000-0000-4000-8000-%012d", user)
+end
+
 local function tasks_path(user)
-  return string.format("/api/00000000-0000-4000-8000-%012d/tasks", user)
+  return user_path(user) .. "/tasks"
 end
 
 local function owner_of(task)
@@ -59,6 +65,11 @@ end
 function make_request.list(count)
   local user = count * STRIDE % users + 1
   return message("GET", tasks_path(user) .. "?limit=" .. LIMIT, user)
+end
+
+function make_request.read(count)
+  local user = count * STRIDE % users + 1
+  return message("GET", user_path(user) .. target, user)
 end
 
 function make_request.create(count)

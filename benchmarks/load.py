@@ -22,6 +22,9 @@ SCRIPT = Path(__file__).with_suffix(".lua")
 CONNECTIONS = 16
 LIMIT = 50  # the `limit` of a list request
 
+# An operation besides those in WRITES: a GET of any path of a user.
+READ = "read"
+
 
 class InvalidMeasurementError(Exception):
     """The measurement does not count; the message has the reason."""
@@ -62,8 +65,11 @@ def measure(
     seconds: float,
     connections: int = CONNECTIONS,
     writes: bool = True,
+    target: str = "",
 ) -> Measurement:
     """Send requests of the operation for `seconds`, on keep-alive connections.
+
+    `target` is for the operation READ: what follows the user's id in the path, with the query.
 
     Raises InvalidMeasurementError if a response is an error, if a connection is lost, or if the
     number of changes in the database differs from the number of write requests. If `writes` is
@@ -79,6 +85,7 @@ def measure(
         "BODY": json.dumps(SENT_MEMBERS),
         "COMPLETED_EACH": str(COMPLETED_EACH),
         "MIX": " ".join(f"{name}={share}" for name, share in MIX.items()),
+        "TARGET": target,
         "FIRST_REVISION": str(FIRST_REVISION),
         "ETAG": etag(12345).replace("12345", "%d"),
     }
@@ -110,7 +117,7 @@ def check_changes(operation: str, requests: int, changes: int, connections: int)
     """Raise InvalidMeasurementError unless the requests made the expected number of changes."""
     # At the end, one request of each connection may or may not be executed, and a mix can stop
     # in the middle of its series of 100 requests.
-    share = WRITES[operation] / 100
+    share = WRITES.get(operation, 0) / 100
     tolerance = connections + (100 if operation == "mix" else 0) if share else 0
     if abs(changes - requests * share) > tolerance:
         raise InvalidMeasurementError(
