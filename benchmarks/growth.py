@@ -23,7 +23,7 @@ import psycopg
 from compare import TITLES, machine
 from data import ROOT, WRITES, Data, Size, migrated, token, user_id, write_tokens
 from delay_proxy import delayed, round_trip
-from load import CONNECTIONS, LIMIT, READ, InvalidMeasurementError, measure, require_wrk
+from load import CONNECTIONS, GET, LIMIT, InvalidMeasurementError, measure, require_wrk
 from performance_page import replace_section, table
 from psycopg import sql
 from systems import THIS_API, THREADS, WORKERS, send_request, serving
@@ -115,7 +115,6 @@ class Bench:
         size: Size,
         connections: int = CONNECTIONS,
         seconds: int | None = None,
-        target: str = "",
     ) -> Measurement | None:
         """Measure an operation, and reset the data after writes. None is an invalid measurement."""
         try:
@@ -127,7 +126,6 @@ class Bench:
                 tokens=self.folder / "tokens",
                 seconds=seconds or self.seconds,
                 connections=connections,
-                target=target,
             )
         except InvalidMeasurementError as error:
             self.invalid.append(f"{error}, with {connections} clients")
@@ -255,7 +253,7 @@ def pages(bench: Bench) -> Section:
             measured: Measurements = {name: {} for name in names}
             for name in names:
                 for count, (copy, server, size, targets) in copies.items():
-                    measured[name][count] = copy.measure(server, READ, size, target=targets[name])
+                    measured[name][count] = copy.measure(server, f"{GET} {targets[name]}", size)
             rounds.append(measured)
     last = COUNTS_OF_PAGES[-1]
     results = []
@@ -328,7 +326,7 @@ def queries(bench: Bench) -> Section:
         bench.warm(server, size)
         for _ in range(ROUNDS):
             for name, target in QUERIES.items():
-                measurement = bench.measure(server, READ, size, connections=1, target=target)
+                measurement = bench.measure(server, f"{GET} {target}", size, connections=1)
                 if measurement:
                     rounds[name].append(measurement)
     rows = []

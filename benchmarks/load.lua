@@ -13,7 +13,7 @@ local LIMIT = os.getenv("LIMIT")
 local body_format = os.getenv("BODY") -- of creates and patches, with two %d for a number
 local completed_each = tonumber(os.getenv("COMPLETED_EACH"))
 
-local target = os.getenv("TARGET") -- of the operation "read": what follows /api/{user_id} in the path
+local target = os.getenv("TARGET") -- of the operation GET: what follows /api/{user_id} in the path
 
 local authorization = {}
 if os.getenv("TOKENS") ~= "" then
@@ -67,7 +67,7 @@ function make_request.list(count)
   return message("GET", tasks_path(user) .. "?limit=" .. LIMIT, user)
 end
 
-function make_request.read(count)
+function make_request.GET(count)
   local user = count * STRIDE % users + 1
   return message("GET", user_path(user) .. target, user)
 end

@@ -22,8 +22,9 @@ SCRIPT = Path(__file__).with_suffix(".lua")
 CONNECTIONS = 16
 LIMIT = 50  # the `limit` of a list request
 
-# An operation besides those in WRITES: a GET of any path of a user.
-READ = "read"
+# An operation besides those in WRITES is "GET" with what follows the user's id in the path, such as
+# "GET /tasks?limit=50".
+GET = "GET"
 
 
 class InvalidMeasurementError(Exception):
@@ -65,19 +66,17 @@ def measure(
     seconds: float,
     connections: int = CONNECTIONS,
     writes: bool = True,
-    target: str = "",
 ) -> Measurement:
     """Send requests of the operation for `seconds`, on keep-alive connections.
-
-    `target` is for the operation READ: what follows the user's id in the path, with the query.
 
     Raises InvalidMeasurementError if a response is an error, if a connection is lost, or if the
     number of changes in the database differs from the number of write requests. If `writes` is
     False, the server has no database, and the changes are not compared.
     """
     changes_before = data.changes()
+    name, _, target = operation.partition(" ")
     environ = {
-        "OPERATION": operation,
+        "OPERATION": name,
         "TOKENS": str(tokens or ""),
         "USERS": str(size.users),
         "TASKS_PER_USER": str(size.tasks_per_user),
