@@ -18,6 +18,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -250,7 +251,10 @@ def cpu_table(results: Results, names: Sequence[str]) -> str:
 
 
 def machine(data: Data) -> str:
-    """Return a description of the machine and the versions of all programs."""
+    """Return a description of the machine and the versions of all programs.
+
+    Call it before the measurements, so that the load is the load by other programs.
+    """
     cpu = re.search(r"model name\s*: (.*)", text_of(Path("/proc/cpuinfo")))
     model = cpu[1] if cpu else platform.machine()
     lock = (PEERS / "requirements.lock").read_text()
@@ -268,7 +272,8 @@ def machine(data: Data) -> str:
     npm = (PEERS / "fastify/package-lock.json").read_text()
     fastify = re.search(r'"node_modules/fastify": {\s+"version": "([\d.]+)"', npm)
     return (
-        f"All programs, including wrk and PostgreSQL, shared {os.cpu_count()} cores ({model}). "
+        f"Date: {datetime.now(UTC).date()}. Before the measurements, the machine's load average was "
+        f"{os.getloadavg()[0]:.1f}. All programs, including wrk and PostgreSQL, shared {os.cpu_count()} cores ({model}). "
         f"Versions: PostgreSQL {data.version()}, Python {platform.python_version()}, "
         f"Node {node.strip()[1:]}, Fastify {fastify[1] if fastify else ''}, "
         + ", ".join(f"{name} {versions[name]}" for name in packages)
@@ -327,6 +332,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, migrated() as data:
         folder = Path(name)
         write_tokens(folder / "tokens", SIZE.users)
+        setup = (
+            f"The values are medians of {options.rounds} rounds of {options.seconds} s. "
+            f"wrk used {CONNECTIONS} keep-alive connections. "
+            f"There were {SIZE.users:,} users with {SIZE.tasks_per_user} tasks each. "
+            f"Each system had {WORKERS} processes; gunicorn's processes had {THREADS} threads, "
+            f"unless the name of the system says one thread. {machine(data)}."
+        )
         run = Run(data, folder, options.operations, options.rounds, options.seconds, tokens=True)
         systems = [
             system
@@ -342,13 +354,6 @@ def main() -> None:
             without_tokens = run.results(
                 [system for system in systems if not system.is_upper_bound]
             )
-        setup = (
-            f"The values are medians of {options.rounds} rounds of {options.seconds} s. "
-            f"wrk used {CONNECTIONS} keep-alive connections. "
-            f"There were {SIZE.users:,} users with {SIZE.tasks_per_user} tasks each. "
-            f"Each system had {WORKERS} processes; gunicorn's processes had {THREADS} threads, "
-            f"unless the name of the system says one thread. {machine(data)}."
-        )
     text = report(systems, results, without_tokens, setup)
     print(text)
     if options.write:

@@ -314,15 +314,15 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         data = stack.enter_context(migrated({"full_page_writes": "off"}))
+        setup = (
+            f"The values are medians of {options.rounds} rounds. pgbench used {CLIENTS} clients, "
+            f"{SIZE.users} users with {SIZE.tasks_per_user} tasks each. {machine(data)}."
+        )
         variants = make_variants(data)
         if options.revision:
             variants[options.revision] = other_revision(data, options.revision, stack)
         results = measure_all(data, list(variants.values()), options.rounds, folder)
         read_names = [name for name in variants if name in results["get"]]
-        setup = (
-            f"The values are medians of {options.rounds} rounds. pgbench used {CLIENTS} clients, "
-            f"{SIZE.users} users with {SIZE.tasks_per_user} tasks each. {machine(data)}."
-        )
         text = "\n\n".join(
             (setup, cpu_table(results, read_names), change_table(results, list(variants))),
         )

@@ -482,6 +482,7 @@ def main() -> None:
     is_missed = False
     with tempfile.TemporaryDirectory() as folder, migrated() as data:
         bench = Bench(data, Path(folder), options.seconds, options.requests, [])
+        setup = f"Each measurement took {options.seconds} s. {machine(data)}."
         for name in options.sections or SECTIONS:
             section = SECTIONS[name](bench)
             lines = [
@@ -496,7 +497,7 @@ def main() -> None:
                     picture = f"performance-{name}.svg"
                     (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
                     parts.append(f"![{section.title}]({picture})")
-                parts.append(f"Each measurement took {options.seconds} s. {machine(data)}.")
+                parts.append(setup)
                 replace_section(f"make bench-growth: {name}", "\n\n".join(parts) + "\n")
         for reason in bench.invalid:
             print(f"invalid: {reason}")
