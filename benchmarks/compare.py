@@ -272,8 +272,9 @@ def machine(data: Data) -> str:
     npm = (PEERS / "fastify/package-lock.json").read_text()
     fastify = re.search(r'"node_modules/fastify": {\s+"version": "([\d.]+)"', npm)
     return (
-        f"Date: {datetime.now(UTC).date()}. Before the measurements, the machine's load average was "
-        f"{os.getloadavg()[0]:.1f}. All programs, including wrk and PostgreSQL, shared {os.cpu_count()} cores ({model}). "
+        f"Date: {datetime.now(UTC).date()}. Load average of the machine before the measurements: "
+        f"{os.getloadavg()[0]:.1f}. All programs, including wrk and PostgreSQL, shared "
+        f"{os.cpu_count()} cores ({model}). "
         f"Versions: PostgreSQL {data.version()}, Python {platform.python_version()}, "
         f"Node {node.strip()[1:]}, Fastify {fastify[1] if fastify else ''}, "
         + ", ".join(f"{name} {versions[name]}" for name in packages)
