@@ -87,10 +87,18 @@ OWN = (THIS_API.name, ONE_THREAD.name)
 
 @dataclass(frozen=True)
 class Figures:
-    """The rate of a system in requests/s, and its CPU time for each request in microseconds."""
+    """The rate of a system in requests/s, and the CPU time for each request in microseconds.
+
+    `database_cpu` is that of PostgreSQL.
+    """
 
     rate: float
-    cpu: float
+    cpu: float = 0
+    database_cpu: float = 0
+
+    @property
+    def all_cpu(self) -> float:
+        return self.cpu + self.database_cpu
 
 
 class Results:
@@ -109,18 +117,21 @@ class Results:
     def operations(self) -> list[str]:
         return list(dict.fromkeys(operation for operation, _ in self._figures))
 
-    def rate(self, operation: str, name: str) -> float:
-        return statistics.median(round_.rate for round_ in self._figures[operation, name].values())
+    def median(self, operation: str, name: str, figure: str) -> float:
+        rounds = self._figures[operation, name].values()
+        return statistics.median(getattr(round_, figure) for round_ in rounds)
 
-    def cpu(self, operation: str, name: str) -> float:
-        return statistics.median(round_.cpu for round_ in self._figures[operation, name].values())
-
-    def ratio(self, operation: str, other: str, name: str = THIS_API.name) -> float | None:
-        """Return the ratio of the rate to the other's rate, or None without a common round."""
+    def ratio(
+        self, operation: str, other: str, name: str = THIS_API.name, figure: str = "rate"
+    ) -> float | None:
+        """Return the ratio of the figure to the other's, or None without a common round."""
         rounds = self._figures.get((operation, name), {})
         other_rounds = self._figures.get((operation, other), {})
         common = rounds.keys() & other_rounds.keys()
-        ratios = [rounds[number].rate / other_rounds[number].rate for number in common]
+        ratios = [
+            getattr(rounds[number], figure) / getattr(other_rounds[number], figure)
+            for number in common
+        ]
         return statistics.median(ratios) if ratios else None
 
 
@@ -185,12 +196,12 @@ class Run:
                 rate = pgbench.rate(
                     operation, self.data, SIZE, self.folder, seconds=seconds, clients=clients
                 )
-                yield None, Figures(rate, 0)
+                yield None, Figures(rate)
             except InvalidMeasurementError as error:
                 yield None, error
 
     def measure(self, server: Server, operation: str, seconds: int) -> Figures:
-        cpu_before = server.cpu()
+        cpu_before, database_cpu_before = server.cpu(), self.data.cpu()
         measurement = measure(
             server.url,
             operation,
@@ -200,7 +211,9 @@ class Run:
             seconds=seconds,
             writes=not server.system.is_upper_bound,
         )
-        return Figures(measurement.rate, (server.cpu() - cpu_before) / measurement.requests * 1e6)
+        cpu, database_cpu = server.cpu() - cpu_before, self.data.cpu() - database_cpu_before
+        microseconds = 1e6 / measurement.requests
+        return Figures(measurement.rate, cpu * microseconds, database_cpu * microseconds)
 
 
 def target_rows(results: Results) -> list[list[str]]:
@@ -232,22 +245,33 @@ def rate_table(results: Results, names: Sequence[str]) -> str:
                 continue
             ratio = results.ratio(operation, name)
             compared = f" ({ratio:.2f})" if ratio and name not in OWN else ""
-            row.append(f"{results.rate(operation, name):,.0f}{compared}")
+            row.append(f"{results.median(operation, name, 'rate'):,.0f}{compared}")
         rows.append(row)
     title = "requests/s (in brackets: the rate of this API divided by this rate)"
     return table([title, *names], rows)
 
 
 def cpu_table(results: Results, names: Sequence[str]) -> str:
-    rows = [
-        [TITLES[operation]]
-        + [
-            f"{results.cpu(operation, name):,.0f}" if name in results.names(operation) else ""
-            for name in names
-        ]
-        for operation in results.operations()
-    ]
-    return table(["µs of CPU for a request", *names], rows)
+    """Return a table of CPU times, with the ratio of each other system's to this API's."""
+    rows = []
+    for operation in results.operations():
+        row = [TITLES[operation]]
+        for name in names:
+            if name not in results.names(operation):
+                row.append("")
+                continue
+            cpu, database_cpu = (
+                results.median(operation, name, figure) for figure in ("cpu", "database_cpu")
+            )
+            ratio = results.ratio(operation, THIS_API.name, name, "all_cpu")
+            compared = f" ({ratio:.2f})" if ratio and name not in OWN else ""
+            row.append(f"{cpu:,.0f} + {database_cpu:,.0f}{compared}")
+        rows.append(row)
+    title = (
+        "µs of CPU for a request: of the system + of PostgreSQL "
+        "(in brackets: the sum divided by the sum of this API)"
+    )
+    return table([title, *names], rows)
 
 
 def machine(data: Data) -> str:
@@ -361,7 +385,7 @@ def main() -> None:
         upper_bounds = {system.name for system in SYSTEMS if system.is_upper_bound}
         panels = {
             f"{TITLES[operation]}, requests/s": {
-                name: results.rate(operation, name)
+                name: results.median(operation, name, "rate")
                 for name in (*(system.name for system in systems), pgbench.NAME)
                 if name in results.names(operation)
             }

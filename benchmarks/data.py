@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import psycopg
 from joserfc import jwt
 from joserfc.jwk import OctKey
+from psycopg import sql
 
 from todo_api.commands.embedded import Cluster, temporary_cluster
+from todo_api.commands.embedded.postmaster import read_postmaster
 from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
@@ -158,16 +160,23 @@ class Data:
                     """,
                     (FIRST_REVISION + size.tasks_per_user, size.users),
                 )
-                connection.execute(
-                    INSERT_TASKS,
-                    {
-                        "each": size.tasks_per_user,
-                        "all": size.users * size.tasks_per_user,
-                        "first": FIRST_REVISION,
-                    },
-                )
+                insert_tasks(connection, size)
             connection.execute("VACUUM ANALYZE users, tasks")
             connection.execute("CHECKPOINT")
+
+    def cpu(self) -> float:
+        """Return the CPU time of all processes of PostgreSQL in seconds, also of ended ones."""
+        postmaster = read_postmaster(self.cluster.data)
+        assert postmaster
+        ticks = 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                fields = read_stat(folder)
+                if folder.name == str(postmaster.pid):
+                    ticks += sum(int(value) for value in fields[11:15])
+                elif fields[1] == str(postmaster.pid):
+                    ticks += sum(int(value) for value in fields[11:13])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def changes(self) -> int:
         """Return the sum of what the revisions are above the first one: 1 more for each change."""
@@ -182,6 +191,30 @@ class Data:
         with psycopg.connect(self.url) as connection:
             number = connection.info.server_version
         return f"{number // 10000}.{number % 10000}"
+
+
+def insert_tasks(connection: psycopg.Connection, size: Size) -> None:
+    """Insert the tasks. The first call for a size saves a copy of them, which the others read."""
+    name = f"saved_{size.users}_{size.tasks_per_user}"
+    saved = sql.Identifier(name)
+    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
+    if row and row[0]:
+        connection.execute(sql.SQL("INSERT INTO tasks SELECT * FROM {}").format(saved))
+        return
+    connection.execute(
+        INSERT_TASKS,
+        {
+            "each": size.tasks_per_user,
+            "all": size.users * size.tasks_per_user,
+            "first": FIRST_REVISION,
+        },
+    )
+    connection.execute(sql.SQL("CREATE UNLOGGED TABLE {} AS TABLE tasks").format(saved))
+
+
+def read_stat(folder: Path) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name of the process (man 5 proc)."""
+    return (folder / "stat").read_text().rpartition(") ")[2].split()
 
 
 def await_idle(connection: psycopg.Connection) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +27,7 @@ from compare import TITLES, machine
 from data import ROOT, Size, migrated
 from performance_page import replace_section, table
 from sqlalchemy.dialects import postgresql
-from systems import read_stat
 
-from todo_api.commands.embedded.postmaster import read_postmaster
 from todo_api.resources.representation import rendered_row
 from todo_api.resources.row_function import row_function
 from todo_api.tasks.fields import TASK
@@ -190,21 +188,6 @@ def other_revision(data: Data, revision: str, stack: ExitStack) -> Variant:
     return Variant(revision, url, {name: texts[name] for name in (*READS, *CHANGES)})
 
 
-def cpu_time(data: Data) -> float:
-    """Return the seconds of CPU of all processes of PostgreSQL, those that have ended included."""
-    postmaster = read_postmaster(data.cluster.data)
-    assert postmaster
-    ticks = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            fields = read_stat(folder)
-            if folder.name == str(postmaster.pid):
-                ticks += sum(int(value) for value in fields[11:15])
-            elif fields[1] == str(postmaster.pid):
-                ticks += sum(int(value) for value in fields[11:13])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def measure(data: Data, variant: Variant, operation: str, path: Path) -> tuple[float, float]:
     """Return the CPU time in microseconds and the bytes of WAL of one transaction."""
     transactions = TRANSACTIONS.get(operation, TRANSACTIONS_OF_WRITES) // CLIENTS
@@ -213,7 +196,7 @@ def measure(data: Data, variant: Variant, operation: str, path: Path) -> tuple[f
         if operation in CHANGES:
             connection.execute("VACUUM users, tasks")
         wal_before = wal_position(connection)
-        cpu_before = cpu_time(data)
+        cpu_before = data.cpu()
         pgbench.run(
             variant.url,
             path,
@@ -221,7 +204,7 @@ def measure(data: Data, variant: Variant, operation: str, path: Path) -> tuple[f
             limit=("-t", str(transactions)),
             first_count=variant.count,
         )
-        cpu = cpu_time(data) - cpu_before
+        cpu = data.cpu() - cpu_before
         wal = wal_position(connection) - wal_before
     if operation == "complete":
         variant.count += transactions

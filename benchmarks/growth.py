@@ -53,8 +53,11 @@ COUNTS_OF_PAGES = (100, 1_000, 10_000, 100_000)
 COUNT_OF_QUERIES = 10_000
 ROUNDS = 5
 
-# The orders whose first and last pages are index scans, and their queries.
-PAGES = {"created_at": "", "due, not completed": "completed=false&sort=due"}
+# The orders whose first and last pages are index scans: the filter and the sort of each query.
+PAGES = {
+    "created_at": ("", "&sort=-created_at"),
+    "due, not completed": ("completed=false", "&sort=due"),
+}
 
 # Reads of 50 tasks, and other reads, of which only the first uses an index for its order or filter.
 # A filter that few tasks pass reads all of them: the title ends with the number, no task has the
@@ -284,10 +287,11 @@ def find_pages(server: Server, names: Sequence[str]) -> dict[str, str]:
     targets = []
     user = f"/api/{user_id(1)}"
     bearer = token(1)
-    for query in PAGES.values():
-        count = send_request(server, "GET", f"{user}/tasks/count?{query}", bearer=bearer)
+    for filtered, sort in PAGES.values():
+        count = send_request(server, "GET", f"{user}/tasks/count?{filtered}", bearer=bearer)
         skipped = count.body["count"] - LIMIT
-        target = f"/tasks?limit={LIMIT}&{query}".rstrip("&")
+        query = f"{filtered}{sort}".removeprefix("&")
+        target = f"/tasks?limit={LIMIT}&{query}"
         targets.append(target)
         cursor = ""
         while skipped > 0:

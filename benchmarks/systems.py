@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data import ROOT, SECRET, SENT_DUE_AT, SENT_MEMBERS, WRITES, task_id, token, user_id
+from data import ROOT, SECRET, SENT_DUE_AT, SENT_MEMBERS, WRITES, read_stat, task_id, token, user_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -179,11 +179,6 @@ class Server:
                 pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
                 sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
         return sorted(sizes, reverse=True)
-
-
-def read_stat(folder: Path) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name of the process (man 5 proc)."""
-    return (folder / "stat").read_text().rpartition(") ")[2].split()
 
 
 @contextmanager
