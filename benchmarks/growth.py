@@ -167,7 +167,7 @@ def format_table(measurements: Measurements, x_title: str) -> str:
     rows = [
         [f"{x:,.10g}", *(format_measurement(by_x[x]) for by_x in measurements.values())] for x in xs
     ]
-    return table([x_title, *(TITLES.get(name, name) for name in measurements)], rows)
+    return table([x_title, *(TITLES[name] for name in measurements)], rows)
 
 
 def format_measurement(measurement: Measurement | None) -> str:
@@ -186,7 +186,7 @@ def panels(measurements: Measurements, x_title: str, *, log: bool = True) -> lis
             title,
             x_title,
             {
-                TITLES.get(name, name): [
+                TITLES[name]: [
                     (x, value(measurement))
                     for x, measurement in sorted(by_x.items())
                     if measurement
@@ -218,7 +218,8 @@ def compare_costs(
     targets = []
     for name, by_x in measurements.items():
         last = max(by_x)
-        ratio = cost_ratio(by_x, first, last)
+        small, large = by_x[first], by_x[last]
+        ratio = small.rate / large.rate if small and large else None
         result = f"{ratio:.2f} times the cost" if ratio else "invalid"
         text = (
             f"{TITLES[name]} with {last:,.10g} {x_title}, compared with {first:,.10g}: "
@@ -240,10 +241,31 @@ def tasks_of_one(bench: Bench) -> Section:
     )
 
 
+@dataclass(frozen=True)
+class Cost:
+    """A measurement, and the CPU time of the API and PostgreSQL for a request in microseconds."""
+
+    measurement: Measurement
+    cpu: float
+
+
+def measure_cost(
+    bench: Bench, server: Server, target: str, size: Size, connections: int = CONNECTIONS
+) -> Cost | None:
+    """Measure a GET of this path and query. None is an invalid measurement."""
+    cpu_before = server.cpu() + bench.data.cpu()
+    measurement = bench.measure(server, f"{GET} {target}", size, connections)
+    if measurement is None:
+        return None
+    cpu = server.cpu() + bench.data.cpu() - cpu_before
+    return Cost(measurement, cpu / measurement.requests * 1e6)
+
+
 def pages(bench: Bench) -> Section:
     """Measure the first and the last full page, with all numbers of tasks in turn."""
     names = [f"{order}, {which}" for order in PAGES for which in ("first page", "last page")]
-    rounds: list[Measurements] = []
+    costs: dict[str, dict[int, list[Cost | None]]]
+    costs = {name: {count: [] for count in COUNTS_OF_PAGES} for name in names}
     with ExitStack() as stack:
         copies = {}
         for count in COUNTS_OF_PAGES:
@@ -253,33 +275,53 @@ def pages(bench: Bench) -> Section:
             copies[count] = (copy, server, size, find_pages(server, names))
             copy.warm(server, size)
         for _ in range(ROUNDS):
-            measured: Measurements = {name: {} for name in names}
             for name in names:
                 for count, (copy, server, size, targets) in copies.items():
-                    measured[name][count] = copy.measure(server, f"{GET} {targets[name]}", size)
-            rounds.append(measured)
-    last = COUNTS_OF_PAGES[-1]
-    results = []
-    for name in names:
-        ratios = [cost_ratio(measured[name], COUNTS_OF_PAGES[0], last) for measured in rounds]
-        ratio = statistics.median(ratios) if None not in ratios else None
+                    costs[name][count].append(measure_cost(copy, server, targets[name], size))
+    medians = {
+        name: {count: median_of(measured) for count, measured in by_count.items()}
+        for name, by_count in costs.items()
+    }
+    rows = [
+        [f"{count:,}", *(format_cost(medians[name][count]) for name in names)]
+        for count in COUNTS_OF_PAGES
+    ]
+    first, last = COUNTS_OF_PAGES[0], COUNTS_OF_PAGES[-1]
+    targets = []
+    for name, by_count in costs.items():
+        pairs = zip(by_count[first], by_count[last], strict=True)
+        ratios = [large.cpu / small.cpu for small, large in pairs if small and large]
+        ratio = statistics.median(ratios) if len(ratios) == ROUNDS else None
         text = (
-            f"{name}, with {last:,} tasks of one user, compared with {COUNTS_OF_PAGES[0]}: "
-            f"{f'{ratio:.2f} times the cost' if ratio else 'invalid'} "
+            f"{name}, with {last:,} tasks of one user, compared with {first}: "
+            f"{f'{ratio:.2f} times the CPU time' if ratio else 'invalid'} "
             f"(target: at most {MAX_RATIO_OF_ONE_USER})"
         )
-        results.append((text, ratio is not None and ratio <= MAX_RATIO_OF_ONE_USER))
-    medians: Measurements = {
-        name: {count: median_of(measured[name][count] for measured in rounds) for count in copies}
-        for name in names
-    }
+        targets.append((text, ratio is not None and ratio <= MAX_RATIO_OF_ONE_USER))
     x_title = "tasks of one user"
-    return Section(
-        "Pages of one user with many tasks",
-        format_table(medians, x_title),
-        panels(medians, x_title),
-        results,
+    panel = chart.Lines(
+        "µs of CPU for a page",
+        x_title,
+        {
+            name: [(float(count), cost.cpu) for count, cost in by_count.items() if cost]
+            for name, by_count in medians.items()
+        },
     )
+    return Section(
+        "Pages of one user with many tasks", table([x_title, *names], rows), [panel], targets
+    )
+
+
+def format_cost(cost: Cost | None) -> str:
+    if cost is None:
+        return "invalid"
+    return f"{cost.cpu:,.0f} µs / {cost.measurement.rate:,.0f}"
+
+
+def median_of(costs: Iterable[Cost | None]) -> Cost | None:
+    """Return the measurement with the median CPU time, or None if one is invalid."""
+    valid = sorted((cost for cost in costs if cost), key=lambda cost: cost.cpu)
+    return valid[len(valid) // 2] if len(valid) == ROUNDS else None
 
 
 def find_pages(server: Server, names: Sequence[str]) -> dict[str, str]:
@@ -309,42 +351,21 @@ def find_pages(server: Server, names: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, targets, strict=True))
 
 
-def cost_ratio(by_x: Mapping[float, Measurement | None], first: float, last: float) -> float | None:
-    """Return the cost of a request at `last`, divided by its cost at `first`."""
-    small, large = by_x[first], by_x[last]
-    return small.rate / large.rate if small and large else None
-
-
-def median_of(measurements: Iterable[Measurement | None]) -> Measurement | None:
-    """Return the measurement with the median rate, or None if one is invalid."""
-    valid = [measurement for measurement in measurements if measurement]
-    by_rate = sorted(valid, key=lambda measurement: measurement.rate)
-    return by_rate[len(by_rate) // 2] if len(by_rate) == ROUNDS else None
-
-
 def queries(bench: Bench) -> Section:
     """Measure sorts, filters and counts without an index, one request after the other."""
     size = Size(1, COUNT_OF_QUERIES)
-    rounds: dict[str, list[Measurement]] = {name: [] for name in QUERIES}
+    costs: dict[str, list[Cost | None]] = {name: [] for name in QUERIES}
     with bench.serving(size) as server:
         bench.warm(server, size)
         for _ in range(ROUNDS):
             for name, target in QUERIES.items():
-                measurement = bench.measure(server, f"{GET} {target}", size, connections=1)
-                if measurement:
-                    rounds[name].append(measurement)
+                costs[name].append(measure_cost(bench, server, target, size, connections=1))
     rows = []
-    first = None
-    for name, measurements in rounds.items():
-        middle = median_of(measurements)
-        if middle is None:
-            rows.append([name, "invalid", "", ""])
-            continue
-        first = first or middle
-        rows.append(
-            [name, f"{middle.p50:.1f}", f"{middle.p99:.1f}", f"{first.rate / middle.rate:.1f}"]
-        )
-    head = [f"{COUNT_OF_QUERIES:,} tasks of one user", "p50, ms", "p99, ms", "cost / first row"]
+    for name, measured in costs.items():
+        cost = median_of(measured)
+        values = (cost.cpu / 1000, cost.measurement.p50, cost.measurement.p99) if cost else ()
+        rows.append([name, *(f"{value:.1f}" for value in values)])
+    head = [f"{COUNT_OF_QUERIES:,} tasks of one user", "CPU, ms", "p50, ms", "p99, ms"]
     return Section("Sorts and filters without an index", table(head, rows), [])
 
 
