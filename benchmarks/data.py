@@ -168,15 +168,17 @@ class Data:
         """Return the CPU time of all processes of PostgreSQL in seconds, also of ended ones."""
         postmaster = read_postmaster(self.cluster.data)
         assert postmaster
-        ticks = 0
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                fields = read_stat(folder)
-                if folder.name == str(postmaster.pid):
-                    ticks += sum(int(value) for value in fields[11:15])
-                elif fields[1] == str(postmaster.pid):
-                    ticks += sum(int(value) for value in fields[11:13])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        # If a process ends meanwhile, its time moves to the postmaster: read all again.
+        while True:
+            own = read_stat(Path(f"/proc/{postmaster.pid}"))[11:15]
+            children = 0
+            for folder in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    fields = read_stat(folder)
+                    if fields[1] == str(postmaster.pid):
+                        children += int(fields[11]) + int(fields[12])
+            if read_stat(Path(f"/proc/{postmaster.pid}"))[13:15] == own[2:]:
+                return (children + sum(map(int, own))) / os.sysconf("SC_CLK_TCK")
 
     def changes(self) -> int:
         """Return the sum of what the revisions are above the first one: 1 more for each change."""
