@@ -1,9 +1,10 @@
 """Measure PostgreSQL's CPU time and WAL for each operation: `make bench-database`.
 
-pgbench runs the statements of this API, with row-level security. The schema of the working tree is
-compared with the schema and the statements of another Git revision, and with copies of the database
-in which one thing is different. All variants are measured alternately. `full_page_writes` is off:
-the WAL then does not depend on the time since the last checkpoint.
+This API's own statements run with row-level security, on one connection for each variant. A variant
+is a copy of the database in which one thing is different, or the schema and the statements of
+another Git revision. All variants run small batches in turn, so that other programs affect all of
+them. The kernel counts the CPU time of each PostgreSQL process in nanoseconds, commits included.
+`full_page_writes` is off: the WAL then does not depend on the time since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-import pgbench
 import psycopg
 from compare import TITLES, machine
-from data import ROOT, Size, migrated
+from data import COMPLETED_EACH, ROOT, SENT_MEMBERS, Size, migrated, task_id, user_id
+from load import LIMIT
 from performance_page import replace_section, table
+from pgbench import PATCHED, STATEMENTS
 from sqlalchemy.dialects import postgresql
+from uuid_utils.compat import uuid7
 
+from todo_api.db.connection import Connection
+from todo_api.db.database import ACT_AS_OWNER_WITH_TIMEOUT
+from todo_api.db.statement import Statement
+from todo_api.resources.items import new_values
 from todo_api.resources.representation import rendered_row
 from todo_api.resources.row_function import row_function
 from todo_api.tasks.fields import TASK
@@ -38,41 +47,43 @@ if TYPE_CHECKING:
     from data import Data
 
 SIZE = Size(users=200, tasks_per_user=60)
-CLIENTS = 2
-
-# The transactions of one measurement: half a second to a second of CPU.
-TRANSACTIONS = {"get": 10_000, "list": 3_000}
-TRANSACTIONS_OF_WRITES = 2_000
+TASKS = SIZE.users * SIZE.tasks_per_user
+STRIDE = 7919  # a prime that divides no number of tasks
 
 PATCH_TITLE = "patch_title"
-TITLES_HERE = TITLES | {"patch": "patch, all members", PATCH_TITLE: "patch, only the title"}
-
 READS = ("get", "list")
 CHANGES = ("create", PATCH_TITLE, "patch", "complete")
 # The changes that are measured with other indexes and constraints.
 CHANGES_BY_SCHEMA = ("create", "complete")
+TITLES_HERE = TITLES | {"patch": "patch, all members", PATCH_TITLE: "patch, only the title"}
+
+# The transactions in a batch.
+BATCH = {"get": 200, "list": 60}
+BATCH_OF_CHANGES = 50
 
 NOW = "now"
 
-# Run in the folder of another revision: fill the database, and print a script for each operation.
-FILL_AND_PRINT_SCRIPTS = """
+# Run in the folder of another revision: fill the database, and print the statements.
+FILL_AND_PRINT_STATEMENTS = """
 import json, sys
 sys.path[:0] = [".", "benchmarks"]
 import pgbench
 from data import Data, Size
-size = Size(*map(int, sys.argv[2:]))
-Data(sys.argv[1], None).reset(size)
-print(json.dumps({name: pgbench.script(name, size) for name in pgbench.STATEMENTS}))
+Data(sys.argv[1], None).reset(Size(*map(int, sys.argv[2:])))
+print(json.dumps({
+    name: [statement.sql.decode() for statement in (pgbench.ACT_AS_OWNER_WITH_TIMEOUT, *statements)]
+    for name, statements in pgbench.STATEMENTS.items()
+}))
 """
 
 
 @dataclass
 class Variant:
-    """A database and a script for each operation. `count` is the number of earlier writes."""
+    """A database, and the statements of each operation. `count` is the number of completions."""
 
     name: str
     url: str
-    scripts: Mapping[str, str]
+    statements: Mapping[str, Sequence[Statement]]
     count: int = 0
 
 
@@ -87,35 +98,23 @@ class Figures:
 Results = dict[str, dict[str, Figures]]  # by operation and by variant
 
 
-def scripts() -> dict[str, str]:
-    """Return the scripts of the working tree."""
-    title = [statement.sql.decode() for statement in TASK.statements.update(("title",))]
-    settings = pgbench.ACT_AS_OWNER_WITH_TIMEOUT.sql.decode()
+def current_statements() -> dict[str, list[Statement]]:
+    """Return the statements of the working tree, in the order in which requests send them."""
+    operations = {name: STATEMENTS[name] for name in (*READS, "create", "patch", "complete")}
+    operations[PATCH_TITLE] = TASK.statements.update(("title",))
     return {
-        **{name: pgbench.script(name, SIZE) for name in (*READS, "create", "patch", "complete")},
-        PATCH_TITLE: pgbench.pipeline([settings, *title], pgbench.EXPRESSIONS, SIZE),
+        name: [ACT_AS_OWNER_WITH_TIMEOUT, *statements] for name, statements in operations.items()
     }
 
 
-def replace_json(script: str, expression: str) -> str:
-    """Return the script with another expression for the JSON of a task."""
-    stored = TASK.statements.json.compile(dialect=postgresql.dialect())
-    escaped = pgbench.escape_formats(str(stored))
-    assert escaped in script
-    return script.replace(escaped, pgbench.escape_formats(expression))
-
-
-def checks() -> list[str]:
-    """Return the statements that make CHECK constraints of the rules in the trigger."""
-    constraints = ", ".join(
-        f"ADD CONSTRAINT {name} CHECK ({rule.condition.replace('NEW.', '')})"
-        for name, rule in TASK.rules_by_constraint.items()
-    )
-    return [without_rules(), f"ALTER TABLE tasks {constraints}"]
+def replace_json(statement: Statement, expression: str) -> Statement:
+    """Return the statement with another expression for the JSON of a task."""
+    stored = str(TASK.statements.json.compile(dialect=postgresql.dialect()))
+    return Statement(statement.sql.replace(stored.encode(), expression.encode()))
 
 
 def without_rules() -> str:
-    """Return the statement that removes the rules from the trigger."""
+    """Return the statement that removes the rules from the trigger's function."""
     function = row_function(TASK)
     for name, rule in TASK.rules_by_constraint.items():
         condition = f"\n            WHEN NOT ({rule.condition}) THEN '{name}'"
@@ -124,53 +123,74 @@ def without_rules() -> str:
     return function
 
 
-def make_variants(data: Data) -> dict[str, Variant]:
+def constraints() -> str:
+    """Return the statement that makes CHECK constraints of the rules."""
+    added = ", ".join(
+        f"ADD CONSTRAINT {name} CHECK ({rule.condition.replace('NEW.', '')})"
+        for name, rule in TASK.rules_by_constraint.items()
+    )
+    return f"ALTER TABLE tasks {added}"
+
+
+def make_variants(data: Data) -> list[Variant]:
     """Return the working tree's database, and a copy for each variant."""
-    here = scripts()
     data.reset(SIZE)
-    alterations = {
-        "rules as CHECK constraints": checks(),
-        "no rules": [without_rules()],
-        "no foreign key": [f"ALTER TABLE tasks DROP CONSTRAINT {foreign_key(data.url)}"],
-        **{
-            f"no index {', '.join(column.name for column in index.columns)}": [
-                f"DROP INDEX {index.name}"
-            ]
-            for index in sorted(TASK.table.indexes, key=lambda index: str(index.name))
-        },
-    }
-    variants = {NOW: Variant(NOW, data.url, here)}
-    for number, (name, statements) in enumerate(alterations.items()):
-        with psycopg.connect(data.cluster.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE variant{number} TEMPLATE bench")
-        url = data.cluster.url(f"variant{number}")
-        with psycopg.connect(url, autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
-        variants[name] = Variant(name, url, {name: here[name] for name in CHANGES_BY_SCHEMA})
+    here = current_statements()
+    changes = {name: here[name] for name in CHANGES_BY_SCHEMA}
     rendered = rendered_row(TASK.table, TASK.field_names, "tasks")
-    # A statement falls back to other JSON if a row is not yet renewed.
-    for name, expression, operations in (
-        ("no fallback", "tasks.json", here),
-        ("fallback in the statement", f"coalesce(tasks.json, {rendered})", here),
-        ("JSON built at each read", rendered, READS),
-    ):
-        replaced = {name: replace_json(here[name], expression) for name in operations}
-        variants[name] = Variant(name, data.url, replaced)
+    variants = [
+        Variant(NOW, data.url, here),
+        *(
+            copy(
+                data,
+                name,
+                {
+                    operation: [
+                        replace_json(statement, expression) for statement in here[operation]
+                    ]
+                    for operation in operations
+                },
+            )
+            for name, expression, operations in (
+                ("no fallback", "tasks.json", here),
+                ("fallback in the statement", f"coalesce(tasks.json, {rendered})", here),
+                ("JSON built at each read", rendered, READS),
+            )
+        ),
+        copy(data, "rules as CHECK constraints", changes, without_rules(), constraints()),
+        copy(data, "no rules", changes, without_rules()),
+        copy(
+            data,
+            "no foreign key",
+            changes,
+            *(
+                f"ALTER TABLE tasks DROP CONSTRAINT {constraint.name}"
+                for constraint in TASK.table.foreign_key_constraints
+            ),
+        ),
+    ]
+    for index in sorted(TASK.table.indexes, key=lambda index: str(index.name)):
+        name = f"no index ({', '.join(column.name for column in index.columns)})"
+        variants.append(copy(data, name, changes, f"DROP INDEX {index.name}"))
     return variants
 
 
-def foreign_key(url: str) -> str:
-    with psycopg.connect(url) as connection:
-        row = connection.execute(
-            "SELECT conname FROM pg_constraint WHERE conrelid = 'tasks'::regclass AND contype = 'f'"
-        ).fetchone()
-    assert row
-    return str(row[0])
+def copy(
+    data: Data, name: str, statements: Mapping[str, Sequence[Statement]], *alterations: str
+) -> Variant:
+    """Return a variant with a copy of the database, after these alterations."""
+    database = f"copy_{uuid7().hex}"
+    with psycopg.connect(data.cluster.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database} TEMPLATE bench")
+    url = data.cluster.url(database)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for alteration in alterations:
+            connection.execute(alteration)
+    return Variant(name, url, statements)
 
 
 def other_revision(data: Data, revision: str, stack: ExitStack) -> Variant:
-    """Return a database with the schema and the members of another Git revision."""
+    """Return a database with the schema and the statements of another Git revision."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tree"
     git = ["git", "-C", ROOT, "worktree"]
     subprocess.run([*git, "add", "--quiet", "--detach", folder, revision], check=True)
@@ -180,38 +200,119 @@ def other_revision(data: Data, revision: str, stack: ExitStack) -> Variant:
     environ |= {"PYTHONPATH": str(folder)}
     migrate = [sys.executable, "-m", "alembic", "upgrade", "head"]
     subprocess.run(migrate, cwd=folder, env=environ, check=True, capture_output=True)
-    fill = [sys.executable, "-c", FILL_AND_PRINT_SCRIPTS, url, SIZE.users, SIZE.tasks_per_user]
-    output = subprocess.run(
-        [str(part) for part in fill], cwd=folder, env=environ, check=True, stdout=subprocess.PIPE
-    ).stdout
-    texts = json.loads(output)
-    # Its patch may write fewer members.
-    texts[PATCH_TITLE] = texts["patch"]
-    return Variant(revision, url, {name: texts[name] for name in (*READS, *CHANGES)})
-
-
-def measure(data: Data, variant: Variant, operation: str, path: Path) -> tuple[float, float]:
-    """Return the CPU time in microseconds and the bytes of WAL of one transaction."""
-    transactions = TRANSACTIONS.get(operation, TRANSACTIONS_OF_WRITES) // CLIENTS
-    path.write_text(variant.scripts[operation])
-    with psycopg.connect(variant.url, autocommit=True) as connection:
-        if operation in CHANGES:
-            connection.execute("VACUUM users, tasks")
-        wal_before = wal_position(connection)
-        cpu_before = data.cpu()
-        pgbench.run(
-            variant.url,
-            path,
-            clients=CLIENTS,
-            limit=("-t", str(transactions)),
-            first_count=variant.count,
+    size = (str(SIZE.users), str(SIZE.tasks_per_user))
+    fill = [sys.executable, "-c", FILL_AND_PRINT_STATEMENTS, url, *size]
+    output = subprocess.run(fill, cwd=folder, env=environ, check=True, stdout=subprocess.PIPE)
+    texts = json.loads(output.stdout)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")  # no triggers
+        connection.execute(
+            "UPDATE tasks SET completed = right(id::text, 12)::bigint %% %s = 0", (COMPLETED_EACH,)
         )
-        cpu = data.cpu() - cpu_before
-        wal = wal_position(connection) - wal_before
-    if operation == "complete":
-        variant.count += transactions
-    total = transactions * CLIENTS
-    return cpu / total * 1e6, wal / total
+        connection.execute("VACUUM ANALYZE tasks")
+    # Its patch may send the title only.
+    texts[PATCH_TITLE] = texts["patch"]
+    statements = {
+        name: [Statement(sql.encode()) for sql in texts[name]]
+        for name in (*READS, "create", PATCH_TITLE, "complete")
+    }
+    return Variant(revision, url, statements)
+
+
+class Parameters:
+    """The parameters of the statements: those that a request would have."""
+
+    def __init__(self) -> None:
+        sent = {
+            name: TASK.stored_fields[name].deserialize(value)
+            for name, value in SENT_MEMBERS.items()
+        }
+        self._patch = new_values(TASK, {name: sent[name] for name in PATCHED})
+        new = {"completed": False, "completed_at": None}
+        self._create = new_values(TASK, sent | new)
+        self._count = 0
+
+    def next(self, operation: str, variant: Variant) -> dict[str, Any]:
+        """Return the parameters of the next transaction, which changes what it writes."""
+        self._count += 1
+        number = variant.count if operation == "complete" else self._count
+        task = number * STRIDE % TASKS + 1
+        parameters = self._create if operation == "create" else self._patch
+        parameters = parameters | {
+            "owner": UUID(user_id((task - 1) // SIZE.tasks_per_user + 1)),
+            "id": uuid7() if operation == "create" else UUID(task_id(task)),
+            "attempt": str(uuid7()),
+            "elapsed": None,
+            "timeout": "5000",
+            "match": None,
+            "none_match": [],
+            "rows": LIMIT + 1,
+            "client_revisions": [],
+            "new_title": f"Buy oat milk, change {self._count}",
+        }
+        if operation == "complete":
+            # First each task becomes what it was not, then what it was at the start, and so on.
+            was_completed = task % COMPLETED_EACH == 0
+            parameters["new_completed"] = was_completed == (number // TASKS % 2 == 1)
+            variant.count += 1
+        return parameters
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection to a variant's database, and the id of its process of PostgreSQL."""
+
+    variant: Variant
+    connection: Connection
+    process: int
+
+    def cpu(self) -> int:
+        """Return the CPU time of the process in nanoseconds."""
+        return int(Path(f"/proc/{self.process}/schedstat").read_text().split()[0])
+
+    def run(self, operation: str, parameters: Parameters, number: int) -> float:
+        """Run transactions of the operation; return the microseconds of CPU for each."""
+        statements = self.variant.statements[operation]
+        cpu_before = self.cpu()
+        for _ in range(number):
+            values = parameters.next(operation, self.variant)
+            _, *rows = self.connection.transact(statements, values, time.monotonic() + 60)
+            assert rows[0], f"{self.variant.name}: {operation} found or changed nothing"
+        return (self.cpu() - cpu_before) / number / 1000
+
+
+def open_session(variant: Variant, stack: ExitStack) -> Session:
+    connection = Connection.connect(variant.url, autocommit=True)
+    stack.enter_context(closing(connection))
+    connection.set_up(prepares=True)
+    return Session(variant, connection, connection.info.backend_pid)
+
+
+def measure_all(data: Data, variants: Sequence[Variant], rounds: int) -> Results:
+    results: Results = defaultdict(lambda: defaultdict(Figures))
+    parameters = Parameters()
+    with ExitStack() as stack:
+        administration = stack.enter_context(psycopg.connect(data.cluster.url(), autocommit=True))
+        sessions = [open_session(variant, stack) for variant in variants]
+        for operation in (*READS, *CHANGES):
+            measured = [each for each in sessions if operation in each.variant.statements]
+            batch = BATCH.get(operation, BATCH_OF_CHANGES)
+            # The first round warms up.
+            for number in range(rounds + 1):
+                first = number % len(measured)
+                for session in measured[first:] + measured[:first]:
+                    wal_before = wal_position(administration)
+                    cpu = session.run(operation, parameters, batch)
+                    wal = (wal_position(administration) - wal_before) / batch
+                    if number:
+                        figures = results[operation][session.variant.name]
+                        figures.cpu.append(cpu)
+                        figures.wal.append(wal)
+            for name in results[operation]:
+                print(
+                    f"{operation:12} {name:45} {format_cpu(results[operation], name)}", flush=True
+                )
+    return results
 
 
 def wal_position(connection: psycopg.Connection) -> int:
@@ -220,76 +321,36 @@ def wal_position(connection: psycopg.Connection) -> int:
     return int(row[0])
 
 
-def measure_all(data: Data, variants: Sequence[Variant], rounds: int, folder: Path) -> Results:
-    results: Results = defaultdict(lambda: defaultdict(Figures))
-    for operation in (*READS, *CHANGES):
-        measured = [variant for variant in variants if operation in variant.scripts]
-        # The first round warms up.
-        for number in range(rounds + 1):
-            first = number % len(measured)
-            for variant in measured[first:] + measured[:first]:
-                cpu, wal = measure(data, variant, operation, folder / f"{operation}.sql")
-                if number:
-                    figures = results[operation][variant.name]
-                    figures.cpu.append(cpu)
-                    figures.wal.append(wal)
-        print_operation(operation, results[operation])
-    return results
+def format_cpu(by_name: Mapping[str, Figures], name: str) -> str:
+    """Return the CPU time, in brackets its ratio to that of the working tree, and the WAL.
+
+    The ratio is the median of the rounds' ratios.
+    """
+    figures = by_name[name]
+    pairs = zip(figures.cpu, by_name[NOW].cpu, strict=True)
+    ratio = statistics.median(cpu / cpu_now for cpu, cpu_now in pairs)
+    compared = "" if name == NOW else f" ({ratio:.2f})"
+    wal = statistics.median(figures.wal)
+    return f"{statistics.median(figures.cpu):,.0f}{compared}" + (f" / {wal:,.0f}" if wal else "")
 
 
-def print_operation(operation: str, by_name: Mapping[str, Figures]) -> None:
-    for name, figures in by_name.items():
-        print(
-            f"{operation:12} {name:45} {statistics.median(figures.cpu):7.0f} us"
-            f" {ratio(by_name, name):6.2f} {statistics.median(figures.wal):7.0f} bytes",
-            flush=True,
-        )
-
-
-def ratio(by_name: Mapping[str, Figures], name: str) -> float:
-    """Return the CPU time compared with the working tree's: the median of the rounds' ratios."""
-    pairs = zip(by_name[name].cpu, by_name[NOW].cpu, strict=True)
-    return statistics.median(cpu / cpu_now for cpu, cpu_now in pairs)
-
-
-def cpu_table(results: Results, names: Sequence[str]) -> str:
-    """Return a table of the CPU time, with the ratio to the working tree's in brackets."""
-    rows = []
-    for operation, by_name in results.items():
-        row = [TITLES_HERE[operation]]
-        for name in names:
-            if name not in by_name:
-                row.append("")
-                continue
-            compared = "" if name == NOW else f" ({ratio(by_name, name):.2f})"
-            row.append(f"{statistics.median(by_name[name].cpu):,.0f}{compared}")
-        rows.append(row)
-    head = "µs of PostgreSQL's CPU (in brackets: divided by the value now, in the same round)"
-    return table([head, *names], rows)
-
-
-def change_table(results: Results, names: Sequence[str]) -> str:
-    """Return a table of the CPU time and the WAL of each change, with a row for each variant."""
+def result_table(results: Results, operations: Sequence[str], names: Sequence[str]) -> str:
     rows = []
     for name in names:
-        row = [name]
-        for operation in CHANGES:
-            by_name = results[operation]
-            if name not in by_name:
-                row.append("")
-                continue
-            wal = statistics.median(by_name[name].wal)
-            row.append(f"{ratio(by_name, name):.2f} / {wal:,.0f}")
-        rows.append(row)
-    return table(
-        ["CPU divided by the CPU now / bytes of WAL", *map(TITLES_HERE.get, CHANGES)], rows
-    )
+        measured = [results[operation] for operation in operations]
+        cells = [format_cpu(by_name, name) if name in by_name else "" for by_name in measured]
+        if any(cells):
+            rows.append([name, *cells])
+    head = "µs of CPU (divided by the value now)"
+    if set(operations) <= set(CHANGES):
+        head += " / bytes of WAL"
+    return table([head, *(TITLES_HERE[operation] for operation in operations)], rows)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--revision", help="a Git revision to compare with")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--write", action="store_true", help="write into docs/performance.md")
     return parser.parse_args()
 
@@ -297,23 +358,21 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         data = stack.enter_context(migrated({"full_page_writes": "off"}))
         setup = (
-            f"The values are medians of {options.rounds} rounds. pgbench used {CLIENTS} clients, "
-            f"{SIZE.users} users with {SIZE.tasks_per_user} tasks each. {machine(data)}."
+            f"The values are medians of {options.rounds} rounds. There were {SIZE.users} users "
+            f"with {SIZE.tasks_per_user} tasks each. {machine(data)}."
         )
         variants = make_variants(data)
         if options.revision:
-            variants[options.revision] = other_revision(data, options.revision, stack)
-        results = measure_all(data, list(variants.values()), options.rounds, folder)
-        read_names = [name for name in variants if name in results["get"]]
-        text = "\n\n".join(
-            (setup, cpu_table(results, read_names), change_table(results, list(variants))),
-        )
+            variants.insert(1, other_revision(data, options.revision, stack))
+        results = measure_all(data, variants, options.rounds)
+    names = [variant.name for variant in variants]
+    tables = [result_table(results, operations, names) for operations in (READS, CHANGES)]
+    text = "\n\n".join((setup, *tables)) + "\n"
     print(text)
     if options.write:
-        replace_section("make bench-database", text + "\n")
+        replace_section("make bench-database", text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from todo_api.resources.pages import list_statement
 from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from data import Data, Size
@@ -89,11 +89,7 @@ def script(operation: str, size: Size) -> str:
     if operation == "create":
         expressions = expressions | {"id": "uuidv7()", "new_completed": "false"}
     statements = (ACT_AS_OWNER_WITH_TIMEOUT, *STATEMENTS[operation])
-    return pipeline([statement.sql.decode() for statement in statements], expressions, size)
-
-
-def pipeline(statements: Sequence[str], expressions: Mapping[str, str], size: Size) -> str:
-    sql = "\n".join(f"{statement};" for statement in statements)
+    sql = "\n".join(f"{statement.sql.decode()};" for statement in statements)
     sql = re.sub(r"%\((\w+)\)s", lambda match: expressions[match[1]], sql).replace("%%", "%")
     variables = VARIABLES.format(
         tasks=size.users * size.tasks_per_user,
@@ -118,29 +114,19 @@ def rate(
     """Return transactions per second. Raises InvalidMeasurementError if a transaction failed."""
     path = folder / f"{operation}.sql"
     path.write_text(script(operation, size))
-    return run(data.url, path, clients=clients, limit=("-T", str(seconds)))
-
-
-def run(
-    url: str, path: Path, *, clients: int, limit: tuple[str, str], first_count: int = 0
-) -> float:
-    """Run the script until `limit`, and return transactions per second.
-
-    Raises InvalidMeasurementError if a transaction failed.
-    """
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(data.url) as connection:
         row = connection.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'").fetchone()
     assert row
-    options = ("-n", "-M", "prepared", "-c", str(clients), "-j", "1", *limit)
-    variables = ("-D", f"count={first_count}", "-D", f"clients={clients}")
+    options = ("-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(seconds))
+    variables = ("-D", "count=0", "-D", f"clients={clients}")
     process = subprocess.run(
-        [f"{row[0]}/pgbench", *options, *variables, "-f", path, url],
+        [f"{row[0]}/pgbench", *options, *variables, "-f", path, data.url],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds + 60,
         check=False,
     )
     tps = re.search(r"tps = ([\d.]+)", process.stdout)
     if process.returncode or tps is None or "failed transactions: 0 " not in process.stdout:
-        raise InvalidMeasurementError(f"pgbench, {path.stem}: {process.stdout}{process.stderr}")
+        raise InvalidMeasurementError(f"pgbench, {operation}: {process.stdout}{process.stderr}")
     return float(tps[1])
