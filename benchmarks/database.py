@@ -42,7 +42,7 @@ from todo_api.resources.row_function import row_function
 from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from data import Data
 
@@ -60,6 +60,10 @@ TITLES_HERE = TITLES | {"patch": "patch, all members", PATCH_TITLE: "patch, only
 # The transactions in a batch.
 BATCH = {"get": 200, "list": 60}
 BATCH_OF_CHANGES = 50
+
+# A process of PostgreSQL can be slower than another one that does the same, so each variant gets a
+# new process after this number of rounds.
+ROUNDS_OF_PROCESS = 6
 
 NOW = "now"
 
@@ -291,28 +295,40 @@ def open_session(variant: Variant, stack: ExitStack) -> Session:
 def measure_all(data: Data, variants: Sequence[Variant], rounds: int) -> Results:
     results: Results = defaultdict(lambda: defaultdict(Figures))
     parameters = Parameters()
+    for operation in (*READS, *CHANGES):
+        for first in range(0, rounds, ROUNDS_OF_PROCESS):
+            numbers = range(first, min(first + ROUNDS_OF_PROCESS, rounds))
+            add_rounds(results[operation], data, variants, operation, parameters, numbers)
+        for name in results[operation]:
+            print(f"{operation:12} {name:45} {format_cpu(results[operation], name)}", flush=True)
+    return results
+
+
+def add_rounds(
+    by_name: dict[str, Figures],
+    data: Data,
+    variants: Sequence[Variant],
+    operation: str,
+    parameters: Parameters,
+    rounds: Iterable[int],
+) -> None:
+    """Measure an operation in these rounds, with new processes of PostgreSQL."""
+    batch = BATCH.get(operation, BATCH_OF_CHANGES)
     with ExitStack() as stack:
         administration = stack.enter_context(psycopg.connect(data.cluster.url(), autocommit=True))
-        sessions = [open_session(variant, stack) for variant in variants]
-        for operation in (*READS, *CHANGES):
-            measured = [each for each in sessions if operation in each.variant.statements]
-            batch = BATCH.get(operation, BATCH_OF_CHANGES)
-            # The first round warms up.
-            for number in range(rounds + 1):
-                first = number % len(measured)
-                for session in measured[first:] + measured[:first]:
-                    wal_before = wal_position(administration)
-                    cpu = session.run(operation, parameters, batch)
-                    wal = (wal_position(administration) - wal_before) / batch
-                    if number:
-                        figures = results[operation][session.variant.name]
-                        figures.cpu.append(cpu)
-                        figures.wal.append(wal)
-            for name in results[operation]:
-                print(
-                    f"{operation:12} {name:45} {format_cpu(results[operation], name)}", flush=True
-                )
-    return results
+        sessions = [
+            open_session(variant, stack) for variant in variants if operation in variant.statements
+        ]
+        for session in sessions:
+            session.run(operation, parameters, batch)  # warms up
+        for number in rounds:
+            first = number % len(sessions)
+            for session in sessions[first:] + sessions[:first]:
+                wal_before = wal_position(administration)
+                cpu = session.run(operation, parameters, batch)
+                figures = by_name[session.variant.name]
+                figures.cpu.append(cpu)
+                figures.wal.append((wal_position(administration) - wal_before) / batch)
 
 
 def wal_position(connection: psycopg.Connection) -> int:
