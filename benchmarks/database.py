@@ -52,9 +52,10 @@ STRIDE = 7919  # a prime that divides no number of tasks
 
 PATCH_TITLE = "patch_title"
 READS = ("get", "list")
-CHANGES = ("create", PATCH_TITLE, "patch", "complete")
-# The changes that are measured with other indexes and constraints.
+# The changes that are measured with other indexes and constraints. They come first, because a patch
+# makes the rows shorter, and then a completion writes less WAL.
 CHANGES_BY_SCHEMA = ("create", "complete")
+CHANGES = (*CHANGES_BY_SCHEMA, PATCH_TITLE, "patch")
 TITLES_HERE = TITLES | {"patch": "patch, all members", PATCH_TITLE: "patch, only the title"}
 
 # The transactions in a batch.
