@@ -383,7 +383,8 @@ def main() -> None:
         data = stack.enter_context(migrated({"full_page_writes": "off"}))
         setup = (
             f"The CPU times are first quartiles of {options.rounds} rounds, the bytes of WAL are "
-            f"medians. There were {SIZE.users} users with {SIZE.tasks_per_user} tasks each. {machine(data)}."
+            f"medians. There were {SIZE.users} users with {SIZE.tasks_per_user} tasks each. "
+            f"{machine(data)}."
         )
         variants = make_variants(data)
         if options.revision:
