@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
+from tests.support.api import NEW_TASK
 from tests.support.plans import explain_statement, steps
 from tests.support.postgresql import migrate
 from todo_api.resources.changes import changes_statement
+from todo_api.resources.items import new_values
 from todo_api.resources.pages import Position, list_statement
 from todo_api.resources.trash import trash_statement
 from todo_api.tasks.fields import TASK
@@ -82,10 +84,7 @@ class User(NamedTuple):
         return {
             "owner": self.id,
             "id": position.id,
-            "new_title": "Changed",
-            "new_description": None,
-            "new_completed": False,
-            "new_priority": "none",
+            **new_values(TASK, NEW_TASK),
             "match": None,
             "none_match": [],
             "rows": limit + 1,

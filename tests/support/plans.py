@@ -30,13 +30,13 @@ def explain_statement(
     """
     arguments = sql.SQL(", ").join(sql.Literal(values[name]) for name in statement.names)
     settings = {"owner": values["owner"], "attempt": None, "timeout": "60000"}
+    connection.execute("DEALLOCATE ALL")  # what an error has left
     with connection.transaction(force_rollback=True):
         connection.execute(ACT_AS_OWNER.sql, settings)
         if plan_cache_mode:
             connection.execute(f"SET LOCAL plan_cache_mode = {plan_cache_mode}")
         connection.execute(b"PREPARE statement AS " + statement.numbered)
         ((plan,),) = connection.execute(EXPLAIN.format(arguments)).fetchone()
-        connection.execute("DEALLOCATE statement")
     return plan["Plan"]
 
 

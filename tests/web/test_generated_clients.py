@@ -20,6 +20,16 @@ FOLDER = Path(__file__).parent / "generated_clients"
 ENVIRONMENT = ROOT / ".venv-clients"
 TITLE = "Buy oat milk 🥛,\nÄpfel"
 
+# Members that are null or empty by default.
+MEMBERS = {
+    "labels": ["Äpfel", "errand"],
+    "due_date": "2026-11-21",
+    "due_time": "09:30:00",
+    "time_zone": "Europe/Berlin",
+    "start_date": "2026-11-20",
+    "metadata": {"source": "mail", "type": "task"},
+}
+
 UNKNOWN_MEMBERS: dict[str, Any] = {
     "unknown_text": "Not in the document",
     "unknown_number": 0.5,
@@ -29,11 +39,18 @@ UNKNOWN_MEMBERS: dict[str, Any] = {
 }
 
 
+# Objects whose members belong to the client: all of them are known to be strings.
+OBJECTS_OF_CLIENTS = {"metadata"}
+
+
 def add_unknown_members(value: Any) -> Any:
-    """Return the JSON value with unknown members in each object."""
+    """Return the JSON value with unknown members in each object of the server."""
     match value:
         case dict():
-            members = {name: add_unknown_members(member) for name, member in value.items()}
+            members = {
+                name: member if name in OBJECTS_OF_CLIENTS else add_unknown_members(member)
+                for name, member in value.items()
+            }
             return members | UNKNOWN_MEMBERS
         case list():
             return [add_unknown_members(item) for item in value]
@@ -44,7 +61,7 @@ def add_unknown_members(value: Any) -> Any:
 def responses(client, tasks_url, make_task) -> dict[str, Any]:
     """Return the status and body of a response of each kind, by name."""
     changes_url = tasks_url.replace("/tasks", "/changes")
-    deleted, changed = make_task(), make_task(title=TITLE, description="Two litres")
+    deleted, changed = make_task(), make_task(title=TITLE, description="Two litres", **MEMBERS)
     make_task(description=None, completed=True)
     token = client.get(f"{changes_url}?since=0").json["next"]
     client.delete(deleted.url)

@@ -139,7 +139,8 @@ class Statements:
         )
 
         self.delete = self.change_row({"deleted_at": func.clock_timestamp()}, self.is_live)
-        self.restore = self.change_row({"deleted_at": null()}, self.is_deleted)
+        # Not IS NOT NULL, with which PostgreSQL would read the whole trash from its index.
+        self.restore = self.change_row({"deleted_at": null()}, self.is_live.is_(False))
         trash = (
             select(columns.id, columns.revision)
             .where(columns.user_id == OWNER, self.is_deleted)
