@@ -72,6 +72,10 @@ bench-revision: $(INSTALLED) ## Compare with another Git revision: make bench-re
 bench-growth: $(INSTALLED) ## Measure with more tasks, clients, database latency and requests (needs wrk)
 	$(PY) benchmarks/growth.py $(ARGS)
 
+.PHONY: bench-database
+bench-database: $(INSTALLED) ## Measure PostgreSQL's CPU time and WAL: ARGS='--revision main~5' compares a Git revision
+	$(PY) benchmarks/database.py $(ARGS)
+
 .PHONY: bench-profile
 bench-profile: $(INSTALLED) ## Measure the time of each operation by component (needs wrk)
 	$(PY) benchmarks/profile_operations.py $(ARGS)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,10 @@ from systems import (
     ALL,
     ASYNCPG,
     BARE_FLASK,
+    GUARANTEES,
     ONE_THREAD,
     PEERS,
+    PYDANTIC,
     SQLMODEL,
     SYSTEMS,
     THIS_API,
@@ -72,6 +75,9 @@ TARGETS = {
         "mix": 2.5,
     },
     ASYNCPG.name: {"list": 1.3, "mix": 1.0, "get": 0.75, "create": 0.75, "complete": 0.75},
+    # The contract: ahead on every operation, and level on lists.
+    GUARANTEES.name: dict.fromkeys(ALL, 1.0),
+    PYDANTIC.name: {"list": 1.0},
     BARE_FLASK.name: {"get": 0.65, "create": 0.55},
 }
 
@@ -81,10 +87,18 @@ OWN = (THIS_API.name, ONE_THREAD.name)
 
 @dataclass(frozen=True)
 class Figures:
-    """The rate of a system in requests/s, and its CPU time for each request in microseconds."""
+    """The rate of a system in requests/s, and the CPU time for each request in microseconds.
+
+    `database_cpu` is that of PostgreSQL.
+    """
 
     rate: float
-    cpu: float
+    cpu: float = 0
+    database_cpu: float = 0
+
+    @property
+    def all_cpu(self) -> float:
+        return self.cpu + self.database_cpu
 
 
 class Results:
@@ -103,18 +117,21 @@ class Results:
     def operations(self) -> list[str]:
         return list(dict.fromkeys(operation for operation, _ in self._figures))
 
-    def rate(self, operation: str, name: str) -> float:
-        return statistics.median(round_.rate for round_ in self._figures[operation, name].values())
+    def median(self, operation: str, name: str, figure: str) -> float:
+        rounds = self._figures[operation, name].values()
+        return statistics.median(getattr(round_, figure) for round_ in rounds)
 
-    def cpu(self, operation: str, name: str) -> float:
-        return statistics.median(round_.cpu for round_ in self._figures[operation, name].values())
-
-    def ratio(self, operation: str, other: str, name: str = THIS_API.name) -> float | None:
-        """Return the ratio of the rate to the other's rate, or None without a common round."""
+    def ratio(
+        self, operation: str, other: str, name: str = THIS_API.name, figure: str = "rate"
+    ) -> float | None:
+        """Return the ratio of the figure to the other's, or None without a common round."""
         rounds = self._figures.get((operation, name), {})
         other_rounds = self._figures.get((operation, other), {})
         common = rounds.keys() & other_rounds.keys()
-        ratios = [rounds[number].rate / other_rounds[number].rate for number in common]
+        ratios = [
+            getattr(rounds[number], figure) / getattr(other_rounds[number], figure)
+            for number in common
+        ]
         return statistics.median(ratios) if ratios else None
 
 
@@ -179,12 +196,12 @@ class Run:
                 rate = pgbench.rate(
                     operation, self.data, SIZE, self.folder, seconds=seconds, clients=clients
                 )
-                yield None, Figures(rate, 0)
+                yield None, Figures(rate)
             except InvalidMeasurementError as error:
                 yield None, error
 
     def measure(self, server: Server, operation: str, seconds: int) -> Figures:
-        cpu_before = server.cpu()
+        cpu_before, database_cpu_before = server.cpu(), self.data.cpu()
         measurement = measure(
             server.url,
             operation,
@@ -194,7 +211,9 @@ class Run:
             seconds=seconds,
             writes=not server.system.is_upper_bound,
         )
-        return Figures(measurement.rate, (server.cpu() - cpu_before) / measurement.requests * 1e6)
+        cpu, database_cpu = server.cpu() - cpu_before, self.data.cpu() - database_cpu_before
+        microseconds = 1e6 / measurement.requests
+        return Figures(measurement.rate, cpu * microseconds, database_cpu * microseconds)
 
 
 def target_rows(results: Results) -> list[list[str]]:
@@ -226,26 +245,40 @@ def rate_table(results: Results, names: Sequence[str]) -> str:
                 continue
             ratio = results.ratio(operation, name)
             compared = f" ({ratio:.2f})" if ratio and name not in OWN else ""
-            row.append(f"{results.rate(operation, name):,.0f}{compared}")
+            row.append(f"{results.median(operation, name, 'rate'):,.0f}{compared}")
         rows.append(row)
     title = "requests/s (in brackets: the rate of this API divided by this rate)"
     return table([title, *names], rows)
 
 
 def cpu_table(results: Results, names: Sequence[str]) -> str:
-    rows = [
-        [TITLES[operation]]
-        + [
-            f"{results.cpu(operation, name):,.0f}" if name in results.names(operation) else ""
-            for name in names
-        ]
-        for operation in results.operations()
-    ]
-    return table(["µs of CPU for a request", *names], rows)
+    """Return a table of CPU times, with the ratio of each other system's to this API's."""
+    rows = []
+    for operation in results.operations():
+        row = [TITLES[operation]]
+        for name in names:
+            if name not in results.names(operation):
+                row.append("")
+                continue
+            cpu, database_cpu = (
+                results.median(operation, name, figure) for figure in ("cpu", "database_cpu")
+            )
+            ratio = results.ratio(operation, THIS_API.name, name, "all_cpu")
+            compared = f" ({ratio:.2f})" if ratio and name not in OWN else ""
+            row.append(f"{cpu:,.0f} + {database_cpu:,.0f}{compared}")
+        rows.append(row)
+    title = (
+        "µs of CPU for a request: of the system + of PostgreSQL "
+        "(in brackets: the sum divided by the sum of this API)"
+    )
+    return table([title, *names], rows)
 
 
 def machine(data: Data) -> str:
-    """Return a description of the machine and the versions of all programs."""
+    """Return a description of the machine and the versions of all programs.
+
+    Call it before the measurements, so that the load is the load by other programs.
+    """
     cpu = re.search(r"model name\s*: (.*)", text_of(Path("/proc/cpuinfo")))
     model = cpu[1] if cpu else platform.machine()
     lock = (PEERS / "requirements.lock").read_text()
@@ -263,7 +296,9 @@ def machine(data: Data) -> str:
     npm = (PEERS / "fastify/package-lock.json").read_text()
     fastify = re.search(r'"node_modules/fastify": {\s+"version": "([\d.]+)"', npm)
     return (
-        f"All programs, including wrk and PostgreSQL, shared {os.cpu_count()} cores ({model}). "
+        f"Date: {datetime.now(UTC).date()}. Load average of the machine before the measurements: "
+        f"{os.getloadavg()[0]:.1f}. All programs, including wrk and PostgreSQL, shared "
+        f"{os.cpu_count()} cores ({model}). "
         f"Versions: PostgreSQL {data.version()}, Python {platform.python_version()}, "
         f"Node {node.strip()[1:]}, Fastify {fastify[1] if fastify else ''}, "
         + ", ".join(f"{name} {versions[name]}" for name in packages)
@@ -274,19 +309,22 @@ def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def report(results: Results, without_tokens: Results | None, setup: str) -> str:
+def report(
+    systems: Sequence[System], results: Results, without_tokens: Results | None, setup: str
+) -> str:
     """Return the generated section of docs/performance.md."""
-    names = [system.name for system in SYSTEMS]
+    names = [system.name for system in systems]
     parts = [setup, rate_table(results, [*names, pgbench.NAME])]
+    own = [name for name in OWN if name in names]
     rows = target_rows(results)
     if rows:
         parts += [
             "Targets for the rate of this API divided by the rate of the other system:",
-            table(["other system", "operation", "target: at least", *OWN], rows),
+            table(["other system", "operation", "target: at least", *own], rows),
         ]
     parts.append(cpu_table(results, names))
     if without_tokens:
-        with_database = [system.name for system in SYSTEMS if not system.is_upper_bound]
+        with_database = [system.name for system in systems if not system.is_upper_bound]
         parts += ["The same requests without tokens:", rate_table(without_tokens, with_database)]
     invalid = results.invalid + (without_tokens.invalid if without_tokens else [])
     if invalid:
@@ -300,6 +338,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=5, help="seconds of each measurement")
     parser.add_argument("--operations", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=[system.name for system in SYSTEMS],
+        metavar="SYSTEM",
+        help="the systems to compare this API with; all, unless given",
+    )
     parser.add_argument("--only-tokens", action="store_true", help="skip the run without tokens")
     parser.add_argument("--write", action="store_true", help="write into docs/performance.md")
     return parser.parse_args()
@@ -312,16 +357,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, migrated() as data:
         folder = Path(name)
         write_tokens(folder / "tokens", SIZE.users)
-        run = Run(data, folder, options.operations, options.rounds, options.seconds, tokens=True)
-        results = run.results(SYSTEMS)
-        without_tokens = None
-        if not options.only_tokens:
-            run = Run(
-                data, folder, options.operations, options.rounds, options.seconds, tokens=False
-            )
-            without_tokens = run.results(
-                [system for system in SYSTEMS if not system.is_upper_bound]
-            )
         setup = (
             f"The values are medians of {options.rounds} rounds of {options.seconds} s. "
             f"wrk used {CONNECTIONS} keep-alive connections. "
@@ -329,14 +364,29 @@ def main() -> None:
             f"Each system had {WORKERS} processes; gunicorn's processes had {THREADS} threads, "
             f"unless the name of the system says one thread. {machine(data)}."
         )
-    text = report(results, without_tokens, setup)
+        run = Run(data, folder, options.operations, options.rounds, options.seconds, tokens=True)
+        systems = [
+            system
+            for system in SYSTEMS
+            if options.systems is None or system.name in (THIS_API.name, *options.systems)
+        ]
+        results = run.results(systems)
+        without_tokens = None
+        if not options.only_tokens:
+            run = Run(
+                data, folder, options.operations, options.rounds, options.seconds, tokens=False
+            )
+            without_tokens = run.results(
+                [system for system in systems if not system.is_upper_bound]
+            )
+    text = report(systems, results, without_tokens, setup)
     print(text)
     if options.write:
         upper_bounds = {system.name for system in SYSTEMS if system.is_upper_bound}
         panels = {
             f"{TITLES[operation]}, requests/s": {
-                name: results.rate(operation, name)
-                for name in (*(system.name for system in SYSTEMS), pgbench.NAME)
+                name: results.median(operation, name, "rate")
+                for name in (*(system.name for system in systems), pgbench.NAME)
                 if name in results.names(operation)
             }
             for operation in results.operations()

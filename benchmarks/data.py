@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import psycopg
 from joserfc import jwt
 from joserfc.jwk import OctKey
+from psycopg import sql
 
 from todo_api.commands.embedded import Cluster, temporary_cluster
+from todo_api.commands.embedded.postmaster import read_postmaster
 from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a-fake-secret-for-measurements-of-32-bytes"  # noqa: S105  only the benchmarks use it
@@ -42,6 +44,22 @@ IDLE_CHECKS = 4
 
 # The operations of 100 requests of the mix: 70 of them read.
 MIX = {"get": 45, "list": 25, "create": 12, "patch": 9, "complete": 6, "delete": 3}
+
+# What creates and patches send: all members that requests write, but not whether the task is
+# completed. %d is a number that differs in each request.
+SENT_MEMBERS = {
+    "title": "Buy oat milk, change %d",
+    "description": "Two litres, and none with sugar in it.",
+    "priority": "high",
+    "labels": ["errand", "shop"],
+    "due_date": "2026-11-21",
+    "due_time": "09:30:00",
+    "time_zone": "Europe/Berlin",
+    "start_date": "2026-11-20",
+    "metadata": {"source": "mail", "thread": "change-%d"},
+}
+# The moment of the three members of the due date.
+SENT_DUE_AT = "2026-11-21T08:30:00.000000Z"
 
 # The number of writes in 100 requests of an operation.
 WRITES = {
@@ -73,24 +91,46 @@ class Size:
     tasks_per_user: int
 
 
-# No trigger renders the rows: the columns of the subquery have the names of those of `tasks`.
+# Every task whose number is a multiple of this one is completed.
+COMPLETED_EACH = 4
+
+# The members of each task, all of them set. `n` is the number of the
+# task, and `moment` the time of its creation. The tasks of one user are due on 730 days.
+MEMBERS = f"""
+    'Buy oat milk, number ' || n AS title,
+    'Two litres of the plain kind, and none of the ones with sugar in them.' AS description,
+    n %% {COMPLETED_EACH} = 0 AS completed,
+    CASE WHEN n %% {COMPLETED_EACH} = 0 THEN moment + interval '1 day' END AS completed_at,
+    (ARRAY['none', 'low', 'medium', 'high'])[n / {COMPLETED_EACH} %% 4 + 1] AS priority,
+    ARRAY['errand', 'shop ' || n %% 10] AS labels,
+    due_date,
+    time '09:30' + n %% 8 * interval '1 hour' AS due_time,
+    'Europe/Berlin' AS time_zone,
+    timezone('Europe/Berlin', due_date + time '09:30' + n %% 8 * interval '1 hour') AS due_at,
+    due_date - 1 AS start_date,
+    jsonb_build_object('source', 'mail', 'thread', 'message-' || n) AS metadata,
+    ARRAY['errand', 'shop ' || n %% 10] AS label_keys
+"""
+
+# No trigger writes these rows, so this statement writes what the trigger would: the columns of the
+# subquery have the names of those of `tasks`.
 INSERT_TASKS = f"""
     INSERT INTO tasks
-        (user_id, id, title, description, completed, priority, created_at, updated_at, revision,
-         json)
-    SELECT task.*, {rendered_row(TASK.table, TASK.field_names, "task")}
+        (user_id, id, title, description, completed, completed_at, priority, labels, due_date,
+         due_time, time_zone, due_at, start_date, metadata, label_keys, created_at, updated_at,
+         revision, due_sort, json)
+    SELECT task.*, due_date + due_time, {rendered_row(TASK.table, TASK.field_names, "task")}
     FROM (
         SELECT format('00000000-0000-4000-8000-%%s',
                       lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid AS user_id,
                format('01900000-0000-7000-8000-%%s', lpad(n::text, 12, '0'))::uuid AS id,
-               'Buy oat milk, number ' || n AS title,
-               'Two litres of the plain kind, and none of the ones with sugar in them.'
-                   AS description,
-               false AS completed, 'none' AS priority, moment AS created_at, moment AS updated_at,
+               {MEMBERS},
+               moment AS created_at, moment AS updated_at,
                %(first)s + (n - 1) %% %(each)s + 1 AS revision
         FROM generate_series(1, %(all)s::bigint) AS n,
              LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'
-                             + n * interval '1 second') AS of (moment)
+                             + n * interval '1 second',
+                             date '2026-01-01' + (n * 37 %% 730)::int) AS of (moment, due_date)
     ) AS task
 """  # noqa: S608  constants of this project
 
@@ -120,16 +160,25 @@ class Data:
                     """,
                     (FIRST_REVISION + size.tasks_per_user, size.users),
                 )
-                connection.execute(
-                    INSERT_TASKS,
-                    {
-                        "each": size.tasks_per_user,
-                        "all": size.users * size.tasks_per_user,
-                        "first": FIRST_REVISION,
-                    },
-                )
+                insert_tasks(connection, size)
             connection.execute("VACUUM ANALYZE users, tasks")
             connection.execute("CHECKPOINT")
+
+    def cpu(self) -> float:
+        """Return the CPU time of all processes of PostgreSQL in seconds, also of ended ones."""
+        postmaster = read_postmaster(self.cluster.data)
+        assert postmaster
+        # If a process ends meanwhile, its time moves to the postmaster: read all again.
+        while True:
+            own = read_stat(Path(f"/proc/{postmaster.pid}"))[11:15]
+            children = 0
+            for folder in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    fields = read_stat(folder)
+                    if fields[1] == str(postmaster.pid):
+                        children += int(fields[11]) + int(fields[12])
+            if read_stat(Path(f"/proc/{postmaster.pid}"))[13:15] == own[2:]:
+                return (children + sum(map(int, own))) / os.sysconf("SC_CLK_TCK")
 
     def changes(self) -> int:
         """Return the sum of what the revisions are above the first one: 1 more for each change."""
@@ -144,6 +193,30 @@ class Data:
         with psycopg.connect(self.url) as connection:
             number = connection.info.server_version
         return f"{number // 10000}.{number % 10000}"
+
+
+def insert_tasks(connection: psycopg.Connection, size: Size) -> None:
+    """Insert the tasks. The first call for a size saves a copy of them, which the others read."""
+    name = f"saved_{size.users}_{size.tasks_per_user}"
+    saved = sql.Identifier(name)
+    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
+    if row and row[0]:
+        connection.execute(sql.SQL("INSERT INTO tasks SELECT * FROM {}").format(saved))
+        return
+    connection.execute(
+        INSERT_TASKS,
+        {
+            "each": size.tasks_per_user,
+            "all": size.users * size.tasks_per_user,
+            "first": FIRST_REVISION,
+        },
+    )
+    connection.execute(sql.SQL("CREATE UNLOGGED TABLE {} AS TABLE tasks").format(saved))
+
+
+def read_stat(folder: Path) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name of the process (man 5 proc)."""
+    return (folder / "stat").read_text().rpartition(") ")[2].split()
 
 
 def await_idle(connection: psycopg.Connection) -> None:
@@ -162,13 +235,15 @@ def await_idle(connection: psycopg.Connection) -> None:
 
 
 @contextmanager
-def migrated() -> Iterator[Data]:
+def migrated(options: Mapping[str, str] | None = None) -> Iterator[Data]:
     """Run an embedded PostgreSQL with an empty database that has the schema of this API.
+
+    `options` are more settings of PostgreSQL.
 
     It makes SIGTERM end this process as Ctrl-C does, so that the process stops its servers.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with temporary_cluster(options=OPTIONS) as cluster:
+    with temporary_cluster(options={**OPTIONS, **(options or {})}) as cluster:
         url = cluster.create_database("bench")
         subprocess.run(
             [sys.executable, "-m", "alembic", "upgrade", "head"],

@@ -1,32 +1,38 @@
 """Measure this API with more data, clients and latency: `make bench-growth`.
 
 Each section varies one size: the tasks of one user, all tasks, the clients, the latency of the
-database, or the number of requests, with the memory of a worker. `make bench-growth ARGS=clients`
+database, or the number of requests, with the memory of a worker. `queries` measures the reads that
+have no index. `make bench-growth ARGS=clients`
 measures one section.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import statistics
 import sys
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chart
+import psycopg
 from compare import TITLES, machine
-from data import ROOT, WRITES, Size, migrated, write_tokens
+from data import ROOT, WRITES, Data, Size, migrated, token, user_id, write_tokens
 from delay_proxy import delayed, round_trip
-from load import CONNECTIONS, InvalidMeasurementError, measure, require_wrk
+from load import CONNECTIONS, GET, LIMIT, InvalidMeasurementError, measure, require_wrk
 from performance_page import replace_section, table
-from systems import THIS_API, THREADS, WORKERS, serving
+from psycopg import sql
+from systems import THIS_API, THREADS, WORKERS, send_request, serving
+
+from todo_api.web.fields import PAGE_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from data import Data
     from load import Measurement
     from systems import Server
 
@@ -41,6 +47,33 @@ FAR_MILLISECONDS, FAR_THREADS, MIN_FAR_RATE = 20, 8, 300
 MAX_RATIO_OF_ONE_USER, MAX_RATIO_OF_ALL_USERS = 1.5, 1.3
 MAX_MEMORY, MAX_GROWTH = 80, 4  # growth after the first 20 % of the requests
 TASKS_OF_EACH_USER = 100
+
+# The tasks of one user in the sections `pages` and `queries`, and the rounds of both.
+COUNTS_OF_PAGES = (100, 1_000, 10_000, 100_000)
+COUNT_OF_QUERIES = 10_000
+ROUNDS = 5
+
+# The orders whose first and last pages are index scans: the filter and the sort of each query.
+PAGES = {
+    "created_at": ("", "&sort=-created_at"),
+    "due, not completed": ("completed=false", "&sort=due"),
+}
+
+# Reads of 50 tasks, and other reads, of which only the first uses an index for its order or filter.
+# A filter that few tasks pass reads all of them: the title ends with the number, no task has the
+# label, and few tasks are due today.
+QUERIES = {
+    "page by created_at": "/tasks?limit=50",
+    "page by priority": "/tasks?limit=50&sort=priority",
+    "page by title": "/tasks?limit=50&sort=title",
+    "page by completed_at": "/tasks?limit=50&sort=-completed_at",
+    "q, one task": "/tasks?limit=50&q=number%209999",
+    "label, no task": "/tasks?limit=50&label=garden",
+    "due=today": "/tasks?limit=50&due=today",
+    "count": "/tasks/count",
+    "count, not completed": "/tasks/count?completed=false",
+    "labels": "/labels",
+}
 
 
 @dataclass(frozen=True)
@@ -101,8 +134,21 @@ class Bench:
             self.invalid.append(f"{error}, with {connections} clients")
             return None
         finally:
-            if WRITES[operation]:
+            if WRITES.get(operation):
                 self.data.reset(size)
+
+    @contextmanager
+    def copy(self, name: str) -> Iterator[Bench]:
+        """Yield a Bench for a copy of the database, to which no server may be connected."""
+        administration = self.data.cluster.url()
+        copy = sql.Identifier(name)
+        with psycopg.connect(administration, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE bench").format(copy))
+            try:
+                data = Data(self.data.cluster.url(name), self.data.cluster)
+                yield replace(self, data=data)
+            finally:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(copy))
 
     def warm(self, server: Server, size: Size) -> None:
         """Warm up: each worker connects to the database and verifies the tokens."""
@@ -193,6 +239,134 @@ def tasks_of_one(bench: Bench) -> Section:
         panels(measurements, x_title),
         compare_costs(measurements, x_title, 100, MAX_RATIO_OF_ONE_USER),
     )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A measurement, and the CPU time of the API and PostgreSQL for a request in microseconds."""
+
+    measurement: Measurement
+    cpu: float
+
+
+def measure_cost(
+    bench: Bench, server: Server, target: str, size: Size, connections: int = CONNECTIONS
+) -> Cost | None:
+    """Measure a GET of this path and query. None is an invalid measurement."""
+    cpu_before = server.cpu() + bench.data.cpu()
+    measurement = bench.measure(server, f"{GET} {target}", size, connections)
+    if measurement is None:
+        return None
+    cpu = server.cpu() + bench.data.cpu() - cpu_before
+    return Cost(measurement, cpu / measurement.requests * 1e6)
+
+
+def pages(bench: Bench) -> Section:
+    """Measure the first and the last full page, with all numbers of tasks in turn."""
+    names = [f"{order}, {which}" for order in PAGES for which in ("first page", "last page")]
+    costs: dict[str, dict[int, list[Cost | None]]]
+    costs = {name: {count: [] for count in COUNTS_OF_PAGES} for name in names}
+    with ExitStack() as stack:
+        copies = {}
+        for count in COUNTS_OF_PAGES:
+            size = Size(1, count)
+            copy = stack.enter_context(bench.copy(f"tasks_{count}"))
+            server = stack.enter_context(copy.serving(size))
+            copies[count] = (copy, server, size, find_pages(server, names))
+            copy.warm(server, size)
+        for _ in range(ROUNDS):
+            for name in names:
+                for count, (copy, server, size, targets) in copies.items():
+                    costs[name][count].append(measure_cost(copy, server, targets[name], size))
+    medians = {
+        name: {count: median_of(measured) for count, measured in by_count.items()}
+        for name, by_count in costs.items()
+    }
+    rows = [
+        [f"{count:,}", *(format_cost(medians[name][count]) for name in names)]
+        for count in COUNTS_OF_PAGES
+    ]
+    first, last = COUNTS_OF_PAGES[0], COUNTS_OF_PAGES[-1]
+    targets = []
+    for name, by_count in costs.items():
+        pairs = zip(by_count[first], by_count[last], strict=True)
+        ratios = [large.cpu / small.cpu for small, large in pairs if small and large]
+        ratio = statistics.median(ratios) if len(ratios) == ROUNDS else None
+        text = (
+            f"{name}, with {last:,} tasks of one user, compared with {first}: "
+            f"{f'{ratio:.2f} times the CPU time' if ratio else 'invalid'} "
+            f"(target: at most {MAX_RATIO_OF_ONE_USER})"
+        )
+        targets.append((text, ratio is not None and ratio <= MAX_RATIO_OF_ONE_USER))
+    x_title = "tasks of one user"
+    panel = chart.Lines(
+        "µs of CPU for a page",
+        x_title,
+        {
+            name: [(float(count), cost.cpu) for count, cost in by_count.items() if cost]
+            for name, by_count in medians.items()
+        },
+    )
+    return Section(
+        "Pages of one user with many tasks", table([x_title, *names], rows), [panel], targets
+    )
+
+
+def format_cost(cost: Cost | None) -> str:
+    if cost is None:
+        return "invalid"
+    return f"{cost.cpu:,.0f} µs / {cost.measurement.rate:,.0f}"
+
+
+def median_of(costs: Iterable[Cost | None]) -> Cost | None:
+    """Return the measurement with the median CPU time, or None if one is invalid."""
+    valid = sorted((cost for cost in costs if cost), key=lambda cost: cost.cpu)
+    return valid[len(valid) // 2] if len(valid) == ROUNDS else None
+
+
+def find_pages(server: Server, names: Sequence[str]) -> dict[str, str]:
+    """Return the path and query of each page. To find the last page, follow the links to it."""
+    targets = []
+    user = f"/api/{user_id(1)}"
+    bearer = token(1)
+    for filtered, sort in PAGES.values():
+        count = send_request(server, "GET", f"{user}/tasks/count?{filtered}", bearer=bearer)
+        skipped = count.body["count"] - LIMIT
+        query = f"{filtered}{sort}".removeprefix("&")
+        target = f"/tasks?limit={LIMIT}&{query}"
+        targets.append(target)
+        cursor = ""
+        while skipped > 0:
+            step = min(skipped, PAGE_LIMIT)
+            path = f"{user}/tasks?limit={step}&{query}{cursor}"
+            link = send_request(server, "GET", path, bearer=bearer).headers["Link"]
+            found = re.search("cursor=([^&>]+)", link)
+            assert found, link
+            cursor = f"&cursor={found[1]}"
+            skipped -= step
+        targets.append(f"{target}{cursor}")
+        page = send_request(server, "GET", f"{user}{targets[-1]}", bearer=bearer)
+        assert len(page.body) == LIMIT, "The last page is not full."
+        assert "Link" not in page.headers, "The page is not the last one."
+    return dict(zip(names, targets, strict=True))
+
+
+def queries(bench: Bench) -> Section:
+    """Measure sorts, filters and counts without an index, one request after the other."""
+    size = Size(1, COUNT_OF_QUERIES)
+    costs: dict[str, list[Cost | None]] = {name: [] for name in QUERIES}
+    with bench.serving(size) as server:
+        bench.warm(server, size)
+        for _ in range(ROUNDS):
+            for name, target in QUERIES.items():
+                costs[name].append(measure_cost(bench, server, target, size, connections=1))
+    rows = []
+    for name, measured in costs.items():
+        cost = median_of(measured)
+        values = (cost.cpu / 1000, cost.measurement.p50, cost.measurement.p99) if cost else ()
+        rows.append([name, *(f"{value:.1f}" for value in values)])
+    head = [f"{COUNT_OF_QUERIES:,} tasks of one user", "CPU, ms", "p50, ms", "p99, ms"]
+    return Section("Sorts and filters without an index", table(head, rows), [])
 
 
 def tasks_in_all(bench: Bench) -> Section:
@@ -302,6 +476,8 @@ def memory(bench: Bench) -> Section:
 
 SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "tasks-of-one": tasks_of_one,
+    "pages": pages,
+    "queries": queries,
     "tasks-in-all": tasks_in_all,
     "clients": clients,
     "distance": distance,
@@ -331,6 +507,7 @@ def main() -> None:
     is_missed = False
     with tempfile.TemporaryDirectory() as folder, migrated() as data:
         bench = Bench(data, Path(folder), options.seconds, options.requests, [])
+        setup = f"Each measurement took {options.seconds} s. {machine(data)}."
         for name in options.sections or SECTIONS:
             section = SECTIONS[name](bench)
             lines = [
@@ -341,10 +518,11 @@ def main() -> None:
             print(f"{section.title}\n\n" + "\n\n".join(parts) + "\n", flush=True)
             is_missed |= not all(is_met for _, is_met in section.targets)
             if options.write:
-                picture = f"performance-{name}.svg"
-                (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
-                setup = f"Each measurement took {options.seconds} s. {machine(data)}."
-                parts += [f"![{section.title}]({picture})", setup]
+                if section.panels:
+                    picture = f"performance-{name}.svg"
+                    (ROOT / "docs" / picture).write_text(chart.lines(section.panels))
+                    parts.append(f"![{section.title}]({picture})")
+                parts.append(setup)
                 replace_section(f"make bench-growth: {name}", "\n\n".join(parts) + "\n")
         for reason in bench.invalid:
             print(f"invalid: {reason}")

@@ -4,11 +4,16 @@
 local operation = os.getenv("OPERATION")
 local users = tonumber(os.getenv("USERS"))
 local tasks_per_user = tonumber(os.getenv("TASKS_PER_USER"))
+local first_revision = tonumber(os.getenv("FIRST_REVISION"))
 local etag = os.getenv("ETAG") -- a format of string.format, with %d for the revision
 
 local tasks = users * tasks_per_user
 local STRIDE = 7919 -- a prime that divides no count of tasks: successive requests have different owners
 local LIMIT = os.getenv("LIMIT")
+local body_format = os.getenv("BODY") -- of creates and patches, with two %d for a number
+local completed_each = tonumber(os.getenv("COMPLETED_EACH"))
+
+local target = os.getenv("TARGET") -- of the operation GET: what follows /api/{user_id} in the path
 
 local authorization = {}
 if os.getenv("TOKENS") ~= "" then
@@ -17,8 +22,12 @@ if os.getenv("TOKENS") ~= "" then
   end
 end
 
+local function user_path(user)
+  return string.format("/api/00000000-0000-4000-8000-%012d", user)
+end
+
 local function tasks_path(user)
-  return string.format("/api/00000000-0000-4000-8000-%012d/tasks", user)
+  return user_path(user) .. "/tasks"
 end
 
 local function owner_of(task)
@@ -48,7 +57,7 @@ end
 
 function make_request.not_modified(count)
   local task = count * STRIDE % tasks + 1
-  local revision = (task - 1) % tasks_per_user + 1
+  local revision = first_revision + (task - 1) % tasks_per_user + 1
   local if_none_match = string.format("If-None-Match: " .. etag .. "\r\n", revision)
   return message("GET", task_path(task), owner_of(task), nil, if_none_match)
 end
@@ -58,26 +67,30 @@ function make_request.list(count)
   return message("GET", tasks_path(user) .. "?limit=" .. LIMIT, user)
 end
 
+function make_request.GET(count)
+  local user = count * STRIDE % users + 1
+  return message("GET", user_path(user) .. target, user)
+end
+
 function make_request.create(count)
   local user = count * STRIDE % users + 1
-  local body = string.format(
-    '{"title": "Buy oat milk, time %d", "description": "Two litres, and none with sugar in it."}',
-    count
-  )
+  local body = string.format(body_format, count, count)
   return message("POST", tasks_path(user), user, body)
 end
 
 function make_request.patch(count, task_count)
   local task = count * STRIDE % (task_count or tasks) + 1
-  local body = string.format('{"title": "Buy oat milk, change %d"}', count)
+  local body = string.format(body_format, count, count)
   return message("PATCH", task_path(task), owner_of(task), body)
 end
 
--- Each second time, `completed` is set to false, because the same value again would be no change.
+-- Every request changes the task: the same value again would be no change. The first request for a
+-- task sets what it was not at the start, the second one sets it back, and so on.
 function make_request.complete(count, task_count)
   local task = count * STRIDE % (task_count or tasks) + 1
-  local reopens = math.floor(count / (task_count or tasks)) % 2 == 1
-  local body = reopens and '{"completed": false}' or '{"completed": true}'
+  local is_second = math.floor(count / (task_count or tasks)) % 2 == 1
+  local was_completed = task % completed_each == 0
+  local body = is_second == was_completed and '{"completed": true}' or '{"completed": false}'
   return message("PATCH", task_path(task) .. "/complete", owner_of(task), body)
 end
 
@@ -115,12 +128,32 @@ function request()
   return make(count)
 end
 
+-- wrk counts only a status of 400 or above as an error. A conditional GET must get a 304.
+local threads = {}
+wrong = 0
+
+function setup(thread)
+  threads[#threads + 1] = thread
+end
+
+if operation == "not_modified" then
+  function response(status)
+    if status ~= 304 then
+      wrong = wrong + 1
+    end
+  end
+end
+
 function done(summary, latency)
+  local all_wrong = 0
+  for _, thread in ipairs(threads) do
+    all_wrong = all_wrong + thread:get("wrong")
+  end
   local errors = summary.errors
   io.write(string.format(
     '\nRESULT {"requests": %d, "seconds": %.6f, "errors": %d, "lost": %d, '
       .. '"p50": %.3f, "p95": %.3f, "p99": %.3f, "maximum": %.3f}\n',
-    summary.requests, summary.duration / 1e6, errors.status,
+    summary.requests, summary.duration / 1e6, errors.status + all_wrong,
     errors.connect + errors.read + errors.write + errors.timeout,
     latency:percentile(50) / 1e3, latency:percentile(95) / 1e3,
     latency:percentile(99) / 1e3, latency.max / 1e3

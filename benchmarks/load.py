@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import MIX, WRITES
+from data import COMPLETED_EACH, FIRST_REVISION, MIX, SENT_MEMBERS, WRITES
 
 from todo_api.web.conditional import etag
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).with_suffix(".lua")
 CONNECTIONS = 16
 LIMIT = 50  # the `limit` of a list request
+
+# An operation besides those in WRITES is "GET" with what follows the user's id in the path, such as
+# "GET /tasks?limit=50".
+GET = "GET"
 
 
 class InvalidMeasurementError(Exception):
@@ -70,13 +74,18 @@ def measure(
     False, the server has no database, and the changes are not compared.
     """
     changes_before = data.changes()
+    name, _, target = operation.partition(" ")
     environ = {
-        "OPERATION": operation,
+        "OPERATION": name,
         "TOKENS": str(tokens or ""),
         "USERS": str(size.users),
         "TASKS_PER_USER": str(size.tasks_per_user),
         "LIMIT": str(LIMIT),
+        "BODY": json.dumps(SENT_MEMBERS),
+        "COMPLETED_EACH": str(COMPLETED_EACH),
         "MIX": " ".join(f"{name}={share}" for name, share in MIX.items()),
+        "TARGET": target,
+        "FIRST_REVISION": str(FIRST_REVISION),
         "ETAG": etag(12345).replace("12345", "%d"),
     }
     process = subprocess.run(
@@ -94,8 +103,8 @@ def measure(
     errors, lost = figures.pop("errors"), figures.pop("lost")
     if errors or lost or not figures["requests"]:
         raise InvalidMeasurementError(
-            f"{operation}: {figures['requests']} requests, {errors} responses with a status of 400 "
-            f"or above, {lost} connections lost or timed out"
+            f"{operation}: {figures['requests']} requests, {errors} responses with a wrong status, "
+            f"{lost} connections lost or timed out"
         )
     if writes:
         changes = data.changes() - changes_before
@@ -107,7 +116,7 @@ def check_changes(operation: str, requests: int, changes: int, connections: int)
     """Raise InvalidMeasurementError unless the requests made the expected number of changes."""
     # At the end, one request of each connection may or may not be executed, and a mix can stop
     # in the middle of its series of 100 requests.
-    share = WRITES[operation] / 100
+    share = WRITES.get(operation, 0) / 100
     tolerance = connections + (100 if operation == "mix" else 0) if share else 0
     if abs(changes - requests * share) > tolerance:
         raise InvalidMeasurementError(

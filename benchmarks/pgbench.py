@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import psycopg
+from data import COMPLETED_EACH
 from load import LIMIT, InvalidMeasurementError
 
 from todo_api.db.database import ACT_AS_OWNER_WITH_TIMEOUT
@@ -26,18 +27,21 @@ if TYPE_CHECKING:
 
 NAME = "PostgreSQL alone"
 
+# A patch writes all members but these two, as the load of wrk does.
+PATCHED = tuple(sorted({*TASK.writable_names} - {"completed", "completed_at"}))
+
 # The statements that each operation sends in one pipeline.
 STATEMENTS: dict[str, Sequence[Statement]] = {
     "get": [TASK.statements.find],
     "not_modified": [TASK.statements.find],
     "list": [list_statement(TASK)],
     "create": [TASK.statements.insert.change],
-    "patch": TASK.statements.update(("title",)),
+    "patch": TASK.statements.update(PATCHED),
     "complete": TASK.statements.update(("completed",)),
 }
 
 # The SQL expressions that replace the parameters of a statement. pgbench sends its variables as
-# parameters of prepared statements.
+# parameters of prepared statements. The times have no colons, which would begin variables.
 EXPRESSIONS = {
     "owner": "('00000000-0000-4000-8000-' || lpad(:user, 12, '0'))",
     "id": "('01900000-0000-7000-8000-' || lpad(:task, 12, '0'))",
@@ -50,28 +54,58 @@ EXPRESSIONS = {
     "client_revisions": "'{}'",
     "new_title": "('Buy oat milk, change ' || :change)",
     "new_description": "'Two litres, and none with sugar in it.'",
-    "new_completed": "(:change::int % 2 = 0)",
-    "new_priority": "'none'",
+    "new_completed": "(:completed::int = 1)",
+    "new_completed_at": "NULL",
+    "new_priority": "'high'",
+    "new_labels": "'{errand,shop}'",
+    "new_label_keys": "'{errand,shop}'",
+    "new_due_date": "'2026-11-21'",
+    "new_due_time": "'093000'",
+    "new_time_zone": "'Europe/Berlin'",
+    "new_due_at": "'2026-11-21 083000Z'",
+    "new_start_date": "'2026-11-20'",
+    "patch_metadata": """('{"source": "mail", "thread": "change-' || :change || '"}')""",
+    "new_metadata": """'{"source": "mail", "thread": "message"}'""",
 }
+
+# Successive transactions of all clients take the tasks in turn, so `complete` always changes the
+# task: first each completed task is set to not completed and each other one to completed, then
+# back. The variables `count` and `clients` come from the command line; 7919 divides no number of
+# tasks.
+VARIABLES = """
+\\set number :count * :clients + :client_id
+\\set count :count + 1
+\\set task :number * 7919 % {tasks} + 1
+\\set user (:task - 1) / {tasks_per_user} + 1
+\\set is_completed CASE WHEN :task % {completed_each} = 0 THEN 1 ELSE 0 END
+\\set completed (:number / {tasks} + :is_completed + 1) % 2
+\\set change random(1, 1000000000)
+"""
 
 
 def script(operation: str, size: Size) -> str:
-    expressions = EXPRESSIONS | ({"id": "uuidv7()"} if operation == "create" else {})
+    """Return the script of an operation, whose transaction is one pipeline."""
+    expressions = EXPRESSIONS
+    if operation == "create":
+        expressions = expressions | {"id": "uuidv7()", "new_completed": "false"}
     statements = (ACT_AS_OWNER_WITH_TIMEOUT, *STATEMENTS[operation])
     sql = "\n".join(f"{statement.sql.decode()};" for statement in statements)
     sql = re.sub(r"%\((\w+)\)s", lambda match: expressions[match[1]], sql).replace("%%", "%")
-    # pgbench would read the colons in a format of to_char as variables: \072 is a colon.
-    sql = re.sub(r"'([^']*HH24:MI:SS[^']*)'", escape_colons, sql)
-    return (
-        f"\\set user random(1, {size.users})\n"
-        f"\\set task (:user - 1) * {size.tasks_per_user} + random(1, {size.tasks_per_user})\n"
-        "\\set change random(1, 1000000000)\n"
-        f"\\startpipeline\n{sql}\n\\endpipeline\n"
+    variables = VARIABLES.format(
+        tasks=size.users * size.tasks_per_user,
+        tasks_per_user=size.tasks_per_user,
+        completed_each=COMPLETED_EACH,
     )
+    return f"{variables}\\startpipeline\n{escape_formats(sql)}\n\\endpipeline\n"
 
 
-def escape_colons(literal: re.Match[str]) -> str:
-    return "E'" + literal[1].replace(":", "\\072") + "'"
+def escape_formats(sql: str) -> str:
+    r"""Replace the colons in the formats of to_char, which pgbench would read as variables."""
+    return re.sub(
+        r"'([^']*HH24:MI:SS[^']*)'",
+        lambda literal: "E'" + literal[1].replace(":", "\\072") + "'",
+        sql,
+    )
 
 
 def rate(
@@ -84,8 +118,9 @@ def rate(
         row = connection.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'").fetchone()
     assert row
     options = ("-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(seconds))
+    variables = ("-D", "count=0", "-D", f"clients={clients}")
     process = subprocess.run(
-        [f"{row[0]}/pgbench", *options, "-f", path, data.url],
+        [f"{row[0]}/pgbench", *options, *variables, "-f", path, data.url],
         capture_output=True,
         text=True,
         timeout=seconds + 60,

@@ -14,13 +14,15 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data import ROOT, SECRET, WRITES, task_id, token, user_id
+from data import ROOT, SECRET, SENT_DUE_AT, SENT_MEMBERS, WRITES, read_stat, task_id, token, user_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from email.message import Message
 
     from data import Data
 
@@ -36,7 +38,9 @@ WITHOUT_CONDITIONAL_GET = tuple(name for name in ALL if name != "not_modified")
 class System:
     """A server to compare. Its command contains `{port}` and `{workers}`.
 
-    An upper bound has no database and always sends the same response.
+    The values of `environ` can contain `{folder}`, a folder for files. A system that
+    `is_conditional` sends ETags and request ids, and evaluates preconditions. An upper bound has no
+    database and always sends the same response.
     """
 
     name: str
@@ -44,6 +48,7 @@ class System:
     operations: tuple[str, ...] = WITHOUT_CONDITIONAL_GET
     folder: Path = PEERS
     environ: Mapping[str, str] = field(default_factory=dict)
+    is_conditional: bool = False
     is_upper_bound: bool = False
 
 
@@ -65,6 +70,7 @@ THIS_API = System(
     # The empty values override settings of .env.
     {"JWT_JWKS_URL": "", "JWT_PUBLIC_KEY": "", "JWT_ISSUER": "", "JWT_AUDIENCE": ""}
     | {"LOG_LEVEL": "info", "METRICS": "true"},
+    is_conditional=True,
 )
 # With a near database, one thread can be faster: more threads compete for the GIL.
 ONE_THREAD = replace(
@@ -72,6 +78,14 @@ ONE_THREAD = replace(
 )
 SQLMODEL = System("FastAPI + SQLModel", uvicorn("fastapi_sqlmodel:app"))
 ASYNCPG = System("FastAPI + asyncpg", uvicorn("fastapi_asyncpg:app"))
+PYDANTIC = System("FastAPI + asyncpg + pydantic", uvicorn("fastapi_asyncpg_pydantic:app"))
+GUARANTEES = System(
+    "FastAPI + asyncpg, same guarantees",
+    uvicorn("fastapi_guarantees:app"),
+    ALL,
+    environ={"PROMETHEUS_MULTIPROC_DIR": "{folder}"},
+    is_conditional=True,
+)
 FLASK_ORM = System("Flask-SQLAlchemy", gunicorn(VENV / "bin/python", "flask_sqlalchemy_orm:app"))
 FASTIFY = System("Fastify + pg", ("node", PEERS / "fastify/server.mjs"))
 BARE_FLASK = System(
@@ -100,6 +114,8 @@ SYSTEMS = (
     ONE_THREAD,
     SQLMODEL,
     ASYNCPG,
+    PYDANTIC,
+    GUARANTEES,
     FLASK_ORM,
     FASTIFY,
     BARE_FLASK,
@@ -165,11 +181,6 @@ class Server:
         return sorted(sizes, reverse=True)
 
 
-def read_stat(folder: Path) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name of the process (man 5 proc)."""
-    return (folder / "stat").read_text().rpartition(") ")[2].split()
-
-
 @contextmanager
 def serving(
     system: System,
@@ -183,7 +194,8 @@ def serving(
     """Run the system on a free port, with its output in `log`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    values = {"port": str(port), "workers": str(workers)}
+    values = {"port": str(port), "workers": str(workers), "folder": str(log.parent)}
+    environ = {name: value.format(**values) for name, value in system.environ.items()}
     environ = {
         "DATABASE_URL": database_url,
         "PORT": str(port),
@@ -191,12 +203,12 @@ def serving(
         "WEB_THREADS": str(threads),
         "AUTH_MODE": "jwt" if tokens else "none",
         "JWT_SECRET": SECRET if tokens else "",
-    }
+    } | environ
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [str(part).format(**values) for part in system.command],
             cwd=system.folder,
-            env=os.environ | environ | system.environ,
+            env=os.environ | environ,
             stdout=stream,
             stderr=stream,
             start_new_session=True,
@@ -236,12 +248,21 @@ def await_response(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
 class Response:
     status: int
     body: Any
+    headers: Message = field(compare=False)
 
 
 def send_request(
-    server: Server, method: str, path: str, body: object = None, *, bearer: str | None = None
+    server: Server,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    bearer: str | None = None,
+    **more_headers: str,
 ) -> Response:
-    headers = {"Content-Type": "application/json"} if body is not None else {}
+    headers = {name.replace("_", "-"): value for name, value in more_headers.items()}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
     if bearer:
         headers["Authorization"] = f"Bearer {bearer}"
     data = None if body is None else json.dumps(body).encode()
@@ -249,23 +270,43 @@ def send_request(
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             text = response.read()
-            return Response(response.status, json.loads(text) if text else None)
+            return Response(response.status, json.loads(text) if text else None, response.headers)
     except urllib.error.HTTPError as error:
         error.close()
-        return Response(error.code, None)
+        return Response(error.code, None, error.headers)
 
 
-# The members that every system has. This API has more.
-MEMBERS = {
-    *("id", "user_id", "title", "description", "completed"),
-    *("created_at", "updated_at", "revision"),
+# The members that the server sets.
+SET_BY_SERVER = {"id", "user_id", "completed_at", "due_at", "created_at", "updated_at", "revision"}
+
+# What the task becomes by a request, and the request's body with all members that it can write.
+NUMBER = "1"
+SENT = json.loads(json.dumps(SENT_MEMBERS).replace("%d", NUMBER))
+NEW = {
+    "title": "  Call the bank ",
+    "description": None,
+    "completed": False,
+    "priority": "low",
+    "labels": [" phone ", "bank"],
+    "due_date": "2027-02-01",
+    "due_time": "17:00:00",
+    "time_zone": "America/New_York",
+    "start_date": "2027-01-31",
+    "metadata": {"source": "call", "number": "5"},
 }
+CREATED = NEW | {"title": "Call the bank", "labels": ["bank", "phone"], "completed_at": None}
+# A merge patch keeps the keys of `metadata` that it does not name.
+PATCHED = CREATED | SENT | {"metadata": NEW["metadata"] | SENT["metadata"]}
+DUE_AT = "2027-02-01T22:00:00Z"
 
 
 def check(server: Server, data: Data, *, tokens: bool) -> None:
     """Assert that a system does the work of all operations, and refuses invalid requests."""
     tasks = f"/api/{user_id(1)}/tasks"
     bearer = token(1) if tokens else None
+
+    def send(method: str, path: str, body: object = None, **headers: str) -> Response:
+        return send_request(server, method, path, body, bearer=bearer, **headers)
 
     def status(method: str, path: str, body: object = None, token: str | None = bearer) -> int:
         return send_request(server, method, path, body, bearer=token).status
@@ -274,23 +315,30 @@ def check(server: Server, data: Data, *, tokens: bool) -> None:
         assert status("GET", f"{tasks}/{task_id(1)}") == 200  # noqa: PLR2004
         return
     changes_before = data.changes()
-    created = send_request(server, "POST", tasks, {"title": "  Buy oat milk "}, bearer=bearer)
+    created = send("POST", tasks, NEW)
     assert created.status == 201, created  # noqa: PLR2004
-    assert created.body.keys() >= MEMBERS, created
-    assert created.body["title"] == "Buy oat milk", created
+    assert created.body.keys() == {*NEW, *SET_BY_SERVER}, created
+    assert without(created.body, SET_BY_SERVER - {"completed_at"}) == CREATED, created
+    assert same_time(created.body["due_at"], DUE_AT), created
     task = f"{tasks}/{created.body['id']}"
-    assert send_request(server, "GET", task, bearer=bearer) == Response(200, created.body)
-    listed = send_request(server, "GET", f"{tasks}?limit=2", bearer=bearer)
-    assert [task["id"] for task in listed.body] == [created.body["id"], task_id(60)], listed
-    patched = send_request(server, "PATCH", task, {"description": "Two litres"}, bearer=bearer)
-    changed = created.body | {"description": "Two litres"}
-    set_by_trigger = {name: patched.body[name] for name in ("updated_at", "revision")}
-    assert patched.body == changed | set_by_trigger, patched
+    assert send("GET", task) == Response(200, created.body, created.headers)
+    listed = send("GET", f"{tasks}?limit=2")
+    assert listed.body[0] == created.body, listed
+    assert listed.body[1]["id"] == task_id(60), listed
+    patched = send("PATCH", task, SENT)
+    assert without(patched.body, SET_BY_SERVER - {"completed_at"}) == PATCHED, patched
+    assert same_time(patched.body["due_at"], SENT_DUE_AT), patched
     assert patched.body["revision"] == created.body["revision"] + 1, patched
     completion = {"completed": True}
-    completed = send_request(server, "PATCH", f"{task}/complete", completion, bearer=bearer)
+    completed = send("PATCH", f"{task}/complete", completion)
     assert completed.body["completed"] is True, completed
+    assert same_time(completed.body["completed_at"], completed.body["updated_at"]), completed
     assert data.changes() == changes_before + 3, "The number of changes is not that of the writes."
+    moved = send("PATCH", task, {"due_time": "10:30:00", "metadata": {"number": None}})
+    assert same_time(moved.body["due_at"], "2026-11-21T09:30:00Z"), moved
+    assert moved.body["metadata"] == SENT["metadata"], moved
+    if server.system.is_conditional:
+        check_conditions(send, tasks, task, moved)
     invalid = {
         "a blank title": status("POST", tasks, {"title": "  "}),
         "a title that is a number": status("POST", tasks, {"title": 5}),
@@ -298,6 +346,14 @@ def check(server: Server, data: Data, *, tokens: bool) -> None:
         "an unknown member": status("POST", tasks, {"title": "Buy", "due": "now"}),
         "a text as boolean": status("PATCH", f"{task}/complete", {"completed": "yes"}),
         "a limit of 201": status("GET", f"{tasks}?limit=201"),
+        "an unknown priority": status("POST", tasks, NEW | {"priority": "urgent"}),
+        "labels as a text": status("POST", tasks, NEW | {"labels": "shop"}),
+        "labels that differ in case": status("PATCH", task, {"labels": ["shop", "Shop"]}),
+        "a day that does not exist": status("POST", tasks, NEW | {"due_date": "2026-02-30"}),
+        "a time without a day": status("POST", tasks, {"title": "Buy", "due_time": "09:30:00"}),
+        "an unknown time zone": status("POST", tasks, NEW | {"time_zone": "Europe"}),
+        "a start after the due date": status("PATCH", task, {"start_date": "2026-11-22"}),
+        "a number in the metadata": status("PATCH", task, {"metadata": {"source": 1}}),
     }
     assert set(invalid.values()) == {422}, invalid
     other = f"{tasks}/{task_id(61)}"  # a task of the second user
@@ -315,3 +371,29 @@ def check(server: Server, data: Data, *, tokens: bool) -> None:
     assert status("DELETE", task) == 204, "DELETE"  # noqa: PLR2004
     missing["a deleted task"] = status("GET", task)
     assert set(missing.values()) == {404}, missing
+
+
+def check_conditions(send: Callable[..., Response], tasks: str, task: str, now: Response) -> None:
+    """Assert that a system sends ETags and request ids, and evaluates preconditions."""
+    etag, old_etag = (f'"{now.body["revision"] - age}"' for age in (0, 1))
+    assert now.headers["ETag"] == etag, now.headers
+    assert send("GET", task, X_Request_Id="an-id").headers["X-Request-Id"] == "an-id"
+    statuses = {
+        "GET, the same": send("GET", task, If_None_Match=etag).status,
+        "GET, another": send("GET", task, If_None_Match=old_etag).status,
+        "PATCH of another": send("PATCH", task, {"title": "x"}, If_Match=old_etag).status,
+        "PATCH of the same": send("PATCH", task, {"title": "x"}, If_Match=etag).status,
+        "DELETE of another": send("DELETE", task, If_Match=etag).status,
+    }
+    assert list(statuses.values()) == [304, 200, 412, 200, 412], statuses
+    tag = send("GET", f"{tasks}?limit=2").headers["ETag"]
+    assert send("GET", f"{tasks}?limit=2", If_None_Match=tag).status == 304  # noqa: PLR2004
+    assert send("GET", f"{tasks}?limit=3", If_None_Match=tag).status == 200  # noqa: PLR2004
+
+
+def without(members: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if name not in names}
+
+
+def same_time(one: str, other: str) -> bool:
+    return datetime.fromisoformat(one) == datetime.fromisoformat(other)

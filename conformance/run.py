@@ -78,7 +78,7 @@ def wait_until_live(url: str) -> None:
         try:
             with urlopen(f"{url}/livez", timeout=5):
                 return
-        except URLError:
+        except (URLError, TimeoutError):  # the socket listens before the workers have started
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)

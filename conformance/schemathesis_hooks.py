@@ -1,11 +1,19 @@
 """Corrections of generated requests, for rules of the API that an OpenAPI schema cannot express."""
 
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import schemathesis
 
 ENTITY_TAGS = {"If-Match", "If-None-Match"}
 TITLE_LENGTH = 255
+LABEL_LENGTH = 60
+MOST_LABELS = 20
+
+ZONE = "Europe/Berlin"
+DUE = {"due_date": "2026-11-21", "due_time": "09:30", "time_zone": ZONE}
+# Dates as text have the order of the days.
+FIRST_DATE, LAST_DATE = "1970-01-01", "9999-12-30"
 
 
 @schemathesis.hook
@@ -36,7 +44,10 @@ def keep_valid(case):
         ids = {"id": "task_id", "user_id": "user_id"}
         for name in ids.keys() & case.body.keys():
             case.body[name] = case.path_parameters[ids[name]]
+    if isinstance(case.body, dict):
+        keep_members_valid(case.body, is_user="task_id" not in case.path_parameters)
     if case.query:
+        keep_filters_valid(case.query)
         # The server makes both values for its clients; a schema cannot describe them.
         case.query.pop("cursor", None)
         if "since" in case.query:
@@ -56,11 +67,59 @@ def keep_valid(case):
             )
 
 
-def keep_invalid(case):
-    """Keep a title too long: add characters that the server does not strip.
+def keep_members_valid(body, *, is_user):
+    """Correct values and combinations of members that a schema cannot exclude.
 
-    The server strips white space before it checks the length. maxLength cannot express this.
+    A body of a user may have a `time_zone` without a `due_time`.
     """
+    if isinstance(body.get("time_zone"), str):
+        body["time_zone"] = ZONE
+    for name in ("due_date", "start_date"):
+        if isinstance(body.get(name), str):
+            body[name] = min(max(body[name], FIRST_DATE), LAST_DATE)
+    if isinstance(body.get("completed_at"), str) and not is_in_the_past(body["completed_at"]):
+        body["completed_at"] = "2020-11-21T09:30:00Z"
+    if isinstance(body.get("labels"), list):
+        unequal = {label.strip().casefold(): label for label in body["labels"]}
+        body["labels"] = list(unequal.values())
+    # A task that is changed may have any of these members, so all of them are sent.
+    is_due = body.keys() & {*DUE, "start_date"}
+    if is_due and not (is_user and body.keys() == {"time_zone"}):
+        for name, value in DUE.items():
+            body[name] = body.get(name) or value
+        start_date = body.get("start_date")
+        body["start_date"] = start_date and min(start_date, body["due_date"])
+
+
+def keep_filters_valid(query):
+    """Correct parameters that a schema cannot describe: dates, time zones and labels."""
+    if isinstance(query.get("time_zone"), str):
+        query["time_zone"] = ZONE
+    for name in ("due_after", "due_before"):
+        if isinstance(query.get(name), str):
+            query[name] = min(max(query[name], FIRST_DATE), LAST_DATE)
+    for name in ("label", "label_any"):
+        if isinstance(query.get(name), str):
+            labels = [label.strip()[:LABEL_LENGTH] for label in query[name].split(",")]
+            query[name] = ",".join(labels[:MOST_LABELS])
+
+
+def is_in_the_past(text):
+    """Return whether the date-time is one that Python can represent, and not in the future."""
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC) <= datetime.now(UTC)
+    except (ValueError, OverflowError):
+        return False
+
+
+def keep_invalid(case):
+    """Keep a title and a label in a path too long: add characters that the server does not strip.
+
+    The server strips white space before it checks the length. maxLength cannot express this. A
+    link replaces the invalid id in the path of a label, so the label must be invalid, too.
+    """
+    if "label" in case.path_parameters:
+        case.path_parameters["label"] = "x" * (LABEL_LENGTH + 1)
     title = case.body.get("title") if isinstance(case.body, dict) else None
     if isinstance(title, str) and len(title.strip()) <= TITLE_LENGTH < len(title):
         case.body["title"] = f"|{title}|"

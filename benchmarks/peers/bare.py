@@ -17,9 +17,18 @@ TASK = json.dumps(
         "title": "Buy oat milk, number 1",
         "description": "Two litres of the plain kind, and none of the ones with sugar in them.",
         "completed": False,
+        "completed_at": None,
+        "priority": "high",
+        "labels": ["errand", "shop 1"],
+        "due_date": "2026-11-21",
+        "due_time": "09:30:00",
+        "time_zone": "Europe/Berlin",
+        "due_at": "2026-11-21T08:30:00.000000Z",
+        "start_date": "2026-11-20",
+        "metadata": {"source": "mail", "thread": "message-1"},
         "created_at": "2026-01-01T00:00:01.123456Z",
         "updated_at": "2026-01-01T00:00:01.123456Z",
-        "revision": 1,
+        "revision": 2**52 + 1,
     }
 ).encode()
 TASKS = b"[" + b",\n".join([TASK] * 50) + b"]"

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from typing import Annotated
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Query, Response
-from pydantic import ConfigDict, StrictBool, StringConstraints
+import members
+import pydantic
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
+from members import Completion, TaskCreate, TaskUpdate
+from owner import Owner
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlmodel import DateTime, Field, SQLModel, col, select
+from sqlmodel import Column, DateTime, Field, SQLModel, Text, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
-from tokens import SECRET, user_of
 from uuid_utils.compat import uuid7
-
-Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
-Description = Annotated[str, StringConstraints(max_length=10_000)]
 
 
 class Task(SQLModel, table=True):
@@ -28,6 +30,16 @@ class Task(SQLModel, table=True):
     title: str
     description: str | None = None
     completed: bool = False
+    completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    priority: str = "none"
+    labels: list[str] = Field(default=[], sa_type=ARRAY(Text))
+    due_date: date | None = None
+    due_time: time | None = None
+    time_zone: str | None = None
+    due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    start_date: date | None = None
+    # SQLAlchemy reserves the name `metadata`.
+    metadata_: dict[str, str] = Field(default={}, sa_column=Column("metadata", JSONB))
     # The trigger sets these three.
     created_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     updated_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
@@ -35,37 +47,8 @@ class Task(SQLModel, table=True):
     deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
 
 
-class TaskPublic(SQLModel):
-    id: UUID
-    user_id: UUID
-    title: str
-    description: str | None
-    completed: bool
-    created_at: datetime
-    updated_at: datetime
-    revision: int
-
-
-class TaskCreate(SQLModel):
-    model_config = ConfigDict(extra="forbid")
-
-    title: Title
-    description: Description | None = None
-    completed: StrictBool = False
-
-
-class TaskUpdate(SQLModel):
-    model_config = ConfigDict(extra="forbid")
-
-    title: Title = ""
-    description: Description | None = None
-    completed: StrictBool = False
-
-
-class Completion(SQLModel):
-    model_config = ConfigDict(extra="forbid")
-
-    completed: StrictBool = True
+class TaskPublic(members.Task):
+    metadata: dict[str, str] = pydantic.Field(validation_alias="metadata_")
 
 
 engine = create_async_engine(os.environ["DATABASE_URL"].replace("://", "+asyncpg://", 1))
@@ -76,20 +59,14 @@ async def get_session() -> AsyncIterator[AsyncSession]:
         yield session
 
 
-async def get_owner(user_id: UUID, authorization: Annotated[str | None, Header()] = None) -> UUID:
-    if SECRET:
-        user = user_of(authorization)
-        if user is None:
-            raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
-        if user != str(user_id):
-            raise HTTPException(404)
-    return user_id
-
-
 Session = Annotated[AsyncSession, Depends(get_session)]
-Owner = Annotated[UUID, Depends(get_owner)]
 
 app = FastAPI()
+
+
+@app.exception_handler(IntegrityError)
+async def refuse(_: Request, __: IntegrityError) -> Response:
+    return JSONResponse({"detail": "The task breaks a rule."}, 422)
 
 
 async def find(session: AsyncSession, owner: UUID, task_id: UUID) -> Task:
@@ -99,6 +76,16 @@ async def find(session: AsyncSession, owner: UUID, task_id: UUID) -> Task:
     task = (await session.exec(statement)).one_or_none()
     if task is None:
         raise HTTPException(404)
+    return task
+
+
+def write(task: Task, values: dict[str, Any]) -> Task:
+    """Write these members into the task, and the moment that follows from them."""
+    if "metadata" in values:
+        values["metadata_"] = members.merged_metadata(task.metadata_, values.pop("metadata"))
+    task.sqlmodel_update(values)
+    if values.keys() & set(members.DUE):
+        task.due_at = members.moment(task.due_date, task.due_time, task.time_zone)
     return task
 
 
@@ -124,7 +111,7 @@ async def list_tasks(
 
 @app.post("/api/{user_id}/tasks", response_model=TaskPublic, status_code=201)
 async def create_task(new: TaskCreate, owner: Owner, session: Session, response: Response) -> Task:
-    task = await saved(session, Task.model_validate(new, update={"user_id": owner}))
+    task = await saved(session, write(Task(user_id=owner), new.model_dump()))
     response.headers["Location"] = f"/api/{owner}/tasks/{task.id}"
     return task
 
@@ -137,8 +124,7 @@ async def get_task(task_id: UUID, owner: Owner, session: Session) -> Task:
 @app.patch("/api/{user_id}/tasks/{task_id}", response_model=TaskPublic)
 async def patch_task(task_id: UUID, changes: TaskUpdate, owner: Owner, session: Session) -> Task:
     task = await find(session, owner, task_id)
-    task.sqlmodel_update(changes.model_dump(exclude_unset=True))
-    return await saved(session, task)
+    return await saved(session, write(task, changes.model_dump(exclude_unset=True)))
 
 
 @app.patch("/api/{user_id}/tasks/{task_id}/complete", response_model=TaskPublic)

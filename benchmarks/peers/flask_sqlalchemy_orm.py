@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from typing import Any
 from uuid import UUID
 
 from flask import Flask, Response, abort, jsonify, request
 from flask_sqlalchemy import SQLAlchemy
 from marshmallow import Schema, ValidationError, fields, validate
-from sqlalchemy import DateTime
+from members import DUE, ZONES, merged_metadata, moment
+from sqlalchemy import DateTime, Text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tokens import SECRET, user_of
 from uuid_utils.compat import uuid7
@@ -33,6 +36,16 @@ class Task(db.Model):
     title: Mapped[str]
     description: Mapped[str | None]
     completed: Mapped[bool] = mapped_column(default=False)
+    completed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    priority: Mapped[str] = mapped_column(default="none")
+    labels: Mapped[list[str]] = mapped_column(ARRAY(Text), default=[])
+    due_date: Mapped[date | None]
+    due_time: Mapped[time | None]
+    time_zone: Mapped[str | None]
+    due_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    start_date: Mapped[date | None]
+    # SQLAlchemy reserves the name `metadata`.
+    metadata_: Mapped[dict[str, str]] = mapped_column("metadata", JSONB, default={})
     # The trigger sets these three.
     created_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     updated_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
@@ -52,12 +65,37 @@ class TrueOrFalse(fields.Boolean):
         return value
 
 
+def check_labels(labels: list[str]) -> None:
+    if len({label.casefold() for label in labels}) < len(labels):
+        raise ValidationError("Two labels differ only in case.")
+
+
+DAY = validate.Range(date(1970, 1, 1), date(9999, 12, 30))
+LABEL = (validate.Length(1, 60), validate.Regexp(r"[^,\x00-\x1f\x7f]*\Z"))
+
+
 class TaskSchema(Schema):
     id = fields.UUID(dump_only=True)
     user_id = fields.UUID(dump_only=True)
     title = StrippedString(required=True, validate=validate.Length(1, 255))
     description = fields.String(allow_none=True, validate=validate.Length(max=10_000))
     completed = TrueOrFalse()
+    completed_at = fields.AwareDateTime(allow_none=True)
+    priority = fields.String(validate=validate.OneOf(["none", "low", "medium", "high"]))
+    labels = fields.List(
+        StrippedString(validate=LABEL), validate=(validate.Length(max=20), check_labels)
+    )
+    due_date = fields.Date(allow_none=True, validate=DAY)
+    due_time = fields.Time(allow_none=True)
+    time_zone = fields.String(allow_none=True, validate=validate.OneOf(ZONES))
+    due_at = fields.DateTime(dump_only=True)
+    start_date = fields.Date(allow_none=True, validate=DAY)
+    metadata_ = fields.Dict(
+        fields.String(validate=validate.Length(1, 40)),
+        fields.String(allow_none=True, validate=validate.Length(max=200)),
+        data_key="metadata",
+        validate=validate.Length(max=20),
+    )
     created_at = fields.DateTime(dump_only=True)
     updated_at = fields.DateTime(dump_only=True)
     revision = fields.Integer(dump_only=True)
@@ -87,6 +125,11 @@ def refuse(error: ValidationError) -> tuple[Any, int]:
     return error.messages_dict, 422
 
 
+@app.errorhandler(IntegrityError)
+def refuse_by_rule(_: IntegrityError) -> tuple[Any, int]:
+    return {"detail": "The task breaks a rule."}, 422
+
+
 def find(user_id: UUID, task_id: UUID) -> Task:
     return db.one_or_404(
         db.select(Task).filter_by(user_id=user_id, id=task_id).where(Task.deleted_at.is_(None))
@@ -110,7 +153,8 @@ def list_tasks(user_id: UUID) -> Response:
 
 @app.post("/api/<uuid:user_id>/tasks")
 def create_task(user_id: UUID) -> tuple[Any, int, dict[str, str]]:
-    task = Task(user_id=user_id, **task_schema.load(request.get_json()))
+    task = Task(user_id=user_id, metadata_={})
+    write(task, task_schema.load(request.get_json()))
     db.session.add(task)
     db.session.commit()
     return task_schema.dump(task), 201, {"Location": f"{request.path}/{task.id}"}
@@ -121,9 +165,20 @@ def get_task(user_id: UUID, task_id: UUID) -> Any:
     return task_schema.dump(find(user_id, task_id))
 
 
-def changed(task: Task, changes: dict[str, Any]) -> Any:
-    for name, value in changes.items():
+def write(task: Task, values: dict[str, Any]) -> None:
+    """Write these members into the task, and the moment that follows from them."""
+    if "metadata_" in values:
+        values["metadata_"] = merged_metadata(task.metadata_, values["metadata_"])
+    if "labels" in values:
+        values["labels"].sort()
+    for name, value in values.items():
         setattr(task, name, value)
+    if values.keys() & set(DUE):
+        task.due_at = moment(task.due_date, task.due_time, task.time_zone)
+
+
+def changed(task: Task, changes: dict[str, Any]) -> Any:
+    write(task, changes)
     db.session.commit()
     return task_schema.dump(task)
 

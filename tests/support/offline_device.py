@@ -236,8 +236,9 @@ class OfflineDevice:
         return Request("sync", "GET", path, headers=known)
 
     def forget(self) -> None:
-        """Begin a full sync."""
+        """Begin a full sync. A 304 would leave the copy empty, so the ETags are deleted, too."""
         self.since = "0"
+        self.etags.clear()
         self.copy.clear()
         self.full_syncs += 1
 

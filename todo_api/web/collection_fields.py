@@ -25,6 +25,10 @@ SPACES = r"\x20\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 LABELS_LENGTH = 1300
 
 
+# The pattern of one label, without its start and end.
+LABEL_PATTERN = f"[^{REFUSED}]*[^{REFUSED}{SPACES}][^{REFUSED}]*"
+
+
 class MergePatch(dict[str, str | None]):
     """The object in a JSON merge patch (RFC 7396): null removes a key, other keys stay."""
 
@@ -34,8 +38,7 @@ class Label(StrictText):
 
     def __init__(self, maximum: int, **options: Any) -> None:
         length = validate.Length(1, maximum, error=f"Must have 1 to {maximum} characters.")
-        pattern = f"^[^{REFUSED}]*[^{REFUSED}{SPACES}][^{REFUSED}]*$"
-        metadata = options.pop("metadata", {}) | {"pattern": pattern}
+        metadata = options.pop("metadata", {}) | {"pattern": f"^{LABEL_PATTERN}$"}
         super().__init__(validate=length, metadata=metadata, **options)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
@@ -71,7 +74,9 @@ class LabelsParameter(fields.String):
     """One or more labels, separated by commas. The value is a sorted list, each label once."""
 
     def __init__(self, label: Label, maximum: int, metadata: Mapping[str, Any]) -> None:
-        super().__init__(metadata={**metadata, "maxLength": LABELS_LENGTH, "minLength": 1})
+        pattern = f"^{LABEL_PATTERN}(?:,{LABEL_PATTERN})*$"
+        lengths = {"minLength": 1, "maxLength": LABELS_LENGTH}
+        super().__init__(metadata={**metadata, **lengths, "pattern": pattern})
         self.label, self.maximum = label, maximum
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002

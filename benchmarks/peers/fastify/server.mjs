@@ -11,19 +11,60 @@ import { v7 as uuid7 } from "uuid";
 const { DATABASE_URL, JWT_SECRET: secret, PORT, WEB_CONCURRENCY } = process.env;
 const VERIFIED_TOKENS = 10_000;
 
-const COLUMNS = "id, user_id, title, description, completed, created_at, updated_at, revision";
+const COLUMNS = `id, user_id, title, description, completed, completed_at, priority, labels, due_date,
+  due_time, time_zone, due_at, start_date, metadata, created_at, updated_at, revision`;
+const WRITABLE = [
+  ...["title", "description", "completed", "completed_at", "priority", "labels", "due_date"],
+  ...["due_time", "time_zone", "start_date", "metadata"],
+];
+const DUE = ["due_date", "due_time", "time_zone"];
+const DEFAULTS = {
+  ...{ description: null, completed: false, completed_at: null, priority: "none", labels: [] },
+  ...{ due_date: null, due_time: null, time_zone: null, start_date: null, metadata: {} },
+};
+const INSERT = `
+  INSERT INTO tasks (user_id, id, ${WRITABLE}, due_at)
+  VALUES ($1, $2, ${WRITABLE.map((_, at) => `$${at + 3}`)},
+          timezone($11::text, $9::date + $10::time))
+  RETURNING ${COLUMNS}`;
 const OWN = "user_id = $1 AND id = $2 AND deleted_at IS NULL";
 
 // Times have microseconds, which a Date does not have. The time zone of the sessions is UTC.
 pg.types.setTypeParser(pg.types.builtins.TIMESTAMPTZ, (text) =>
   text.replace(" ", "T").replace("+00", "Z"),
 );
+pg.types.setTypeParser(pg.types.builtins.DATE, String);
 pg.types.setTypeParser(pg.types.builtins.INT8, Number);
 
 const uuid = { type: "string", format: "uuid" };
 const title = { type: "string", minLength: 1, maxLength: 255, pattern: "\\S" };
 const description = { type: ["string", "null"], maxLength: 10_000 };
 const completed = { type: "boolean" };
+const nullable = (schema) => ({ ...schema, type: ["string", "null"] });
+const nullableText = { type: ["string", "null"] };
+const zones = new Set(Intl.supportedValuesOf("timeZone"));
+const writable = {
+  title,
+  description,
+  completed,
+  completed_at: nullable({ format: "date-time" }),
+  priority: { enum: ["none", "low", "medium", "high"] },
+  labels: {
+    type: "array",
+    maxItems: 20,
+    items: { type: "string", minLength: 1, maxLength: 60, pattern: "^[^,\\x00-\\x1f\\x7f]*$" },
+  },
+  due_date: nullable({ format: "date" }),
+  due_time: nullable({ pattern: "^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$" }),
+  time_zone: nullableText,
+  start_date: nullable({ format: "date" }),
+  metadata: {
+    type: "object",
+    maxProperties: 20,
+    propertyNames: { minLength: 1, maxLength: 40 },
+    additionalProperties: { type: ["string", "null"], maxLength: 200 },
+  },
+};
 const task = {
   type: "object",
   properties: {
@@ -32,6 +73,15 @@ const task = {
     title: { type: "string" },
     description: { type: ["string", "null"] },
     completed,
+    completed_at: nullableText,
+    priority: { type: "string" },
+    labels: { type: "array", items: { type: "string" } },
+    due_date: nullableText,
+    due_time: nullableText,
+    time_zone: nullableText,
+    due_at: nullableText,
+    start_date: nullableText,
+    metadata: { type: "object", additionalProperties: { type: "string" } },
     created_at: { type: "string" },
     updated_at: { type: "string" },
     revision: { type: "integer" },
@@ -65,6 +115,25 @@ async function userOf(authorization = "") {
   return claims.exp * 1000 > Date.now() ? claims.sub : null;
 }
 
+class RuleError extends Error {
+  statusCode = 422;
+}
+
+// Check and convert what the schemas cannot express.
+function valuesOf(given) {
+  const values = { ...given };
+  if ("title" in values) values.title = values.title.trim();
+  if (values.time_zone != null && !zones.has(values.time_zone)) {
+    throw new RuleError("no such time zone");
+  }
+  if ("labels" in values) {
+    values.labels = values.labels.map((label) => label.trim()).sort();
+    const keys = new Set(values.labels.map((label) => label.toLowerCase()));
+    if (keys.size < values.labels.length) throw new RuleError("two labels differ only in case");
+  }
+  return values;
+}
+
 async function serve() {
   const pool = new pg.Pool({
     connectionString: DATABASE_URL,
@@ -75,8 +144,9 @@ async function serve() {
     ajv: { customOptions: { coerceTypes: false, removeAdditional: false } },
   });
   app.setErrorHandler((error, _, reply) => {
-    if (!error.validation) console.error(error);
-    return reply.code(error.validation ? 422 : (error.statusCode ?? 500)).send({ error: error.message });
+    const isInvalid = error.validation || error.code === "23514"; // check_violation
+    if (!isInvalid && !error.statusCode) console.error(error);
+    return reply.code(isInvalid ? 422 : (error.statusCode ?? 500)).send({ error: error.message });
   },
   );
   if (secret) {
@@ -99,7 +169,19 @@ async function serve() {
     if (names.length === 0) {
       return one(reply, "find", `SELECT ${COLUMNS} FROM tasks WHERE ${OWN}`, [user_id, task_id]);
     }
-    const assigned = names.map((name, at) => `${name} = $${at + 3}`).join(", ");
+    const position = (name) => names.indexOf(name) + 3;
+    const assigned = names.map((name) =>
+      name === "metadata"
+        ? `metadata = jsonb_strip_nulls(metadata || $${position(name)})`
+        : `${name} = $${position(name)}`,
+    );
+    if (DUE.some((name) => name in changes)) {
+      const types = { due_date: "date", due_time: "time", time_zone: "text" };
+      const [day, time, zone] = DUE.map((name) =>
+        name in changes ? `$${position(name)}::${types[name]}` : name,
+      );
+      assigned.push(`due_at = timezone(${zone}, ${day} + ${time})`);
+    }
     return one(
       reply,
       `update ${names}`,
@@ -134,20 +216,15 @@ async function serve() {
     {
       schema: {
         params,
-        body: body({ title, description, completed }, ["title"]),
+        body: body(writable, ["title"]),
         response: { 201: task },
       },
     },
     ({ params: { user_id }, body: given }, reply) => {
       const id = uuid7();
       reply.code(201).header("Location", `/api/${user_id}/tasks/${id}`);
-      return one(
-        reply,
-        "insert",
-        `INSERT INTO tasks (user_id, id, title, description, completed)
-         VALUES ($1, $2, $3, $4, $5) RETURNING ${COLUMNS}`,
-        [user_id, id, given.title.trim(), given.description ?? null, given.completed ?? false],
-      );
+      const values = { ...DEFAULTS, ...valuesOf(given) };
+      return one(reply, "insert", INSERT, [user_id, id, ...WRITABLE.map((name) => values[name])]);
     },
   );
   app.get(
@@ -158,9 +235,9 @@ async function serve() {
   );
   app.patch(
     "/api/:user_id/tasks/:task_id",
-    { schema: { params, body: body({ title, description, completed }), response: { 200: task } } },
+    { schema: { params, body: body(writable), response: { 200: task } } },
     ({ params: of, body: given }, reply) =>
-      update(reply, of, "title" in given ? { ...given, title: given.title.trim() } : given),
+      update(reply, of, valuesOf(given)),
   );
   app.patch(
     "/api/:user_id/tasks/:task_id/complete",

@@ -1,6 +1,6 @@
 """The values that generated classes hold, as JSON has them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from enum import Enum
 from uuid import UUID
 
@@ -16,11 +16,11 @@ def plain(value):
             return {name: plain(member) for name, member in value.items()}
         case list():
             return [plain(item) for item in value]
-    return plain_text(value) if isinstance(value, datetime | UUID | Enum) else value
+    return plain_text(value) if isinstance(value, date | time | UUID | Enum) else value
 
 
 def plain_text(value):
-    """Return the text that JSON has for a moment, an id or a member of an enumeration."""
+    """Return the text that JSON has for a time, a date, an id or a member of an enumeration."""
     if isinstance(value, datetime):
         text = value.astimezone(UTC).isoformat(timespec="microseconds")
         return text.replace("+00:00", "Z")
@@ -30,11 +30,15 @@ def plain_text(value):
 def members(value):
     """Yield the names and values of the members that an attrs class declares.
 
-    A name that Python has for something else ends with `_`: `type_`.
+    A name that Python has for something else ends with `_`: `type_`. A class that declares no
+    member stands for an object whose members belong to the client.
     """
-    for field in attrs.fields(type(value)):
-        if field.name != "additional_properties":
-            yield field.name.removesuffix("_"), getattr(value, field.name)
+    names = [field.name for field in attrs.fields(type(value))]
+    if names == ["additional_properties"]:
+        yield from value.additional_properties.items()
+    for name in names:
+        if name != "additional_properties":
+            yield name.removesuffix("_"), getattr(value, name)
 
 
 def is_unset(value):

@@ -52,7 +52,7 @@ def field_attributes(
         # Generated clients declare an enumeration for an enum, but a literal for a constant.
         (attributes["const"],) = ret.pop("enum")
     if "propertyNames" in field.metadata:  # apispec does not know this keyword
-        attributes["propertyNames"] = field.metadata["propertyNames"]
+        attributes["propertyNames"] = {"pattern": TEXT, **field.metadata["propertyNames"]}
     if "integer" in ret.get("type", ()):
         attributes["format"] = "int64"
     if "string" in ret.get("type", ()) and "enum" not in ret:
