@@ -15,6 +15,7 @@ from tests.support.postgresql import PARTITION_TABLES, as_login, execute, migrat
 from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
+from todo_api.lists.fields import LIST
 from todo_api.resources.items import insert_item, insert_item_once, new_values
 from todo_api.tasks.fields import TASK
 from todo_api.web.idempotency import IdempotentRequest
@@ -102,6 +103,7 @@ VALUES = {
     "none_match": [],
 }
 
+NEW_LIST = {field.name: field.default for field in LIST.fields} | {"name": "Groceries"}
 REQUEST = IdempotentRequest("a-key", "/api/a/tasks", bytes(32))
 
 
@@ -153,21 +155,39 @@ def test_owner_without_privileges_can_partition_existing_tables(
     owners = [uuid.uuid4() for _ in range(50)]
     for owner in owners:
         insert_item_once(database, owner, TASK, None, NEW_TASK, REQUEST)
+        insert_item(database, owner, LIST, None, NEW_LIST)
 
     with psycopg.connect(url, autocommit=True) as superuser:
-        before = read_rows(superuser)
+        before, triggers_before = read_rows(superuser), read_triggers(superuser)
         execute(as_login(url, login), PARTITION_TABLES)
         after = read_rows(superuser)
         partitions = superuser.execute("SELECT count(DISTINCT tableoid) FROM tasks").fetchone()
+        triggers_after = read_triggers(superuser)
 
     assert after == before
-    assert [len(rows) for rows in after.values()] == [50, 50, 50]
+    assert triggers_after == triggers_before
+    assert {table: len(rows) for table, rows in after.items()} == {
+        "users": 50,
+        "lists": 50,
+        "tasks": 50,
+        "idempotency_keys": 50,
+    }
     assert partitions > (4,)
     for owner in owners:
         replayed = insert_item_once(database, owner, TASK, None, NEW_TASK, REQUEST)
         inserted = insert_item(database, owner, TASK, None, NEW_TASK)
         assert replayed.is_replayed
         assert inserted.item.revision > orjson.loads(replayed.body)["revision"]
+    with psycopg.connect(url) as superuser:
+        counted = superuser.execute("SELECT DISTINCT tasks, lists FROM users").fetchall()
+    assert counted == [(2, 1)]
+
+
+def read_triggers(connection):
+    return connection.execute("""
+        SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger
+        WHERE tgrelid::regclass::text = ANY (%s) AND NOT tgisinternal AND tgparentid = 0 ORDER BY 2
+    """, (list(OWNER_OF),)).fetchall()  # fmt: skip
 
 
 def read_rows(connection):
