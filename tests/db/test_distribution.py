@@ -82,6 +82,7 @@ def test_every_statement_needs_only_the_node_of_its_owner():
         assert set(owners) <= {"%(owner)s"}, name
 
 
+OWNER = uuid.uuid4()
 PARTITION = re.compile(r"_\d+$")
 VALUES = {
     "id": uuid.uuid4(),
@@ -122,12 +123,20 @@ def planner(partitioned_url):
             INSERT INTO tasks (user_id, id, title)
             SELECT gen_random_uuid(), gen_random_uuid(), 'Buy oat milk' FROM generate_series(1, 500)
         """)
+        connection.execute(
+            "INSERT INTO lists (user_id, id, name) VALUES (%s, %s, 'Groceries')",
+            (OWNER, VALUES["new_list_id"]),
+        )
+        connection.execute(
+            "INSERT INTO tasks (user_id, id, title, list_id) VALUES (%s, %s, 'Cook', %s)",
+            (OWNER, VALUES["new_parent_id"], VALUES["new_list_id"]),
+        )
         connection.execute("ANALYZE")
         yield connection
 
 
 def test_every_statement_reads_one_partition_of_each_table(planner):
-    values = VALUES | {"owner": uuid.uuid4()}
+    values = VALUES | {"owner": OWNER}
     for name, statement in statements():
         if statement in WITHOUT_OWNER:
             continue
