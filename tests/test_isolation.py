@@ -91,9 +91,15 @@ class Attack:
         self.operations = operations(app)
         self.examples = example_bodies(app)
         self.succeeded: set[tuple[str, str]] = set()
-        self.attacker_tasks: list[str] = []
-        self.attacker_trash: list[str] = []
-        tasks_url = f"/api/{self.victim.id}/tasks"
+        # The ids of live items and of those in the trash, by type.
+        self.attacker_items: dict[str, list[str]] = {"task": [], "list": []}
+        self.attacker_trash: dict[str, list[str]] = {"task": [], "list": []}
+        tasks_url, lists_url = (f"/api/{self.victim.id}/{items}" for items in ("tasks", "lists"))
+        lists = [
+            self.victim.send("POST", lists_url, json={"name": f"{SECRET_TEXT} {number}"}).json["id"]
+            for number in range(3)
+        ]
+        assert self.victim.send("DELETE", f"{lists_url}/{lists[2]}").status_code == 200
         responses = [
             self.victim.send(
                 "POST",
@@ -103,18 +109,20 @@ class Attack:
                     "description": SECRET_TEXT,
                     "labels": [LABEL, SECRET_TEXT],
                     "metadata": {SECRET_TEXT: SECRET_TEXT},
+                    "list_id": lists[number % 2],
                 },
             )
             for number in range(8)
         ]
         assert {response.status_code for response in responses} == {201}
-        self.victim_tasks = [response.json["id"] for response in responses]
-        deleted = self.victim_tasks[-2:]
+        self.victim_items = {"task": [task.json["id"] for task in responses], "list": lists}
+        self.victim_ids = [*self.victim_items["task"], *lists]
+        deleted = self.victim_items["task"][-2:]
         for task in deleted:
             assert self.victim.send("DELETE", f"{tasks_url}/{task}").status_code == 204
         # The attacker may make a task with this id, so responses may contain it.
-        self.reused_id = self.victim_tasks[0]
-        self.secrets = {self.victim.id, *self.victim_tasks} - {self.reused_id}
+        self.reused_id = self.victim_items["task"][0]
+        self.secrets = {self.victim.id, *self.victim_ids} - {self.reused_id}
         page = self.victim.send("GET", f"{tasks_url}?limit=1")
         trash = self.victim.send("GET", f"/api/{self.victim.id}/trash?limit=1")
         self.cursors = [
@@ -128,16 +136,16 @@ class Attack:
         self.tokens = [response.json["next"] for response in changes]
         self.rows_before = self.rows()
         self.view_before = self.view()
-        assert [len(items) for items in self.view_before] == [6, 6, 2, 2, 4]
+        assert [len(items) for items in self.view_before] == [6, 2, 8, 3, 2, 5]
 
     def view(self) -> list[Any]:
-        """Return what the victim reads: tasks, changes, trash, labels and the user."""
+        """Return what the victim reads: tasks, lists, changes, trash, labels and the user."""
         url = f"/api/{self.victim.id}"
-        tasks, changes, trash, labels, user = (
+        tasks, lists, changes, trash, labels, user = (
             self.victim.send("GET", url + path).json
-            for path in ("/tasks", "/changes?since=0", "/trash", "/labels", "")
+            for path in ("/tasks", "/lists", "/changes?since=0", "/trash", "/labels", "")
         )
-        return [tasks, changes["changes"], trash, labels, user]
+        return [tasks, lists, changes["changes"], trash, labels, user]
 
     def rows(self) -> list[Any]:
         """Return all rows of the victim, in the same order whatever the plan is."""
@@ -145,6 +153,7 @@ class Attack:
             return connection.execute(
                 """
                 SELECT to_jsonb(users) FROM users WHERE id = %(id)s
+                UNION ALL SELECT to_jsonb(lists) FROM lists WHERE user_id = %(id)s
                 UNION ALL SELECT to_jsonb(tasks) FROM tasks WHERE user_id = %(id)s
                 ORDER BY 1
                 """,
@@ -180,14 +189,16 @@ class Attack:
         self.check(f"{method} {path} {options}", response, request_text)
         if response.status_code < 300:
             self.succeeded.add((method, template))
-            if template.endswith("}/tasks/{task_id}") and method == "DELETE":
-                self.attacker_trash.append(path.rpartition("/")[2])
+            item_type = "list" if "/lists" in template else "task"
+            if template.endswith("_id}") and "/{user_id}/" in template and method == "DELETE":
+                self.attacker_trash[item_type].append(path.rpartition("/")[2])
             elif template.endswith("/trash") and method == "DELETE":
-                self.attacker_trash = []
-            elif method == "DELETE":
-                self.attacker_tasks, self.attacker_trash = [], []
+                self.attacker_trash = {"task": [], "list": []}
+            elif template.endswith("/{user_id}") and method == "DELETE":
+                self.attacker_items = {"task": [], "list": []}
+                self.attacker_trash = {"task": [], "list": []}
             if response.status_code == 201:
-                self.attacker_tasks.append(response.json["id"])
+                self.attacker_items[item_type].append(response.json["id"])
 
     def check(self, request: str, response: Any, request_text: str) -> None:
         response_text = response.text + str(response.headers)
@@ -203,8 +214,9 @@ class Attack:
             return LABEL
         if name == "user_id":
             return self.random.choice([self.attacker.id] * 4 + [self.victim.id])
-        attacker_ids = self.attacker_trash if self.is_restore else self.attacker_tasks
-        ids = [self.random.choice(self.victim_tasks), *attacker_ids[-3:] * 2]
+        item_type = name.removesuffix("_id")
+        attacker_ids = (self.attacker_trash if self.is_restore else self.attacker_items)[item_type]
+        ids = [self.random.choice(self.victim_items[item_type]), *attacker_ids[-3:] * 2]
         return self.random.choice(ids)
 
     def query(self) -> dict[str, str]:
@@ -220,7 +232,10 @@ class Attack:
                 {"due": "none"},
                 {"user_id": self.victim.id},
                 {"owner": self.victim.id},
-                {"id": self.random.choice(self.victim_tasks)},
+                {"id": self.random.choice(self.victim_ids)},
+                {"list_id": self.random.choice(self.victim_items["list"])},
+                {"parent_id": self.random.choice(self.victim_items["task"])},
+                {"tasks": "inbox"},
             ]
         )
 
@@ -243,7 +258,7 @@ class Attack:
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {}
         if self.random.random() < 0.7:
-            body["title"] = "Mine now"
+            body[self.random.choice(["title", "title", "name"])] = "Mine now"
         if self.random.random() < 0.3:
             body["description"] = self.random.choice([None, "Mine"])
         if self.random.random() < 0.3:
@@ -251,8 +266,9 @@ class Attack:
         if self.random.random() < 0.2:
             body["labels"] = self.random.choice([[], [LABEL]])
         if self.random.random() < 0.2:
-            name = self.random.choice(["user_id", "owner", "id", "task_id"])
-            body[name] = self.random.choice([self.victim.id, *self.victim_tasks])
+            names = ["user_id", "owner", "id", "task_id", "list_id", "parent_id", "after", "before"]
+            name = self.random.choice(names)
+            body[name] = self.random.choice([self.victim.id, *self.victim_ids])
             if name == "id":
                 body[name] = self.reused_id
         if self.random.random() < 0.1:
@@ -271,6 +287,10 @@ def operations(app: Flask) -> list[tuple[str, str]]:
     ]
 
 
+# Members whose values belong to one item.
+IDS_AND_REVISION = ("id", "user_id", "list_id", "parent_id", "after", "before", "revision")
+
+
 def example_bodies(app: Flask) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the documented body of each operation, without members that one resource has."""
     document = app.test_client().get("/openapi.json").json
@@ -280,7 +300,7 @@ def example_bodies(app: Flask) -> dict[tuple[str, str], dict[str, Any]]:
             for name, value in next(iter(operation["requestBody"]["content"].values()))[
                 "example"
             ].items()
-            if name not in ("id", "user_id", "revision")
+            if name not in IDS_AND_REVISION
         }
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
@@ -309,7 +329,7 @@ def url_without_row_level_security(new_database) -> str:
     """The URL of a database without row-level security."""
     url = new_database("without_security")
     migrate(url)
-    for table in ("users", "tasks", "idempotency_keys"):
+    for table in ("users", "lists", "tasks", "idempotency_keys"):
         execute(url, f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
     return url
 

@@ -23,6 +23,7 @@ from tests.support.differences import assert_same_lines
 from tests.support.postgresql import migrate
 from tests.support.samples import (
     breaking_values,
+    has_samples,
     patched_value,
     sample_row,
     sample_values,
@@ -48,6 +49,7 @@ EACH_FIELD = [
     pytest.param(resource, field, id=f"{resource.name}-{field.name}")
     for resource in RESOURCES_AND_WIDGET
     for field in resource.writable_fields
+    if has_samples(field)
 ]
 EACH_READ_ONLY_FIELD = [
     pytest.param(resource, field, id=f"{resource.name}-{field.name}")
@@ -67,10 +69,14 @@ EACH_SORT = [
     for name in resource.sort_keys
     for prefix in ("", "-")
 ]
+# Filters whose values are ids of other rows, or whose result depends on other rows. They have their
+# own tests, in tests/tasks/.
+FILTERS_BY_OTHER_ROWS = {("task", "list_id"), ("task", "parent_id"), ("task", "archived")}
 EACH_FILTER = [
     pytest.param(resource, name, id=f"{resource.name}-{name}")
     for resource in RESOURCES_AND_WIDGET
     for name in resource.filters
+    if (resource.name, name) not in FILTERS_BY_OTHER_ROWS
 ]
 
 # The comparison of a filter, by the part of the filter's name that follows the field's name.
@@ -82,6 +88,8 @@ COMPARISON_BY_ENDING = {
     "_before": operator.lt,
 }
 SEARCH = "q"
+# For the sort keys that need one of these filters: values that all rows of these tests pass.
+OF_ALL_ROWS = {"list_id": "inbox"}
 # What a row needs to pass a filter with several labels.
 LABEL_FILTERS = {"label": set.issuperset, "label_any": set.intersection}
 ROWS = 9
@@ -134,7 +142,7 @@ class Items:
         """Create items with different values, including null, and then change the first one."""
         first, *others = [self.create(**sample_row(self.resource, row)) for row in range(ROWS)]
         url = f"{self.url}/{first['id']}"
-        assert self.client.delete(url).status_code == 204
+        assert self.client.delete(url).status_code in (200, 204)
         return [self.client.post(f"{url}/restore").json, *others]
 
     def count(self, **query: Any) -> int:
@@ -405,7 +413,9 @@ def sort_rows(resource: Resource, rows: list[dict[str, Any]], sort: str) -> list
 def test_pages_continue_every_sort_order(items, resource, sort):
     rows = items.fill()
 
-    listed = items.list(sort=sort, limit=1)
+    needed = resource.sort_needs.get(sort.removeprefix("-"), ())
+    filters = {name: value for name, value in OF_ALL_ROWS.items() if name in needed}
+    listed = items.list(sort=sort, limit=1, **filters)
 
     assert_same_lines(
         [row for page in listed for row in page],

@@ -50,9 +50,12 @@ def test_every_statement_has_an_owner_condition_for_each_table():
     owned = "|".join(OWNED)
     for name, statement in statements():
         text = re.sub(r"\s+", " ", statement.sql.decode())
-        table_uses = re.findall(rf"(?:FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text)
+        table_uses = re.findall(
+            rf"(?:(?<!DISTINCT )FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text
+        )
         owner_conditions = re.findall(
-            rf"WHERE (?:users\.id|(?:{owned})\.user_id) = %\(owner\)s::UUID"
+            # Statements on the tasks below a task call this task `root`.
+            rf"WHERE (?:users\.id|(?:{owned}|root)\.user_id) = %\(owner\)s::UUID"
             rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID"
             r"|INSERT INTO users \(id\) SELECT %\(owner\)s::UUID",
             text,
@@ -171,9 +174,15 @@ def test_every_table_of_a_resource_has_its_triggers(connection):
                     for function in ("take_revision", function_name(table))
                     for _ in ("insert", "update")
                 ),
+                *(
+                    (table, "count_rows")
+                    for table in TABLES
+                    for _ in ("insert", "update", "delete")
+                ),
+                *(("tasks", "place_task") for _ in ("insert", "update")),
             ]
         ),
-        "Create the triggers of each table in its migration, as 0002 and 0012 do.",
+        "Create the triggers of each table in its migration, as 0002, 0012 and 0015 do.",
     )
 
 
@@ -207,6 +216,7 @@ def test_every_constraint_has_an_error_message_or_is_internal(connection):
         "SELECT prosrc FROM pg_proc WHERE prosrc LIKE '%CONSTRAINT%'"
     ):
         constraints.update(re.findall("THEN '(ck_[a-z_]+)'", source))
+    constraints.update(raised_rules(connection))
 
     assert_same_lines(
         sorted(constraints),
@@ -214,11 +224,52 @@ def test_every_constraint_has_an_error_message_or_is_internal(connection):
             {
                 *INTERNAL_CONSTRAINTS,
                 *(name for resource in RESOURCES for name in resource.constraints),
+                *(
+                    f"ck_{resource.plural}_{name}"
+                    for resource in RESOURCES
+                    for name in resource.conflicts
+                ),
             }
         ),
         "Declare the constraint as a rule of a field (todo_api/resources/types.py), or add it to"
         " INTERNAL_CONSTRAINTS in this file if no request can break it.",
     )
+
+
+# The functions that raise rules for the rows of each table, by `raise_rule` or `raise_quota`.
+RAISING_FUNCTIONS = {
+    "change_usage": TABLES,
+    "place_task": ["tasks"],
+    "position_beside": TABLES,
+}
+
+
+def raised_rules(connection):
+    """Return the names of the rules that functions of the database raise."""
+    sources = dict(
+        connection.execute("""
+            SELECT proname, prosrc FROM pg_proc
+            WHERE prosrc ~ 'PERFORM raise_' AND pronamespace = 'public'::regnamespace
+        """).fetchall()
+    )
+    assert_same_lines(
+        sorted(sources),
+        sorted(RAISING_FUNCTIONS),
+        "Add the function to RAISING_FUNCTIONS in this file, with the tables of its rules.",
+    )
+    for name, source in sources.items():
+        rules = re.findall(
+            r"broken_rule := '(\w+)'|THEN '(\w+)'|raise_\w+\(\s*\w+, '(\w+)'", source
+        )
+        rules += re.findall(r"raise_rule\('\w+', '(\w+)'()()\)", source)
+        # The rule of a neighbour that is elsewhere: after_known or before_known.
+        rules += [
+            (f"{side}{ending}", "", "")
+            for ending in re.findall(r"side \|\| '(\w+)'", source)
+            for side in ("after", "before")
+        ]
+        for table in RAISING_FUNCTIONS[name]:
+            yield from (f"ck_{table}_{''.join(rule)}" for rule in rules)
 
 
 def test_every_key_and_index_begins_with_user_id():

@@ -148,7 +148,7 @@ def create_app(
         api.register_blueprint(blueprint)
     app.register_blueprint(docs_blueprint(api))
     # The page of the 412 has an example of a resource; any resource will do.
-    app.register_blueprint(problem_pages_blueprint(example_schema=RESOURCES[0].schemas.item))
+    app.register_blueprint(problem_pages_blueprint(example_schema=TASK.schemas.item))
     if settings.metrics:
         app_metrics.workers.set(1)
         app.register_blueprint(metrics.blueprint)

@@ -1,4 +1,4 @@
--- Divide the three tables into 16 partitions each, by a hash of the owner's id: psql -1 -f divide.sql
+-- Divide the four tables into 16 partitions each, by a hash of the owner's id: psql -1 -f divide.sql
 --
 -- Stop all servers, run `make migrate`, and run this script as the role that owns the tables. The script
 -- locks the tables and copies them. It reads constraints, indexes, triggers, policies and grants from the
@@ -8,7 +8,8 @@
 DO $$
 DECLARE
     parts CONSTANT int := 16;
-    owners CONSTANT jsonb := '[["users", "id"], ["tasks", "user_id"], ["idempotency_keys", "user_id"]]';
+    owners CONSTANT jsonb := '[["users", "id"], ["lists", "user_id"], ["tasks", "user_id"],
+                              ["idempotency_keys", "user_id"]]';
     divided jsonb;
     name text;
     again text[] := '{}';

@@ -486,7 +486,7 @@ def upgrade() -> None:
         IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
             NEW.deleted_with := NEW.revision;
         END IF;
-        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END;
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END;
         NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
         NEW.place := coalesce(NEW.list_id, '00000000-0000-0000-0000-000000000000');
         NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
@@ -620,7 +620,7 @@ AS $function$
     DECLARE
         broken_rule text;
     BEGIN
-        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, NEW.updated_at) END;
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END;
         NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
         broken_rule := CASE
             WHEN NOT (NEW.revision > 0) THEN 'ck_tasks_revision_positive'

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import hmac
 import json
+import re
 import socket
 import threading
 import time
@@ -1289,8 +1290,8 @@ def is_open(rule: str) -> bool:
 
 
 def fill_path(rule, user_id: str = USER, task_id: str = OTHER) -> str:
-    path = rule.rule.replace("<id:user_id>", user_id).replace("<id:task_id>", task_id)
-    path = path.replace("<text:label>", "errand")
+    path = rule.rule.replace("<id:user_id>", user_id).replace("<text:label>", "errand")
+    path = re.sub("<id:(task|list)_id>", task_id, path)
     assert "<" not in path, rule
     return path
 

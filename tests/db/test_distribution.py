@@ -15,6 +15,7 @@ from tests.support.postgresql import PARTITION_TABLES, as_login, execute, migrat
 from tests.support.statements import WITHOUT_OWNER, statements
 from todo_api.app import RESOURCES
 from todo_api.db.tables import metadata
+from todo_api.lists.fields import LIST
 from todo_api.resources.items import insert_item, insert_item_once, new_values
 from todo_api.tasks.fields import TASK
 from todo_api.web.idempotency import IdempotentRequest
@@ -81,6 +82,7 @@ def test_every_statement_needs_only_the_node_of_its_owner():
         assert set(owners) <= {"%(owner)s"}, name
 
 
+OWNER = uuid.uuid4()
 PARTITION = re.compile(r"_\d+$")
 VALUES = {
     "id": uuid.uuid4(),
@@ -102,6 +104,7 @@ VALUES = {
     "none_match": [],
 }
 
+NEW_LIST = {field.name: field.default for field in LIST.fields} | {"name": "Groceries"}
 REQUEST = IdempotentRequest("a-key", "/api/a/tasks", bytes(32))
 
 
@@ -120,12 +123,20 @@ def planner(partitioned_url):
             INSERT INTO tasks (user_id, id, title)
             SELECT gen_random_uuid(), gen_random_uuid(), 'Buy oat milk' FROM generate_series(1, 500)
         """)
+        connection.execute(
+            "INSERT INTO lists (user_id, id, name) VALUES (%s, %s, 'Groceries')",
+            (OWNER, VALUES["new_list_id"]),
+        )
+        connection.execute(
+            "INSERT INTO tasks (user_id, id, title, list_id) VALUES (%s, %s, 'Cook', %s)",
+            (OWNER, VALUES["new_parent_id"], VALUES["new_list_id"]),
+        )
         connection.execute("ANALYZE")
         yield connection
 
 
 def test_every_statement_reads_one_partition_of_each_table(planner):
-    values = VALUES | {"owner": uuid.uuid4()}
+    values = VALUES | {"owner": OWNER}
     for name, statement in statements():
         if statement in WITHOUT_OWNER:
             continue
@@ -153,21 +164,39 @@ def test_owner_without_privileges_can_partition_existing_tables(
     owners = [uuid.uuid4() for _ in range(50)]
     for owner in owners:
         insert_item_once(database, owner, TASK, None, NEW_TASK, REQUEST)
+        insert_item(database, owner, LIST, None, NEW_LIST)
 
     with psycopg.connect(url, autocommit=True) as superuser:
-        before = read_rows(superuser)
+        before, triggers_before = read_rows(superuser), read_triggers(superuser)
         execute(as_login(url, login), PARTITION_TABLES)
         after = read_rows(superuser)
         partitions = superuser.execute("SELECT count(DISTINCT tableoid) FROM tasks").fetchone()
+        triggers_after = read_triggers(superuser)
 
     assert after == before
-    assert [len(rows) for rows in after.values()] == [50, 50, 50]
+    assert triggers_after == triggers_before
+    assert {table: len(rows) for table, rows in after.items()} == {
+        "users": 50,
+        "lists": 50,
+        "tasks": 50,
+        "idempotency_keys": 50,
+    }
     assert partitions > (4,)
     for owner in owners:
         replayed = insert_item_once(database, owner, TASK, None, NEW_TASK, REQUEST)
         inserted = insert_item(database, owner, TASK, None, NEW_TASK)
         assert replayed.is_replayed
         assert inserted.item.revision > orjson.loads(replayed.body)["revision"]
+    with psycopg.connect(url) as superuser:
+        counted = superuser.execute("SELECT DISTINCT tasks, lists FROM users").fetchall()
+    assert counted == [(2, 1)]
+
+
+def read_triggers(connection):
+    return connection.execute("""
+        SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger
+        WHERE tgrelid::regclass::text = ANY (%s) AND NOT tgisinternal AND tgparentid = 0 ORDER BY 2
+    """, (list(OWNER_OF),)).fetchall()  # fmt: skip
 
 
 def read_rows(connection):

@@ -12,6 +12,7 @@ from flask import abort
 from gunicorn.http.errors import ExpectationFailed, LimitRequestHeaders, LimitRequestLine
 
 import todo_api
+from todo_api.app import RESOURCES
 from todo_api.server.rejections import reject
 from todo_api.web.problem_kinds import KINDS_BY_NAME, KINDS_BY_STATUS
 
@@ -34,6 +35,12 @@ def rejected(error):
 def in_trash(client, task):
     client.delete(task.url)
     return already_exists(client, task)
+
+
+def into_archived_list(client, tasks_url):
+    lists_url = tasks_url.replace("/tasks", "/lists")
+    list_ = client.post(lists_url, json={"name": "Groceries", "archived": True}).json
+    return client.post(tasks_url, json={"title": "Buy milk", "list_id": list_["id"]})
 
 
 def already_exists(client, task):
@@ -82,6 +89,8 @@ def responses(client, make_app, make_task, tasks_url, user_id):
         client.get(tasks_url, headers={"Accept": "text/html"}),
         in_trash(client, make_task()),
         already_exists(client, make_task()),
+        into_archived_list(client, tasks_url),
+        make_app(MAX_TASKS="1").test_client().post(tasks_url, json={"title": "Buy milk"}),
         client.get(changes),
         chunked(client, tasks_url),
         client.patch(task.url, json={"title": "Buy oats"}, headers={"If-Match": task.etag}),
@@ -139,6 +148,8 @@ def test_every_kind_that_the_code_names_is_declared():
                 isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "KINDS_BY_NAME"
             ):
                 named |= text_of(node.slice)
+    for resource in RESOURCES:
+        named |= {*resource.conflicts.values()}
 
     assert named >= {"in-trash", "already-exists", "key-reused"}
     assert named <= KINDS_BY_NAME.keys(), "declare the kind in todo_api/web/problem_kinds.py"

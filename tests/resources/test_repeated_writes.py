@@ -395,7 +395,7 @@ PAUSE = Statement(f"SELECT pg_advisory_xact_lock_shared({PAUSE_KEY})".encode())
 
 
 class PausingPool(Pool):
-    """A pool whose writes pause between the change and the read of its outcome.
+    """A pool whose writes pause before their last statement, which reads the outcome.
 
     Each transaction takes one pair of functions from `interferences`. The first function runs
     before the transaction, the second between its statements, while it waits for a lock.
@@ -419,9 +419,9 @@ class PausingPool(Pool):
                 before, between = self.interferences.pop(0)
                 before()
                 with self.interfere(between):
-                    settings, change, *others = statements
-                    rows = transact([settings, change, PAUSE, *others], values, deadline)
-                return [*rows[:2], *rows[3:]]
+                    *others, find_outcome = statements
+                    rows = transact([*others, PAUSE, find_outcome], values, deadline)
+                return [*rows[:-2], rows[-1]]
 
             connection.transact = transact_with_a_pause
             try:

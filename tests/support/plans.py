@@ -29,7 +29,13 @@ def explain_statement(
     `plan_cache_mode` overrides the application's setting. Changes of the statement are rolled back.
     """
     arguments = sql.SQL(", ").join(sql.Literal(values[name]) for name in statement.names)
-    settings = {"owner": values["owner"], "attempt": None, "timeout": "60000"}
+    settings = {
+        "owner": values["owner"],
+        "attempt": None,
+        "max_tasks": None,
+        "max_bytes": None,
+        "timeout": "60000",
+    }
     connection.execute("DEALLOCATE ALL")  # what an error has left
     with connection.transaction(force_rollback=True):
         connection.execute(ACT_AS_OWNER.sql, settings)

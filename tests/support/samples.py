@@ -8,7 +8,15 @@ import pytest
 
 from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
 from todo_api.resources.collection_types import LabelsType, TextObjectType
-from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
+from todo_api.resources.order import OrderKeyType
+from todo_api.resources.types import (
+    BooleanType,
+    ColorType,
+    EnumType,
+    IdType,
+    IntegerType,
+    TextType,
+)
 
 if TYPE_CHECKING:
     from todo_api.resources.fields import Field
@@ -22,6 +30,7 @@ TIMES_OF_DAY = ["09:30:00", "23:59:59", "00:00:00"]
 # Values of types whose limits do not matter here.
 VALUES_BY_TYPE: dict[type, list[Any]] = {
     BooleanType: [False, True],
+    ColorType: ["#3366ff", "#000000", "#ffcc00"],
     DateType: DATES,
     TimeOfDayType: TIMES_OF_DAY,
     TimeZoneType: ["Europe/Berlin", "Pacific/Kiritimati", "America/New_York"],
@@ -55,13 +64,23 @@ def with_companions(resource: Resource, field: Field, value: Any) -> dict[str, A
     return {**companions(resource, field, value), field.name: value}
 
 
+def has_samples(field: Field) -> bool:
+    """Return whether samples of the field exist.
+
+    An id refers to another row, so a valid value cannot be written down here. Lists, parents and
+    their ids have their own tests, in tests/tasks/ and tests/lists/.
+    """
+    return not isinstance(field.type, IdType)
+
+
 def sample_row(resource: Resource, number: int) -> dict[str, Any]:
     """Return valid values of all fields, different for each number."""
     values = {}
-    for field in resource.writable_fields:
+    fields = [field for field in resource.writable_fields if has_samples(field)]
+    for field in fields:
         samples = sample_values(field)
         values[field.name] = samples[number % len(samples)]
-    for field in resource.writable_fields:
+    for field in fields:
         if values[field.name] is not None:
             for name, value in companions(resource, field, values[field.name]).items():
                 values[name] = value if values[name] is None else values[name]
@@ -93,8 +112,17 @@ def breaking_values(field: Field) -> dict[str, Any]:
     """Return an invalid value for each rule of the field's type. The keys are the rules' names."""
     values: dict[str, Any] = {}
     match field.type:
-        case BooleanType() | TimeOfDayType() | TimeZoneType() | TimestampType():
+        case (
+            BooleanType()
+            | IdType()
+            | OrderKeyType()
+            | TimeOfDayType()
+            | TimeZoneType()
+            | TimestampType()
+        ):
             pass
+        case ColorType():
+            values["format"] = "3366ff"
         case DateType():
             values["range"] = "1969-12-31"
         case EnumType(values=words):

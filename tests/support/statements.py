@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from todo_api.app import RESOURCES
 from todo_api.db.statement import Statement
+from todo_api.lists import statements as lists
 from todo_api.operations.health import FIND_SCHEMA_VERSION
 from todo_api.resources.changes import changes_statement
 from todo_api.resources.pages import count_statement, list_statement
 from todo_api.resources.statements import FIND_RESPONSE, ConditionalChange
 from todo_api.resources.trash import trash_statement
-from todo_api.tasks import labels
+from todo_api.tasks import labels, places
+from todo_api.tasks.fields import TASK
 from todo_api.users import statements as users
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from todo_api.tasks.places import TaskStatements
 
 # Statements on data without an owner.
 WITHOUT_OWNER = {FIND_SCHEMA_VERSION}
@@ -29,8 +33,13 @@ def statements() -> Iterator[tuple[str, Statement]]:
     """
     yield "find schema version", FIND_SCHEMA_VERSION
     yield "find response", FIND_RESPONSE
-    for module in (users, labels):
+    for module in (users, labels, places, lists):
         yield from named_statements(module.__name__, vars(module))
+    yield from named_statements("list_changes", vars(lists.ListChanges(TASK)))
+    for fields in (("completed",), ("completed", "completed_at")):
+        yield from named_statements(
+            "task", {"complete_tree": cast("TaskStatements", TASK.statements).complete_tree(fields)}
+        )
     yield "changes", changes_statement(RESOURCES)
     yield "trash", trash_statement(RESOURCES)
     yield "trash after a position", trash_statement(RESOURCES, after=True)
@@ -56,5 +65,5 @@ def named_statements(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[s
         if isinstance(value, Statement):
             yield f"{prefix}.{name}", value
         elif isinstance(value, ConditionalChange):
-            yield f"{prefix}.{name}.change", value.change
-            yield f"{prefix}.{name}.find_outcome", value.find_outcome
+            for number, statement in enumerate(value.statements, 1):
+                yield f"{prefix}.{name}.{number}", statement

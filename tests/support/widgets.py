@@ -16,8 +16,13 @@ from todo_api.resources.collection_types import LabelsType, TextObjectType
 from todo_api.resources.fields import Field
 from todo_api.resources.resource import Resource, resource_table
 from todo_api.resources.row_function import json_function, row_function
-from todo_api.resources.types import BooleanType, EnumType, IntegerType, TextType
-from todo_api.resources.views import add_collection_routes, add_feed_routes, add_item_routes
+from todo_api.resources.types import BooleanType, ColorType, EnumType, IntegerType, TextType
+from todo_api.resources.views import (
+    add_collection_routes,
+    add_feed_routes,
+    add_item_routes,
+    add_trash_routes,
+)
 from todo_api.web.blueprints import Blueprint
 
 if TYPE_CHECKING:
@@ -80,6 +85,13 @@ FIELDS = (
         is_sortable=True,
         description="The shape of the widget.",
         example="oval",
+    ),
+    Field(
+        name="color",
+        type=ColorType(),
+        nullable=True,
+        description="The colour of the widget.",
+        example="#00ff7f",
     ),
     Field(
         name="made_date",
@@ -173,6 +185,7 @@ def add_widget_routes(app: Flask) -> None:
     blueprint = Blueprint("widgets", __name__, url_prefix="/api/<id:user_id>")
     add_collection_routes(blueprint, WIDGET)
     add_item_routes(blueprint, WIDGET)
+    add_trash_routes(blueprint, WIDGET)
     app.register_blueprint(blueprint)
     # The changes and the trash of tasks and widgets together.
     feeds = Blueprint("feeds", __name__, url_prefix="/api/<id:user_id>/all")

@@ -49,6 +49,9 @@ def test_new_task_has_the_sent_fields_and_the_server_fields(client, tasks_url, u
         "time_zone": None,
         "due_at": None,
         "start_date": None,
+        "list_id": None,
+        "parent_id": None,
+        "position": response.json["position"],
         "metadata": {},
         "created_at": response.json["updated_at"],
         "updated_at": response.json["updated_at"],
@@ -297,6 +300,7 @@ def test_whole_task_in_a_post_is_refused_for_every_read_only_member(client, task
     assert sorted(error["pointer"] for error in response.json["errors"]) == [
         "/created_at",
         "/due_at",
+        "/position",
         "/revision",
         "/updated_at",
         "/user_id",

@@ -39,7 +39,18 @@ def has_row(connection, user_id: str):
 @pytest.fixture
 def unseen(user_id: str):
     """The state of a user who has never changed anything."""
-    return {"user_id": user_id, "revision": 0, "created_at": None, "time_zone": "UTC"}
+    return {
+        "user_id": user_id,
+        "revision": 0,
+        "created_at": None,
+        "time_zone": "UTC",
+        "limits": {
+            "tasks": {"limit": 10_000, "used": 0},
+            "tasks_with_trash": {"limit": 20_000, "used": 0},
+            "lists": {"limit": 500, "used": 0},
+            "bytes": {"limit": 256 * 2**20, "used": 0},
+        },
+    }
 
 
 def test_user_who_was_never_seen_has_no_row(client, user_url, unseen, has_row):
@@ -71,9 +82,10 @@ def test_user_has_the_revision_of_the_last_change(client, user_url, user_id, mak
         "revision": first["revision"],
         "created_at": before["created_at"],
         "time_zone": "UTC",
+        "limits": before["limits"],
     }
     assert before["created_at"] <= first["created_at"]
-    assert after == {**before, "revision": second["revision"]}
+    assert after == {**before, "revision": second["revision"], "limits": after["limits"]}
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "application/merge-patch+json"])

@@ -247,6 +247,7 @@ def test_violation_of_a_mapped_constraint_is_a_422_at_a_member_that_was_sent(app
         problem = problem_of_database_error(
             errors.CheckViolation(info=ResultWithConstraint("ck_widgets_size")),
             {"ck_widgets_size": SIZE_RULE},
+            {},
         )
 
     assert problem.status == 422
@@ -255,7 +256,7 @@ def test_violation_of_a_mapped_constraint_is_a_422_at_a_member_that_was_sent(app
 
 @pytest.mark.parametrize("sqlstate", sorted(SQLSTATES))
 def test_sqlstate_of_unavailability_is_a_503(sqlstate):
-    problem = problem_of_database_error(errors.lookup(sqlstate)(), {})
+    problem = problem_of_database_error(errors.lookup(sqlstate)(), {}, {})
 
     if SQLSTATES[sqlstate].is_unavailable:
         assert problem.status == 503
@@ -268,20 +269,20 @@ def test_sqlstate_of_unavailability_is_a_503(sqlstate):
     "error", [errors.ConnectionFailure, errors.SqlclientUnableToEstablishSqlconnection]
 )
 def test_every_connection_exception_is_a_503(error):
-    assert problem_of_database_error(error(), {}).status == 503
+    assert problem_of_database_error(error(), {}, {}).status == 503
 
 
 @pytest.mark.parametrize(
     "error", [errors.UndefinedColumn, errors.SyntaxError, errors.CheckViolation]
 )
 def test_unknown_sqlstate_is_a_bug(error):
-    assert problem_of_database_error(error(), {}) is None
+    assert problem_of_database_error(error(), {}, {}) is None
 
 
 def test_lost_connection_is_a_503():
     error = psycopg.OperationalError("server closed the connection")
 
-    assert problem_of_database_error(error, {}).status == 503
+    assert problem_of_database_error(error, {}, {}).status == 503
 
 
 class ResultWithConstraint:

@@ -33,6 +33,8 @@ from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import users
 from todo_api.resources.order import ANCHOR, SIDE
 from todo_api.resources.statements import (
+    MATCH,
+    NONE_MATCH,
     UPDATE_STATEMENTS,
     ConditionalChange,
     Statements,
@@ -99,7 +101,7 @@ class TaskStatements(Statements):
         self._root = resource.table.alias("root")
         root = self._root.c
         self._live_below = self._find_below(self.is_live)
-        self._lock_tree = self._lock(self._live_below)
+        self._lock_tree = self._lock(self._live_below, root.deleted_at.is_(None))
         self._lock_new_subtasks = lock_rows(
             resource.table, is_in(task.id, self._live_below), nowait=True
         )
@@ -127,7 +129,7 @@ class TaskStatements(Statements):
             self.is_deleted,
         )
         self.restore = restore._replace(
-            locks=(self._lock(gone),),
+            locks=(self._lock(gone, root.deleted_at.is_not(None)),),
             follow_ups=(
                 self._change_below(
                     gone,
@@ -153,9 +155,13 @@ class TaskStatements(Statements):
     def update(self, fields: tuple[str, ...]) -> ConditionalChange:
         """Return the statements that change these fields. Subtasks follow into another list."""
         statements = super().update(fields)
-        if not {"list_id", "parent_id"} & set(fields):
+        places = [name for name in ("list_id", "parent_id") if name in fields]
+        if not places:
             return statements
-        return self._with_subtasks(statements, self._lock_tree)
+        task, root = self._task, self._root.c
+        moves = or_(*(root[name].is_distinct_from(new_value(task[name])) for name in places))
+        lock = self._lock(self._live_below, and_(root.deleted_at.is_(None), moves))
+        return self._with_subtasks(statements, lock)
 
     @lru_cache(maxsize=2)  # noqa: B019  a resource exists as long as the process
     def complete_tree(self, fields: tuple[str, ...]) -> ConditionalChange:
@@ -181,9 +187,24 @@ class TaskStatements(Statements):
             .select_from(table, below)
         )
 
-    def _lock(self, below: CTE) -> Statement:
-        task = self._task
-        return lock_rows(self._resource.table, or_(task.id == ID, is_in(task.id, below)))
+    def _lock(self, below: CTE, condition: ColumnElement[bool]) -> Statement:
+        """Return a statement that locks the task and the tasks below it.
+
+        It locks nothing unless the condition on `root` and the precondition hold: then the request
+        changes nothing. If another request makes them true afterwards, the task is changed without
+        this lock, and the tasks below are locked when the owner's row is.
+        """
+        task, root = self._task, self._root.c
+        is_changed = exists().where(
+            root.user_id == OWNER,
+            root.id == ID,
+            condition,
+            or_(MATCH.is_(None), root.revision == any_(MATCH)),
+            ~(root.revision == any_(NONE_MATCH)),
+        )
+        return lock_rows(
+            self._resource.table, or_(task.id == ID, is_in(task.id, below)), is_changed
+        )
 
     def _of_root(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the value of a column of the task itself."""
