@@ -33,11 +33,13 @@ from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import users
 from todo_api.resources.order import ANCHOR, SIDE
 from todo_api.resources.statements import (
+    ATTEMPT,
     UPDATE_STATEMENTS,
     ConditionalChange,
     Statements,
     lock_rows,
     new_value,
+    precondition_holds,
 )
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ class TaskStatements(Statements):
         self.restore = restore._replace(
             locks=(self._lock(gone),),
             follow_ups=(
+                lock_rows(resource.table, is_in(task.id, gone), nowait=True),
                 self._change_below(
                     gone,
                     root.deleted_at.is_(None),
@@ -139,14 +142,28 @@ class TaskStatements(Statements):
         )
         self._complete_below = self._change_below(
             self._live_below,
-            and_(root.deleted_at.is_(None), root.completed, ~task.completed),
+            and_(
+                root.deleted_at.is_(None),
+                root.completed,
+                # If the task did not change, the precondition must hold for its subtasks, too.
+                or_(root.attempt == ATTEMPT, precondition_holds(root.revision)),
+                ~task.completed,
+            ),
             completed=true(),
+        )
+        self._has_open_subtask = exists().where(
+            root.user_id == OWNER, is_in(root.id, self._live_below), ~root.completed
         )
         self.move = self._move()
         self.renumber = self._renumber()
-        siblings = lock_rows(resource.table, self._is_sibling())
+        is_sibling = self._is_sibling()
         self.move_with_new_positions = self.move._replace(
-            locks=(self._lock_tree, siblings, LOCK_OWNER, self.renumber)
+            locks=(
+                self._lock(self._live_below, is_sibling),
+                LOCK_OWNER,
+                lock_rows(resource.table, is_sibling, nowait=True),
+                self.renumber,
+            )
         )
 
     @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource exists as long as the process
@@ -160,9 +177,11 @@ class TaskStatements(Statements):
     @lru_cache(maxsize=2)  # noqa: B019  a resource exists as long as the process
     def complete_tree(self, fields: tuple[str, ...]) -> ConditionalChange:
         """Return the statements that complete the task and its subtasks."""
+        is_done = and_(self.is_live, ~self._differs(fields), ~self._has_open_subtask)
         return self.update(fields)._replace(
             locks=(self._lock_tree,),
             follow_ups=(self._lock_new_subtasks, self._complete_below),
+            find_outcome=self._find_outcome(is_done),
         )
 
     def implied_values(self, fields: Sequence[str]) -> dict[str, Any]:
@@ -181,9 +200,11 @@ class TaskStatements(Statements):
             .select_from(table, below)
         )
 
-    def _lock(self, below: CTE) -> Statement:
+    def _lock(self, below: CTE, *others: ColumnElement[bool]) -> Statement:
+        """Return a statement that locks the task, the tasks below, and others."""
         task = self._task
-        return lock_rows(self._resource.table, or_(task.id == ID, is_in(task.id, below)))
+        is_locked = or_(task.id == ID, is_in(task.id, below), *others)
+        return lock_rows(self._resource.table, is_locked)
 
     def _of_root(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the value of a column of the task itself."""
@@ -240,7 +261,10 @@ class TaskStatements(Statements):
         return self._with_subtasks(statements, self._lock_tree, LOCK_OWNER)
 
     def _is_sibling(self) -> ColumnElement[bool]:
-        """Return whether a task will be a sibling of the moved task."""
+        """Return whether a task will be a sibling of the moved task.
+
+        Tasks in the trash are siblings, too: they keep their place until they are restored.
+        """
         task, root = self._task, self._root.c
         sent_parent, sent_list = new_value(task.parent_id), new_value(task.list_id)
         parent = case((PARENT_IS_SENT, sent_parent), else_=self._of_root(root.parent_id))
@@ -248,7 +272,6 @@ class TaskStatements(Statements):
             (LIST_IS_SENT, func.coalesce(sent_list, inbox)), else_=self._of_root(root.place)
         )
         return and_(
-            self.is_live,
             task.parent_id.is_not_distinct_from(parent),
             or_(parent.is_not(None), task.place == place),
         )
