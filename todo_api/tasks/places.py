@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import users
+from todo_api.lists.fields import INBOX, LIST_OF_PARENT
 from todo_api.resources.order import ANCHOR, SIDE
 from todo_api.resources.statements import (
     ATTEMPT,
@@ -54,8 +55,6 @@ LEVELS = 5
 CHILDREN = 500
 
 # The list of the parent: what a request means that sends `parent_id` without `list_id`.
-LIST_OF_PARENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-INBOX = "00000000-0000-0000-0000-000000000000"
 list_of_parent: ColumnElement[Any] = literal_column(f"'{LIST_OF_PARENT}'::uuid", Uuid)
 inbox: ColumnElement[Any] = literal_column(f"'{INBOX}'::uuid", Uuid)
 
