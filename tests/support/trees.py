@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.support.api import pages
+from todo_api.lists.fields import LIST
+from todo_api.resources.representation import rendered_row
+from todo_api.tasks.fields import TASK
 
 if TYPE_CHECKING:
     import psycopg
@@ -123,8 +126,19 @@ def pointers_of(response: TestResponse) -> list[str]:
     return [error["pointer"] for error in errors_of(response)]
 
 
+def assert_representations_are_right(connection: psycopg.Connection, user_id: str) -> None:
+    """The stored JSON of every task and list is what its columns render to."""
+    for resource in (TASK, LIST):
+        table = resource.table.name
+        rendered = rendered_row(resource.table, resource.field_names, table)
+        statement = f"SELECT json, {rendered} FROM {table} WHERE user_id = %s"
+        for stored, expected in connection.execute(statement, (user_id,)):
+            assert stored == expected
+
+
 def assert_trees_are_right(connection: psycopg.Connection, user_id: str) -> None:
     """Every live task is below live tasks of its list; the user's counters equal a count."""
+    assert_representations_are_right(connection, user_id)
     tasks = {row[0]: row[1:] for row in connection.execute(TASKS, (user_id,))}
     lists = dict(connection.execute(LISTS, (user_id,)).fetchall())
     live = {key: task for key, task in tasks.items() if task[2] is None}

@@ -40,9 +40,11 @@ in_order = select(
     ),
 ).where(columns.user_id == OWNER)
 numbered = in_order.subquery("numbered")
+# Not the moved list, which changes afterwards: a row that is changed twice at one revision would
+# keep the representation of the first change.
 RENUMBER = compiled(
     update(LIST.table)
-    .where(columns.user_id == OWNER, columns.id == numbered.c.id)
+    .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID)
     .values(position=numbered.c.position)
 )
 MOVE_WITH_NEW_POSITIONS = MOVE._replace(locks=(LOCK_LISTS, LOCK_OWNER, LOCK_NEW_LISTS, RENUMBER))

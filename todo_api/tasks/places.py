@@ -276,7 +276,11 @@ class TaskStatements(Statements):
         )
 
     def _renumber(self) -> Statement:
-        """Return a statement that gives all siblings new positions, in the order that they have."""
+        """Return a statement that gives the siblings new positions, in the order that they have.
+
+        The moved task is changed after it: a row that is changed twice at one revision would keep
+        the representation of the first change.
+        """
         task = self._task
         number = func.row_number().over(order_by=(task.position, task.id))
         numbered = (
@@ -286,7 +290,7 @@ class TaskStatements(Statements):
         )
         return compiled(
             update(self._resource.table)
-            .where(task.user_id == OWNER, task.id == numbered.c.id)
+            .where(task.user_id == OWNER, task.id == numbered.c.id, task.id != ID)
             .values(position=numbered.c.position)
         )
 
