@@ -404,6 +404,7 @@ def upgrade() -> None:
             WHEN NOT (NEW.name = btrim(NEW.name, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000')) THEN 'ck_lists_name_stripped'
             WHEN NOT (NEW.color ~ '^#[0-9a-f]{6}$') THEN 'ck_lists_color_format'
             WHEN NOT (jsonb_array_length(jsonb_path_query_array(NEW.metadata, '$.*')) <= 20) THEN 'ck_lists_metadata_keys'
+            WHEN NOT (NEW.id NOT IN ('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff')) THEN 'ck_lists_id_free'
         END;
         IF broken_rule IS NOT NULL THEN
             RAISE EXCEPTION USING

@@ -6,7 +6,7 @@ from todo_api.db.tables import metadata
 from todo_api.resources.collection_types import TextObjectType
 from todo_api.resources.fields import Field
 from todo_api.resources.order import DERIVATION, POSITION
-from todo_api.resources.resource import Resource, resource_table
+from todo_api.resources.resource import MemberRule, Resource, resource_table
 from todo_api.resources.types import BooleanType, ColorType, TextType
 
 FIELDS = (
@@ -53,6 +53,10 @@ TABLE = resource_table(
     metadata, "lists", FIELDS, indexes=(("created_at", "id"), ("position", "id"))
 )
 
+# Ids that no list has: in rows of tasks, they stand for the Inbox and for the list of the parent.
+INBOX = "00000000-0000-0000-0000-000000000000"
+LIST_OF_PARENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
 NEIGHBOUR = "Must be the id of another list that is not in the trash."
 
 LIST = Resource(
@@ -61,6 +65,12 @@ LIST = Resource(
     fields=FIELDS,
     example_id="019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7",
     derivations={"position": DERIVATION},
+    member_rules={
+        "id_free": MemberRule(
+            f"NEW.id NOT IN ('{INBOX}', '{LIST_OF_PARENT}')",
+            {"id": "Must be another id: this one is reserved."},
+        )
+    },
     conflicts=dict.fromkeys(("quota", "quota_with_trash", "quota_bytes"), "quota"),
     raised={"after_known": {"after": NEIGHBOUR}, "before_known": {"before": NEIGHBOUR}},
 )

@@ -22,6 +22,7 @@ is_this_list = columns.id == ID
 
 LOCK_LIST = lock_rows(LIST.table, is_this_list)
 LOCK_LISTS = lock_rows(LIST.table)
+LOCK_NEW_LISTS = lock_rows(LIST.table, nowait=True)
 # Positions are computed behind this lock, from what other requests have committed.
 LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
 
@@ -39,12 +40,14 @@ in_order = select(
     ),
 ).where(columns.user_id == OWNER)
 numbered = in_order.subquery("numbered")
+# Not the moved list, which changes afterwards: a row that is changed twice at one revision would
+# keep the representation of the first change.
 RENUMBER = compiled(
     update(LIST.table)
-    .where(columns.user_id == OWNER, columns.id == numbered.c.id)
+    .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID)
     .values(position=numbered.c.position)
 )
-MOVE_WITH_NEW_POSITIONS = MOVE._replace(locks=(LOCK_LISTS, LOCK_OWNER, RENUMBER))
+MOVE_WITH_NEW_POSITIONS = MOVE._replace(locks=(LOCK_LISTS, LOCK_OWNER, LOCK_NEW_LISTS, RENUMBER))
 
 
 class ListChanges:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     Text,
+    Uuid,
     and_,
     any_,
     bindparam,
@@ -60,6 +61,8 @@ MARGIN: ColumnElement[timedelta] = literal_column("interval '100 milliseconds'")
 MATCH = bindparam("match", type_=ARRAY(BigInteger))
 NONE_MATCH = bindparam("none_match", type_=ARRAY(BigInteger))
 
+ATTEMPT = bindparam("attempt", type_=Uuid)
+
 QUOTE: ColumnElement[str] = literal_column("'\"'")
 
 KEY = bindparam("key", type_=Text)
@@ -88,6 +91,11 @@ class ConditionalChange(NamedTuple):
     def statements(self) -> tuple[Statement, ...]:
         """All statements, in the order in which they run."""
         return (*self.locks, self.change, *self.follow_ups, self.find_outcome)
+
+
+def precondition_holds(revision: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return whether the precondition of the request holds at this revision."""
+    return and_(or_(MATCH.is_(None), revision == any_(MATCH)), ~(revision == any_(NONE_MATCH)))
 
 
 def lock_rows(table: Table, *conditions: ColumnElement[bool], nowait: bool = False) -> Statement:
@@ -134,9 +142,7 @@ class Statements:
 
         # A retry must detect whether the first run made the latest change of the row, and whether
         # anything has changed the row since the first run began.
-        self._written_by_this_attempt = columns.attempt == bindparam(
-            "attempt", type_=columns.attempt.type
-        )
+        self._written_by_this_attempt = columns.attempt == ATTEMPT
         self._changed_since = (columns.updated_at > func.now() - ELAPSED - MARGIN).is_(True)
 
         names = ["user_id", "id", *resource.written_columns]
@@ -164,11 +170,13 @@ class Statements:
         self.delete = self.change_row({"deleted_at": func.clock_timestamp()}, self.is_live)
         # Not IS NOT NULL, with which PostgreSQL would read the whole trash from its index.
         self.restore = self.change_row({"deleted_at": null()}, self.is_live.is_(False))
+        self.lock_trash = lock_rows(table, self.is_deleted)
+        # Rows that were deleted since `lock_trash`, as in `lock_rows`.
         trash = (
             select(columns.id, columns.revision)
             .where(columns.user_id == OWNER, self.is_deleted)
             .order_by(columns.id)
-            .with_for_update()
+            .with_for_update(nowait=True)
             .cte("trash")
         )
         self.empty_trash = compiled(delete_for_good(table, trash))
@@ -238,8 +246,7 @@ class Statements:
             *self.is_this_row,
             state,
             or_(self._written_by_this_attempt, ~self._changed_since),
-            or_(MATCH.is_(None), revision == any_(MATCH)),
-            ~(revision == any_(NONE_MATCH)),
+            precondition_holds(revision),
         )
         change = update(self._table).where(*conditions).values(values)
         return ConditionalChange(

@@ -86,6 +86,12 @@ def list_trash(
 
 
 def empty_trash(database: Database, owner: UUID, resources: Sequence[Resource]) -> None:
-    """Remove the owner's deleted rows for good."""
-    statements = [resource.statements.empty_trash for resource in resources]
+    """Remove the owner's deleted rows for good.
+
+    All rows are locked before the first of them is removed, which locks the owner's row.
+    """
+    statements = [
+        *(resource.statements.lock_trash for resource in resources),
+        *(resource.statements.empty_trash for resource in resources),
+    ]
     database.write(owner, statements, {}, retry=statements)

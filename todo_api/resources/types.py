@@ -40,6 +40,7 @@ from todo_api.web.fields import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from uuid import UUID
 
     from sqlalchemy.types import TypeEngine
 
@@ -146,12 +147,15 @@ class PlainType:
 
 @dataclass(frozen=True)
 class IdType(PlainType):
-    """The id of an item."""
+    """The id of an item. `reserved` are ids that no item has, and `detail` is the error of one."""
+
+    reserved: tuple[UUID, ...] = ()
+    detail: str = ""
 
     column_type = Uuid()
 
     def request_field(self, **options: Any) -> fields.Field[Any]:
-        return StrictUUID(**options)
+        return StrictUUID(validate=validate.NoneOf(self.reserved, error=self.detail), **options)
 
     def response_field(self, **options: Any) -> fields.Field[Any]:
         return fields.UUID(**options)

@@ -9,6 +9,7 @@ from sqlalchemy import Column, Index, Text, case, func
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.tables import metadata
+from todo_api.lists.fields import LIST_OF_PARENT
 from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
 from todo_api.resources.collection_types import LabelsType, TextObjectType
 from todo_api.resources.fields import Field
@@ -126,9 +127,11 @@ FIELDS = (
     ),
     Field(
         name="list_id",
-        type=IdType(),
+        type=IdType(
+            reserved=(UUID(LIST_OF_PARENT),), detail=places.RAISED["list_id_known"]["list_id"]
+        ),
         nullable=True,
-        absent=UUID(places.LIST_OF_PARENT),
+        absent=UUID(LIST_OF_PARENT),
         # Without a list, a task with a parent is in the list of the parent.
         adjust=lambda column, sent, _: case((sent == places.list_of_parent, column), else_=sent),
         description=(

@@ -31,15 +31,16 @@ from sqlalchemy import (
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.db.tables import users
+from todo_api.lists.fields import INBOX, LIST_OF_PARENT
 from todo_api.resources.order import ANCHOR, SIDE
 from todo_api.resources.statements import (
-    MATCH,
-    NONE_MATCH,
+    ATTEMPT,
     UPDATE_STATEMENTS,
     ConditionalChange,
     Statements,
     lock_rows,
     new_value,
+    precondition_holds,
 )
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ LEVELS = 5
 CHILDREN = 500
 
 # The list of the parent: what a request means that sends `parent_id` without `list_id`.
-LIST_OF_PARENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-INBOX = "00000000-0000-0000-0000-000000000000"
 list_of_parent: ColumnElement[Any] = literal_column(f"'{LIST_OF_PARENT}'::uuid", Uuid)
 inbox: ColumnElement[Any] = literal_column(f"'{INBOX}'::uuid", Uuid)
 
@@ -131,6 +130,7 @@ class TaskStatements(Statements):
         self.restore = restore._replace(
             locks=(self._lock(gone, root.deleted_at.is_not(None)),),
             follow_ups=(
+                lock_rows(resource.table, is_in(task.id, gone), nowait=True),
                 self._change_below(
                     gone,
                     root.deleted_at.is_(None),
@@ -141,14 +141,28 @@ class TaskStatements(Statements):
         )
         self._complete_below = self._change_below(
             self._live_below,
-            and_(root.deleted_at.is_(None), root.completed, ~task.completed),
+            and_(
+                root.deleted_at.is_(None),
+                root.completed,
+                # If the task did not change, the precondition must hold for its subtasks, too.
+                or_(root.attempt == ATTEMPT, precondition_holds(root.revision)),
+                ~task.completed,
+            ),
             completed=true(),
+        )
+        self._has_open_subtask = exists().where(
+            root.user_id == OWNER, is_in(root.id, self._live_below), ~root.completed
         )
         self.move = self._move()
         self.renumber = self._renumber()
-        siblings = lock_rows(resource.table, self._is_sibling())
+        is_sibling = self._is_sibling()
         self.move_with_new_positions = self.move._replace(
-            locks=(self._lock_tree, siblings, LOCK_OWNER, self.renumber)
+            locks=(
+                self._lock(self._live_below, root.deleted_at.is_(None), is_sibling),
+                LOCK_OWNER,
+                lock_rows(resource.table, is_sibling, nowait=True),
+                self.renumber,
+            )
         )
 
     @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource exists as long as the process
@@ -166,9 +180,11 @@ class TaskStatements(Statements):
     @lru_cache(maxsize=2)  # noqa: B019  a resource exists as long as the process
     def complete_tree(self, fields: tuple[str, ...]) -> ConditionalChange:
         """Return the statements that complete the task and its subtasks."""
+        is_done = and_(self.is_live, ~self._differs(fields), ~self._has_open_subtask)
         return self.update(fields)._replace(
             locks=(self._lock_tree,),
             follow_ups=(self._lock_new_subtasks, self._complete_below),
+            find_outcome=self._find_outcome(is_done),
         )
 
     def implied_values(self, fields: Sequence[str]) -> dict[str, Any]:
@@ -187,8 +203,10 @@ class TaskStatements(Statements):
             .select_from(table, below)
         )
 
-    def _lock(self, below: CTE, condition: ColumnElement[bool]) -> Statement:
-        """Return a statement that locks the task and the tasks below it.
+    def _lock(
+        self, below: CTE, condition: ColumnElement[bool], *others: ColumnElement[bool]
+    ) -> Statement:
+        """Return a statement that locks the task, the tasks below it, and others.
 
         It locks nothing unless the condition on `root` and the precondition hold: then the request
         changes nothing. If another request makes them true afterwards, the task is changed without
@@ -196,15 +214,10 @@ class TaskStatements(Statements):
         """
         task, root = self._task, self._root.c
         is_changed = exists().where(
-            root.user_id == OWNER,
-            root.id == ID,
-            condition,
-            or_(MATCH.is_(None), root.revision == any_(MATCH)),
-            ~(root.revision == any_(NONE_MATCH)),
+            root.user_id == OWNER, root.id == ID, condition, precondition_holds(root.revision)
         )
-        return lock_rows(
-            self._resource.table, or_(task.id == ID, is_in(task.id, below)), is_changed
-        )
+        is_locked = or_(task.id == ID, is_in(task.id, below), *others)
+        return lock_rows(self._resource.table, is_locked, is_changed)
 
     def _of_root(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the value of a column of the task itself."""
@@ -261,7 +274,10 @@ class TaskStatements(Statements):
         return self._with_subtasks(statements, self._lock_tree, LOCK_OWNER)
 
     def _is_sibling(self) -> ColumnElement[bool]:
-        """Return whether a task will be a sibling of the moved task."""
+        """Return whether a task will be a sibling of the moved task.
+
+        Tasks in the trash are siblings, too: they keep their place until they are restored.
+        """
         task, root = self._task, self._root.c
         sent_parent, sent_list = new_value(task.parent_id), new_value(task.list_id)
         parent = case((PARENT_IS_SENT, sent_parent), else_=self._of_root(root.parent_id))
@@ -269,13 +285,16 @@ class TaskStatements(Statements):
             (LIST_IS_SENT, func.coalesce(sent_list, inbox)), else_=self._of_root(root.place)
         )
         return and_(
-            self.is_live,
             task.parent_id.is_not_distinct_from(parent),
             or_(parent.is_not(None), task.place == place),
         )
 
     def _renumber(self) -> Statement:
-        """Return a statement that gives all siblings new positions, in the order that they have."""
+        """Return a statement that gives the siblings new positions, in the order that they have.
+
+        The moved task is changed after it: a row that is changed twice at one revision would keep
+        the representation of the first change.
+        """
         task = self._task
         number = func.row_number().over(order_by=(task.position, task.id))
         numbered = (
@@ -285,7 +304,7 @@ class TaskStatements(Statements):
         )
         return compiled(
             update(self._resource.table)
-            .where(task.user_id == OWNER, task.id == numbered.c.id)
+            .where(task.user_id == OWNER, task.id == numbered.c.id, task.id != ID)
             .values(position=numbered.c.position)
         )
 
