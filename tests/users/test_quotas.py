@@ -436,7 +436,7 @@ def test_counters_equal_the_rows_after_each_of_many_random_requests(
     successes = set()
     copy = Copy()
 
-    for _ in range(count(STEPS, 150)):
+    for _ in range(count(STEPS, 300)):
         action = choose.choice(ACTIONS)
         if action == "purge":
             purge_trash(connection, database_url, user_id)
