@@ -199,7 +199,6 @@ def test_alternating_devices_end_with_the_trees_of_the_server(app, connection, u
             session.step()
 
     counts = assert_all_equal(sessions, make_session(), connection, user_id)
-    print(counts)
     assert counts["repeated, not overtaken"] > 0
     assert counts["repeated, overtaken"] > 0
     assert counts["lost request"] > 0
@@ -230,6 +229,5 @@ def test_devices_at_the_same_time_end_with_the_trees_of_the_server(
             list(pool.map(work, sessions))
 
         counts = assert_all_equal(sessions, make_session(SEED + 2), connection, user_id)
-    print(counts)
     assert counts["repeated, not overtaken"] > 0
     assert counts["move a task", 200] > 0

@@ -142,6 +142,8 @@ class TreeDevice:
         return self.choose.choice([{}, {side: anchor}, {side: anchor}])
 
     def make_sync(self) -> Request:
+        if self.since == "0":
+            self.forget()
         self.limit = self.choose.choice(PAGE_LIMITS)
         return Request("sync", "GET", f"{self.url}/changes?since={self.since}&limit={self.limit}")
 
