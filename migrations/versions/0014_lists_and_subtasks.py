@@ -91,6 +91,19 @@ RAISE_RULE = """
     $$
 """
 
+# A quota that is exceeded: like a rule, with the limit and how much of it is in use.
+RAISE_QUOTA = """
+    CREATE FUNCTION raise_quota(items text, rule text, quota bigint, used bigint) RETURNS void
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION USING
+            ERRCODE = '23514', CONSTRAINT = 'ck_' || items || '_' || rule, TABLE = items,
+            MESSAGE = 'a quota is exceeded',
+            DETAIL = format('{"limit": %s, "used": %s}', quota, used);
+    END
+    $$
+"""
+
 # The position beside the anchor, among the live items that fulfil the condition `siblings`, in
 # which $2 is `parent`: see `SIDE` in todo_api/resources/order.py. It is the own position if the
 # item is there already.
@@ -198,6 +211,7 @@ PLACE_TASK = """
         levels int := 1;
         levels_below int := 0;
         broken_rule text;
+        children bigint;
     BEGIN
         IF takes_list THEN
             NEW.list_id := OLD.list_id;
@@ -232,16 +246,18 @@ PLACE_TASK = """
         END IF;
         IF NEW.parent_id IS NOT NULL AND broken_rule IS NULL
             AND (TG_OP = 'INSERT' OR is_restored OR NEW.parent_id IS DISTINCT FROM OLD.parent_id)
-            AND 500 <= (
-                SELECT count(*) FROM tasks
-                WHERE user_id = NEW.user_id AND parent_id = NEW.parent_id AND deleted_at IS NULL
-                    AND id <> NEW.id
-            )
         THEN
-            broken_rule := 'children';
+            SELECT count(*) INTO children FROM tasks
+            WHERE user_id = NEW.user_id AND parent_id = NEW.parent_id AND deleted_at IS NULL
+                AND id <> NEW.id;
+            IF children >= 500 THEN
+                broken_rule := 'children';
+            END IF;
         END IF;
         IF broken_rule IS NOT NULL THEN
-            IF NOT is_restored THEN
+            IF broken_rule = 'children' AND NOT is_restored THEN
+                PERFORM raise_quota('tasks', broken_rule, 500, children);
+            ELSIF NOT is_restored THEN
                 PERFORM raise_rule('tasks', broken_rule);
             END IF;
             NEW.parent_id := NULL;
@@ -293,6 +309,7 @@ FUNCTIONS = (
     ORDER_KEY_OF_ROW,
     ORDER_KEY_BETWEEN,
     RAISE_RULE,
+    RAISE_QUOTA,
     POSITION_BESIDE,
     LIST_POSITION,
     TASK_POSITION,

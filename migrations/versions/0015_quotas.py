@@ -52,18 +52,6 @@ CHANGE_USAGE = """
     $$
 """
 
-RAISE_QUOTA = """
-    CREATE FUNCTION raise_quota(items text, rule text, quota bigint, used bigint) RETURNS void
-    LANGUAGE plpgsql AS $$
-    BEGIN
-        RAISE EXCEPTION USING
-            ERRCODE = '23514', CONSTRAINT = 'ck_' || items || '_' || rule, TABLE = items,
-            MESSAGE = 'a quota is exceeded',
-            DETAIL = format('{"limit": %s, "used": %s}', quota, used);
-    END
-    $$
-"""
-
 # After each statement: what its new rows have more than its old rows.
 COUNT_ROWS = """
     CREATE FUNCTION count_rows() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -122,7 +110,7 @@ COUNT_ALL_ROWS = """
     $$
 """
 
-FUNCTIONS = (RAISE_QUOTA, CHANGE_USAGE, COUNT_ROWS, COUNT_ALL_ROWS)
+FUNCTIONS = (CHANGE_USAGE, COUNT_ROWS, COUNT_ALL_ROWS)
 
 TRANSITION_TABLES = {
     "INSERT": "NEW TABLE AS new_rows",

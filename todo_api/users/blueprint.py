@@ -66,7 +66,10 @@ def user_response(user_id: UUID, user: User) -> Response:
         "revision": user.revision,
         "created_at": created_at,
         "time_zone": user.time_zone,
-        "limits": {name: {"limit": limit, "used": used} for name, (limit, used) in usage.items()},
+        # Until a renewal has counted the rows of the version before, a counter can be negative.
+        "limits": {
+            name: {"limit": limit, "used": max(0, used)} for name, (limit, used) in usage.items()
+        },
     }
     return json_response(orjson.dumps(body))
 
