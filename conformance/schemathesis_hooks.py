@@ -44,6 +44,9 @@ def keep_valid(case):
         ids = {"id": "task_id", "user_id": "user_id"}
         for name in ids.keys() & case.body.keys():
             case.body[name] = case.path_parameters[ids[name]]
+    # The stateful phase generates a label of white space, although it violates the pattern.
+    if not case.path_parameters.get("label", "errand").strip():
+        case.path_parameters["label"] = "errand"
     if isinstance(case.body, dict):
         keep_members_valid(case.body, is_user="task_id" not in case.path_parameters)
     if case.query:
