@@ -170,7 +170,7 @@ def explain(connection, values):
 
     def run(statement: Statement, name: str = "", **changes: Any) -> dict[str, Any]:
         arguments = {name: values[name] for name in values if name not in ("filters", "positions")}
-        if name.startswith(("list", "count")):
+        if name.startswith(("list ", "count ")):
             arguments |= values["filters"]
             sort = name.split(" ")[-2].removeprefix("-")
             arguments["after_value"] = values["positions"].get(sort)
