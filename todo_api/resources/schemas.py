@@ -36,6 +36,9 @@ CURSOR_LENGTH = 3000
 
 # The members of every resource that only the server writes. `id` is not one of them: a POST may
 # have it.
+# A field by whose values items are counted has no more values than a user has lists, and null.
+MAX_GROUPS = 1000
+
 READ_ONLY = ("user_id", "created_at", "updated_at", "revision")
 
 
@@ -224,6 +227,7 @@ class Schemas:
             )
             members["counts"] = fields.List(
                 fields.Nested(group),
+                validate=validate.Length(max=MAX_GROUPS),
                 metadata={"description": "The number for each value of the member in `by`."},
             )
         return self._make_schema(f"{self._name}Count", members, base=ResponseSchema)
