@@ -54,8 +54,10 @@ class PoolWithoutOwnerConditions(Pool):
             connection.transact = lambda statements, values, deadline: transact(
                 [remove_owner_condition(statement) for statement in statements], values, deadline
             )
-            yield connection
-            del connection.transact
+            try:
+                yield connection
+            finally:
+                del connection.transact
 
 
 def remove_owner_condition(statement):
