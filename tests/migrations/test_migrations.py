@@ -569,18 +569,21 @@ def test_rows_of_the_version_before_get_the_default_of_a_new_member(new_database
     assert read_wrongly_rendered(url) == []
 
 
-# The members of a task in version 0011, and how 0013 fills the new columns.
+# The members of a task in version 0011, and how 0013 and 0014 fill the new columns. 0014 also adds
+# `position`, which follows from the time of creation.
 MEMBERS_OF_0011 = [
     *("id", "user_id", "title", "description", "completed", "priority"),
     *("created_at", "updated_at", "revision"),
 ]
-DEFAULTS_OF_0013 = {
+DEFAULTS_OF_0014 = {
     "labels": [],
     "due_date": None,
     "due_time": None,
     "time_zone": None,
     "due_at": None,
     "start_date": None,
+    "list_id": None,
+    "parent_id": None,
     "metadata": {},
 }
 INSERT_OF_0011 = """
@@ -629,10 +632,16 @@ def test_rows_of_the_version_before_get_the_members_of_0013(upgraded_rows):
     assert [*before["open"]] == MEMBERS_OF_0011
     assert after == {
         title: task
-        | DEFAULTS_OF_0013
-        | {"completed_at": task["updated_at"] if task["completed"] else None, "revision": revision}
+        | DEFAULTS_OF_0014
+        | {
+            "completed_at": task["updated_at"] if task["completed"] else None,
+            "position": after[title]["position"],
+            "revision": revision,
+        }
         for title, task in before.items()
     }
+    in_order = sorted(before, key=lambda title: before[title]["created_at"])
+    assert sorted(after, key=lambda title: after[title]["position"]) == in_order
     assert revision > max(task["revision"] for task in before.values())
     assert read_wrongly_rendered(url) == []
 
@@ -649,7 +658,7 @@ def test_version_before_writes_beside_the_upgraded_database(upgraded_rows):
         assert rows > 0, statement
         assert read_wrongly_rendered(url) == []
         for task in read_json(url).values():
-            assert task.items() >= DEFAULTS_OF_0013.items()
+            assert task.items() >= DEFAULTS_OF_0014.items()
             assert (task["completed_at"] is not None) == task["completed"]
 
 

@@ -199,18 +199,29 @@ def test_server_accepts_every_example_of_a_request(client, operations, make_task
     for operation in operations:
         for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
             task = make_task()
+            lists_url = f"/api/{task['user_id']}/lists"
+            list_, other_list = (client.post(lists_url, json={"name": "x"}).json for _ in "ab")
+            parent = make_task(list_id=list_["id"])
+            sibling = make_task(parent_id=parent["id"])
             path = operation["path"].format(
-                user_id=task["user_id"], task_id=task["id"], label="errand"
+                user_id=task["user_id"], task_id=task["id"], list_id=list_["id"], label="errand"
             )
-            # An example of a representation gets the values that the server has given this task.
-            own = {"id", "user_id", "revision"} if "task_id" in operation["path"] else set()
-            sent = body["example"] | {name: task[name] for name in own & body["example"].keys()}
+            is_list = "/lists" in path
+            # An example of a representation gets the values that the server has given this item.
+            item, neighbour = (list_, other_list) if is_list else (task, sibling)
+            is_of_item = re.search("{(task|list)_id}", operation["path"])
+            own = {"id", "user_id", "revision"} if is_of_item else set()
+            values = {name: item[name] for name in own}
+            values |= {"list_id": list_["id"], "parent_id": parent["id"], "after": neighbour["id"]}
+            sent = body["example"] | {
+                name: value for name, value in values.items() if name in body["example"]
+            }
             response = client.open(
                 path, method=operation["method"], json=sent, content_type=media_type
             )
             assert response.status_code in (200, 201), (path, response.text)
             accepted += 1
-    assert accepted == 8
+    assert accepted == 14
 
 
 def test_every_response_has_the_documented_headers(client, document, make_task):

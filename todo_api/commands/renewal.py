@@ -44,6 +44,9 @@ RENEW_ROWS = sql.SQL("UPDATE {table} SET revision = 0 WHERE user_id = %s AND id 
 # The statement after the lock sees all rows of the owner. A trigger counts later changes.
 LOCK_OWNER = "SELECT FROM users WHERE id = %s FOR NO KEY UPDATE"
 COUNT_ROWS = "SELECT count_all_rows(%s)"
+# After a downgrade, tables and the function that counts may be gone.
+FIND_TABLES = "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
+HAS_COUNTS = "SELECT to_regprocedure('count_all_rows(uuid)') IS NOT NULL"
 SET_POSITION = "UPDATE database_state SET renewal_position = %s"
 
 LAST_ID = UUID(int=2**128 - 1)
@@ -74,12 +77,14 @@ def renew_next_owner(connection: psycopg.Connection[Any], tables: Sequence[str])
         connection.execute("SELECT set_config('role', 'none', true)")
         if owner is not None:
             connection.execute(ACT_AS_OWNER, (str(owner[0]),))
-            locked = {table: lock_rows(connection, table, owner[0]) for table in tables}
+            existing = connection.execute(FIND_TABLES, (list(tables),)).fetchall()
+            locked = {table: lock_rows(connection, table, owner[0]) for (table,) in existing}
             for table, ids in locked.items():
                 statement = RENEW_ROWS.format(table=sql.Identifier(table))
                 connection.execute(statement, (owner[0], ids))
             connection.execute(LOCK_OWNER, owner)
-            connection.execute(COUNT_ROWS, owner)
+            if connection.execute(HAS_COUNTS).fetchone() == (True,):
+                connection.execute(COUNT_ROWS, owner)
         connection.execute(SET_POSITION, (None if owner is None else next_id(owner[0]),))
         return owner is not None
 

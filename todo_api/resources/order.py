@@ -80,6 +80,9 @@ POSITION = Field(
 class Move(Schema):
     """Where an item moves: to the end, unless `after` or `before` is sent."""
 
+    # Only one of `after` and `before` can be sent.
+    omitted_from_example = ("before",)
+
     after = StrictUUID(
         allow_none=True,
         metadata={

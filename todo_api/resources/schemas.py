@@ -34,6 +34,9 @@ SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
 # A cursor may contain a title of 255 characters as JSON (up to 6 bytes for each), in base64.
 CURSOR_LENGTH = 3000
 
+# A field by whose values items are counted has no more values than a user has lists, and null.
+MAX_GROUPS = 1000
+
 # The members of every resource that only the server writes. `id` is not one of them: a POST may
 # have it.
 READ_ONLY = ("user_id", "created_at", "updated_at", "revision")
@@ -224,6 +227,7 @@ class Schemas:
             )
             members["counts"] = fields.List(
                 fields.Nested(group),
+                validate=validate.Length(max=MAX_GROUPS),
                 metadata={"description": "The number for each value of the member in `by`."},
             )
         return self._make_schema(f"{self._name}Count", members, base=ResponseSchema)

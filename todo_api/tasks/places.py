@@ -125,7 +125,8 @@ class TaskStatements(Statements):
         )
         restore = self.change_row(
             {"deleted_at": null(), "parent_id": case((parent_is_live, task.parent_id))},
-            self.is_deleted,
+            # As in Statements: not IS NOT NULL.
+            self.is_live.is_(False),
         )
         self.restore = restore._replace(
             locks=(self._lock(gone, root.deleted_at.is_not(None)),),

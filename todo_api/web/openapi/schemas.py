@@ -121,5 +121,10 @@ def example_of(schema: Any) -> Any:
         case fields.Nested(schema=inner) | OneOfSchemas(first=inner) | SchemaUnion(first=inner):
             return example_of(inner)
         case Schema():
-            return {name: example_of(field) for name, field in schema.fields.items()}
+            omitted = getattr(schema, "omitted_from_example", ())
+            return {
+                name: example_of(field)
+                for name, field in schema.fields.items()
+                if name not in omitted
+            }
     return example_of(schema())
