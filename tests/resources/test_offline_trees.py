@@ -1,4 +1,4 @@
-"""Two offline devices with lists and trees lose no write and no response: their copies are equal."""
+"""Two offline devices with lists and trees lose no write and no response, and end up equal."""
 
 from __future__ import annotations
 
