@@ -329,10 +329,11 @@ TOKEN_COMMAND = '"$PYTHON" -m todo_api.commands.token $USER_ID'
 
 
 def replace_varying_parts(lines: list[str]) -> list[str]:
-    """Replace ids, times and revisions, because they differ in each run; number the revisions."""
+    """Replace what differs in each run: ids, times, positions and revisions, which get numbers."""
     text = "\n".join(lines)
     text = re.sub(r"01[0-9a-f]{6}-[0-9a-f]{4}-7[0-9a-f-]{21}", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "MOMENT", text)
+    text = re.sub(r'"position":"\w+"', '"position":"POSITION"', text)
     numbers: dict[str, int] = {}
     return re.sub(
         r"\b\d{16}\b", lambda match: f"{numbers.setdefault(match[0], len(numbers))}", text

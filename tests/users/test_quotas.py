@@ -532,6 +532,22 @@ def test_purge_of_one_task_makes_room(make_app, url, connection, database_url, a
     assert_counted()
 
 
+def test_every_operation_that_can_exceed_a_quota_documents_the_409(client):
+    """Those that write tasks or lists, but for the ones that only make a number smaller."""
+    paths = client.get("/openapi.json").json["paths"]
+    writes = {
+        operation["operationId"]: operation
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+        if method in ("post", "put", "patch") and path != "/api/{user_id}"
+    }
+
+    undocumented = {name for name, each in writes.items() if "409" not in each["responses"]}
+
+    assert undocumented == set()
+    assert {"createTask", "patchList", "addLabelToTask", "restoreTask"} <= writes.keys()
+
+
 @pytest.fixture
 def database_before(new_database):
     """The URL of a database of the version before the quotas, with rows of three users."""

@@ -81,6 +81,7 @@ def lists_blueprint(tasks: Resource) -> Blueprint:
     @blueprint.post("/lists/<id:list_id>/move", endpoint="move_list")
     @blueprint.arguments(Move, required=False)
     @blueprint.response(200, LIST.schemas.item)
+    @blueprint.response(409)
     @blueprint.conditional(LIST.schemas.item)
     def move(place: dict[str, Any], user_id: UUID, list_id: UUID) -> Response:
         """Move a list to another place in the order of lists.
@@ -102,6 +103,7 @@ def lists_blueprint(tasks: Resource) -> Blueprint:
 
     @blueprint.post("/lists/<id:list_id>/restore", endpoint="restore_list")
     @blueprint.response(200, LIST.schemas.item)
+    @blueprint.response(409)
     @blueprint.conditional(LIST.schemas.item)
     def restore(user_id: UUID, list_id: UUID) -> Response:
         """Take a list out of the trash, with the tasks that went with it.

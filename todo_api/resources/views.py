@@ -207,6 +207,7 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     @blueprint.put(path, endpoint=f"put_{resource.name}")
     @blueprint.arguments(schemas.put)
     @blueprint.response(200, schemas.item)
+    @blueprint.response(409)
     @blueprint.conditional(schemas.item)
     @named(resource)
     def put(values: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
@@ -221,6 +222,7 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
     @blueprint.patch(path, endpoint=f"patch_{resource.name}")
     @blueprint.arguments(schemas.patch, content_type=MERGE_PATCH)
     @blueprint.response(200, schemas.item)
+    @blueprint.response(409)
     @blueprint.conditional(schemas.item)
     @named(resource)
     def patch(changes: dict[str, Any], user_id: UUID, **ids: UUID) -> Response:
@@ -258,6 +260,7 @@ def add_trash_routes(blueprint: Blueprint, resource: Resource) -> None:
 
     @blueprint.post(f"{path}/restore", endpoint=f"restore_{resource.name}")
     @blueprint.response(200, schemas.item)
+    @blueprint.response(409)
     @blueprint.conditional(schemas.item)
     @named(resource)
     def restore(user_id: UUID, **ids: UUID) -> Response:

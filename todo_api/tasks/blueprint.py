@@ -130,6 +130,7 @@ class RenamedTasks(ResponseSchema):
 @blueprint.patch("/tasks/<id:task_id>/complete")
 @blueprint.arguments(Completion, required=False)
 @blueprint.response(200, TASK.schemas.item)
+@blueprint.response(409)
 @blueprint.conditional(TASK.schemas.item)
 def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Set whether a task is done. Without a body, the task is marked as done.
@@ -198,6 +199,7 @@ label_in_path = blueprint.path_text(
 @blueprint.put("/tasks/<id:task_id>/labels/<text:label>")
 @label_in_path
 @blueprint.response(200, TASK.schemas.item)
+@blueprint.response(409)
 @blueprint.conditional(TASK.schemas.item)
 def add_label_to_task(user_id: UUID, task_id: UUID, label: str) -> Response:
     """Add one label to a task.
@@ -251,6 +253,7 @@ def list_labels_of_user(query: dict[str, Any], user_id: UUID) -> Response:
 @blueprint.post("/labels/rename")
 @blueprint.arguments(LabelRename)
 @blueprint.response(200, RenamedTasks)
+@blueprint.response(409)
 def rename_label_of_user(rename: dict[str, Any], user_id: UUID) -> Response:
     """Rename a label in all tasks, or remove it.
 

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 
-import type { LabelCount, NewTask, ProblemDetails, Task, TaskChange } from "./api.js";
+import type { LabelCount, ListChange, NewTask, ProblemDetails, Task, TaskChange } from "./api.js";
 import { clientOf, createTask, renameTask } from "./client.js";
 
 const url = setting("API_URL");
@@ -279,7 +279,7 @@ async function deleteAndRestore(task: Task): Promise<Task> {
   const [deleted, ...others] = checkSuccess(trash, 200);
   assert.equal(others.length, 0);
   assert.ok(deleted);
-  assert.equal(deleted.type, "task");
+  assert.ok(deleted.type === "task");
   assert.equal(deleted.id, task.id);
   assert.equal(deleted.value.title, task.title);
   assert.ok(Date.parse(deleted.purge_at) > Date.parse(deleted.deleted_at));
@@ -298,12 +298,12 @@ async function deleteAndRestore(task: Task): Promise<Task> {
   return restored;
 }
 
-/** Return all changes after the sync token, and the next sync token. */
-async function changesSince(
+/** Return all changes of tasks and lists after the sync token, and the next sync token. */
+async function allChangesSince(
   user_id: string,
   since: string,
-): Promise<{ changes: TaskChange[]; next: string }> {
-  const changes: TaskChange[] = [];
+): Promise<{ changes: (TaskChange | ListChange)[]; next: string }> {
+  const changes: (TaskChange | ListChange)[] = [];
   for (;;) {
     const result = await api.GET("/api/{user_id}/changes", {
       params: { path: { user_id }, query: { since, limit: 3 } },
@@ -314,6 +314,12 @@ async function changesSince(
     since = page.next;
     if (!page.more) return { changes, next: since };
   }
+}
+
+/** Return the changes of tasks after the sync token, and the next sync token. */
+async function changesSince(user_id: string, since: string): Promise<{ changes: TaskChange[]; next: string }> {
+  const { changes, next } = await allChangesSince(user_id, since);
+  return { changes: changes.filter((change): change is TaskChange => change.type === "task"), next };
 }
 
 async function sync(user_id: string): Promise<void> {
@@ -461,6 +467,69 @@ async function label(user_id: string): Promise<void> {
   assert.deepEqual(await readLabels(), [{ name: "trip", tasks: 4 }]);
 }
 
+/** Make a list with a tree in it, order its tasks, and delete and restore the list. */
+async function organize(user_id: string): Promise<void> {
+  const path = { user_id };
+  const before = await allChangesSince(user_id, "0");
+  const create = async (body: NewTask): Promise<Task> =>
+    checkSuccess(await api.POST("/api/{user_id}/tasks", { params: { path }, body }), 201);
+  const created = await api.POST("/api/{user_id}/lists", {
+    params: { path },
+    body: { name: "Trip", color: "#3366ff" },
+  });
+  const trip = checkSuccess(created, 201);
+  assert.deepEqual([trip.name, trip.color, trip.archived], ["Trip", "#3366ff", false]);
+
+  const first = await create({ title: "Pack", list_id: trip.id });
+  const second = await create({ title: "Leave", list_id: trip.id });
+  const below = await create({ title: "Socks", parent_id: first.id });
+  assert.equal(below.list_id, trip.id);
+  assert.ok(first.position < second.position);
+
+  const moved = await api.POST("/api/{user_id}/tasks/{task_id}/move", {
+    params: { path: { user_id, task_id: second.id } },
+    body: { before: first.id },
+  });
+  const leave = checkSuccess(moved, 200);
+  assert.ok(leave.position < first.position);
+  const query = { list_id: trip.id, parent_id: "none", sort: "position" } as const;
+  const inOrder = await api.GET("/api/{user_id}/tasks", { params: { path, query } });
+  assert.deepEqual(checkSuccess(inOrder, 200), [leave, first]);
+
+  const counted = await api.GET("/api/{user_id}/tasks/count", {
+    params: { path, query: { by: "list_id", list_id: trip.id } },
+  });
+  assert.deepEqual(checkSuccess(counted, 200), { count: 3, counts: [{ list_id: trip.id, count: 3 }] });
+
+  const inCycle = await api.PATCH("/api/{user_id}/tasks/{task_id}", {
+    params: { path: { user_id, task_id: first.id } },
+    body: { parent_id: below.id },
+  });
+  assert.deepEqual(
+    checkProblem(inCycle, 422, "invalid").errors?.map((error) => error.pointer),
+    ["/parent_id"],
+  );
+
+  const listParams = { path: { user_id, list_id: trip.id } };
+  const deleted = await api.DELETE("/api/{user_id}/lists/{list_id}", { params: listParams });
+  assert.deepEqual(checkSuccess(deleted, 200), { tasks: 3 });
+  const restored = await api.POST("/api/{user_id}/lists/{list_id}/restore", { params: listParams });
+  assert.equal(checkSuccess(restored, 200).name, "Trip");
+
+  const { changes } = await allChangesSince(user_id, before.next);
+  assert.deepEqual(
+    new Map(changes.map((change) => [change.id, `${change.type} ${change.deleted}`])),
+    new Map([
+      [trip.id, "list false"],
+      ...[first, second, below].map((task) => [task.id, "task false"] as const),
+    ]),
+  );
+
+  const user = checkSuccess(await api.GET("/api/{user_id}", { params: { path } }), 200);
+  assert.equal(user.limits.lists.used, 1);
+  assert.ok(user.limits.tasks.used < user.limits.tasks.limit);
+}
+
 async function checkErrors(user_id: string): Promise<void> {
   const path = { user_id };
   const tasks = "/api/{user_id}/tasks";
@@ -517,6 +586,7 @@ const completed = await complete(renamed);
 await deleteAndRestore(completed);
 await planDays(user_id);
 await label(user_id);
+await organize(user_id);
 await sync(user_id);
 await checkErrors(user_id);
 await deleteUser(user_id);
