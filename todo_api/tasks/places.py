@@ -122,7 +122,12 @@ class TaskStatements(Statements):
         # Not EXISTS, for which PostgreSQL would read all live tasks into a hash table.
         live_parent = (
             select(root.id)
-            .where(root.user_id == OWNER, root.id == task.parent_id, root.deleted_at.is_(None))
+            .where(
+                root.user_id == OWNER,
+                root.id == task.parent_id,
+                # Not IS NULL, with which PostgreSQL would use an index on live rows.
+                root.deleted_at.is_not(None).is_(False),
+            )
             .correlate(resource.table)
             .scalar_subquery()
         )
