@@ -182,7 +182,7 @@ def explain(connection, values):
 @pytest.fixture
 def vacuumed(connection):
     """Remove the rows of changes that other tests have rolled back."""
-    connection.execute("VACUUM tasks")
+    connection.execute("VACUUM tasks, lists")
 
 
 def scans_of(plan: dict[str, Any], *tables: str) -> list[dict[str, Any]]:

@@ -118,13 +118,20 @@ class TaskStatements(Statements):
         # What the same request has deleted comes back.
         deleted_with = self._of_root(root.deleted_with)
         gone = self._find_below(and_(self.is_deleted, task.deleted_with == deleted_with))
-        parent_is_live = (
-            exists()
-            .where(root.user_id == OWNER, root.id == task.parent_id, root.deleted_at.is_(None))
+        # Not EXISTS, for which PostgreSQL would read all live tasks into a hash table.
+        live_parent = (
+            select(root.id)
+            .where(
+                root.user_id == OWNER,
+                root.id == task.parent_id,
+                # Not IS NULL, with which PostgreSQL would use an index on live rows.
+                root.deleted_at.is_not(None).is_(False),
+            )
             .correlate(resource.table)
+            .scalar_subquery()
         )
         restore = self.change_row(
-            {"deleted_at": null(), "parent_id": case((parent_is_live, task.parent_id))},
+            {"deleted_at": null(), "parent_id": live_parent},
             # As in Statements: not IS NOT NULL.
             self.is_live.is_(False),
         )
