@@ -14,7 +14,6 @@ from tests.support.trees import Account, assert_trees_are_right, errors_of, poin
 
 pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
 
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 NEIGHBOUR = "Must be the id of another task with the same list and parent."
 
 COUNT_DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
@@ -132,7 +131,7 @@ def test_each_move_can_be_sent_again_with_its_precondition(account, tasks):
 
 def test_move_with_a_failed_precondition_changes_nothing(account, tasks):
     account.patch(tasks[1], title="b")
-    headers = {"If-Match": tasks[1]["revision"] and etag(tasks[1]["revision"])}
+    headers = {"If-Match": etag(tasks[1]["revision"])}
 
     response = account.send("POST", tasks[1], "/move", json={"after": None}, headers=headers)
 
