@@ -132,9 +132,11 @@ def upgrade() -> None:
     $$
     """)
     op.execute(r"""
-    CREATE OR REPLACE FUNCTION tasks_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    CREATE OR REPLACE FUNCTION tasks_json(owner uuid, item_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE AS $$
     BEGIN
-        RETURN '{"id":' || to_json(item.id)
+        RETURN (
+            SELECT '{"id":' || to_json(item.id)
             || ',"user_id":' || to_json(item.user_id)
             || ',"title":' || to_json(item.title)
             || ',"description":' || coalesce(to_json(item.description)::text, 'null')
@@ -155,7 +157,9 @@ def upgrade() -> None:
             || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(item.revision)
-            || '}';
+            || '}'
+            FROM tasks AS item WHERE item.user_id = owner AND item.id = item_id
+        );
     END
     $$
     """)
@@ -165,7 +169,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION tasks_json(anyelement)")
+    op.execute("DROP FUNCTION tasks_json(uuid, uuid)")
     op.execute("DROP TRIGGER take_revision_on_time_zone ON users")
     op.execute("DROP FUNCTION take_revision_of_user()")
     op.drop_column("users", "time_zone")

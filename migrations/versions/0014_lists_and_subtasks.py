@@ -446,9 +446,11 @@ def upgrade() -> None:
     $$
     """)
     op.execute(r"""
-    CREATE OR REPLACE FUNCTION lists_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    CREATE OR REPLACE FUNCTION lists_json(owner uuid, item_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE AS $$
     BEGIN
-        RETURN '{"id":' || to_json(item.id)
+        RETURN (
+            SELECT '{"id":' || to_json(item.id)
             || ',"user_id":' || to_json(item.user_id)
             || ',"name":' || to_json(item.name)
             || ',"color":' || coalesce(to_json(item.color)::text, 'null')
@@ -460,7 +462,9 @@ def upgrade() -> None:
             || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(item.revision)
-            || '}';
+            || '}'
+            FROM lists AS item WHERE item.user_id = owner AND item.id = item_id
+        );
     END
     $$
     """)
@@ -557,9 +561,11 @@ def upgrade() -> None:
     $$
     """)
     op.execute(r"""
-    CREATE OR REPLACE FUNCTION tasks_json(item anyelement) RETURNS text LANGUAGE plpgsql STABLE AS $$
+    CREATE OR REPLACE FUNCTION tasks_json(owner uuid, item_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE AS $$
     BEGIN
-        RETURN '{"id":' || to_json(item.id)
+        RETURN (
+            SELECT '{"id":' || to_json(item.id)
             || ',"user_id":' || to_json(item.user_id)
             || ',"title":' || to_json(item.title)
             || ',"description":' || coalesce(to_json(item.description)::text, 'null')
@@ -583,7 +589,9 @@ def upgrade() -> None:
             || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(item.revision)
-            || '}';
+            || '}'
+            FROM tasks AS item WHERE item.user_id = owner AND item.id = item_id
+        );
     END
     $$
     """)
@@ -685,13 +693,11 @@ AS $function$
     END
     $function$
     """)
-    op.execute(r"""CREATE OR REPLACE FUNCTION public.tasks_json(item anyelement)
- RETURNS text
- LANGUAGE plpgsql
- STABLE
-AS $function$
+    op.execute(r"""CREATE OR REPLACE FUNCTION tasks_json(owner uuid, item_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE AS $$
     BEGIN
-        RETURN '{"id":' || to_json(item.id)
+        RETURN (
+            SELECT '{"id":' || to_json(item.id)
             || ',"user_id":' || to_json(item.user_id)
             || ',"title":' || to_json(item.title)
             || ',"description":' || coalesce(to_json(item.description)::text, 'null')
@@ -712,9 +718,11 @@ AS $function$
             || ',"updated_at":' || to_json(to_char(timezone('UTC', item.updated_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(item.revision)
-            || '}';
+            || '}'
+            FROM tasks AS item WHERE item.user_id = owner AND item.id = item_id
+        );
     END
-    $function$
+    $$
     """)
     for function in reversed(FUNCTIONS):
         name = function.split("(")[0].split()[-1]

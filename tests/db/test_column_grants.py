@@ -13,7 +13,10 @@ from todo_api.tasks.fields import TASK
 WRITTEN_ON_INSERT = {
     resource: {"user_id", "id", *resource.written_columns} for resource in RESOURCES
 }
-WRITTEN_ON_UPDATE = {resource: {"deleted_at", *resource.written_columns} for resource in RESOURCES}
+# A move writes the position.
+WRITTEN_ON_UPDATE = {
+    resource: {"deleted_at", "position", *resource.written_columns} for resource in RESOURCES
+}
 
 EACH_COLUMN = [
     pytest.param(resource, column.name, id=f"{resource.plural}-{column.name}")
@@ -23,8 +26,9 @@ EACH_COLUMN = [
 
 
 @pytest.fixture
-def attempt(connection, user_id, task):  # noqa: ARG001  the user has a row of each resource
+def attempt(client, connection, user_id, task):  # noqa: ARG001  a row of each resource
     """Return a function that runs a statement as the role of requests; its changes are undone."""
+    client.post(f"/api/{user_id}/lists", json={"name": "Groceries"})
 
     def run(statement, *values):
         with connection.transaction(force_rollback=True):
@@ -41,7 +45,8 @@ def test_triggers_alone_write_representations_revisions_and_times():
     written = WRITTEN_ON_INSERT[TASK] | WRITTEN_ON_UPDATE[TASK]
 
     assert {column.name for column in TASK.table.columns} - written == {
-        *("json", "revision", "created_at", "updated_at", "due_sort", "attempt"),
+        *("json", "revision", "created_at", "updated_at", "attempt", "deleted_with"),
+        *("due_sort", "place"),
     }
 
 

@@ -540,34 +540,6 @@ def test_four_clients_of_one_user_never_deadlock(
     assert_trees_are_right(connection, user_id)
 
 
-def test_restores_of_a_task_and_its_subtask_after_a_deletion_never_deadlock(
-    app, account, connection, database_url, user_id, count
-):
-    (before,) = connection.execute(COUNT_DEADLOCKS).fetchone()
-    tasks = account.chain(2)
-    others = [Account(app.test_client(), user_id) for _ in range(2)]
-
-    with ThreadPoolExecutor(3) as threads:
-        for _ in range(count(500, least=10)):
-            connection.execute("BEGIN")
-            connection.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (user_id,))
-            deletion = threads.submit(account.delete, tasks[0])
-            wait_for_sessions(database_url, lambda: 1)
-            first = threads.submit(others[0].restore, tasks[0])
-            wait_for_sessions(database_url, lambda: 2)
-            second = threads.submit(others[1].restore, tasks[1])
-            wait_for_sessions(database_url, lambda: 3)
-            connection.execute("COMMIT")
-            responses = [future.result() for future in (deletion, first, second)]
-
-            assert [response.status_code for response in responses] == [204, 200, 200]
-            assert account.trash() == set()
-            assert account.patch(tasks[1], parent_id=tasks[0]["id"]).status_code == 200
-
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    assert connection.execute(COUNT_DEADLOCKS).fetchone() == (before,)
-
-
 def test_removal_of_the_trash_never_deadlocks_with_a_restore(
     app, account, connection, database_url, user_id, groceries
 ):

@@ -122,7 +122,8 @@ class Statements:
         trash_time: ColumnElement[timedelta] = literal_column(f"interval '{TRASH_DAYS} days'")
         self.deleted_at = json_timestamp(columns.deleted_at)
         self.purge_at = json_timestamp(columns.deleted_at + trash_time)
-        rendered = literal_column(f"{json_function_name(table.name)}({table.name})", Text)
+        render = getattr(func, json_function_name(table.name))
+        rendered = render(columns.user_id, columns.id, type_=Text)
         self.json: ColumnElement[str] = func.coalesce(columns.json, rendered)
 
         self._item = (as_bytes(self.json), columns.revision, columns.id, self.is_deleted)
