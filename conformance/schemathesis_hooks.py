@@ -1,6 +1,8 @@
 """Corrections of generated requests, for rules of the API that an OpenAPI schema cannot express."""
 
+import re
 from datetime import UTC, datetime
+from urllib.parse import unquote
 from uuid import uuid4
 
 import schemathesis
@@ -93,8 +95,12 @@ def keep_members_valid(body, *, is_user):
 
 
 def keep_label_valid(path_parameters):
-    """Replace a label of white space: the stateful phase generates it in spite of the pattern."""
-    if not path_parameters.get("label", "errand").strip():
+    """Replace a label that violates its pattern. The stateful phase generates such labels.
+
+    The label is percent-encoded.
+    """
+    label = unquote(path_parameters.get("label", "errand")).strip()
+    if not 1 <= len(label) <= LABEL_LENGTH or re.search(r"[,\x00-\x1f\x7f-\x9f]", label):
         path_parameters["label"] = "errand"
 
 
