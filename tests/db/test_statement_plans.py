@@ -206,10 +206,12 @@ def rows_read(scan: dict[str, Any]) -> int:
 
 
 def all_statements() -> list[Any]:
+    """Return all statements, but of those with a single filter only the newest pages."""
     return [
         pytest.param(name, statement, id=name)
         for name, statement in statements()
         if statement not in WITHOUT_OWNER
+        and not re.fullmatch(r"list \w+ \('\w+',\) (?!-created_at ).*", name)
     ]
 
 
