@@ -639,6 +639,8 @@ def downgrade() -> None:
         postgresql_where=sa.text("deleted_at IS NULL"),
     )
     op.drop_table("lists")
+    op.execute("DROP FUNCTION write_lists_row()")
+    op.execute("DROP FUNCTION lists_json(uuid, uuid)")
     op.execute(r"""CREATE OR REPLACE FUNCTION public.write_tasks_row()
  RETURNS trigger
  LANGUAGE plpgsql

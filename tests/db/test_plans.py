@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 # every light user gets one task and the heavy user 1,000, so that their tasks alternate.
 HEAVY_USER = uuid.UUID(int=1)
 INSERT_TASKS = """
-    INSERT INTO tasks (user_id, id, title, completed, revision, created_at)
+    INSERT INTO tasks (user_id, id, title, completed, revision, created_at, json)
     SELECT CASE WHEN number % 11 = 0 THEN '00000000-0000-0000-0000-000000000001'
                 ELSE md5(number::text)::uuid END,
            md5(turn || ' ' || number)::uuid, 'Task ' || number, (turn + number / 11) % 3 = 0, turn,
-           timestamptz '2026-01-01' + make_interval(secs => turn * 11000 + number)
+           timestamptz '2026-01-01' + make_interval(secs => turn * 11000 + number), '{}'
     FROM generate_series(1, 100) AS turn, generate_series(1, 11000) AS number
 """
 LIGHT_USER = "SELECT user_id FROM tasks WHERE user_id <> %s LIMIT 1"

@@ -11,7 +11,7 @@ import {
   listTrashOfUser,
   patchTask,
 } from "./client/sdk.gen.js";
-import type { TaskChange, TaskPreconditionFailed } from "./client/types.gen.js";
+import type { Changes, List, Task, TaskPreconditionFailed } from "./client/types.gen.js";
 
 interface StoredResponse {
   status: number;
@@ -38,8 +38,13 @@ function isConflict(error: object): error is TaskPreconditionFailed {
   return "current" in error;
 }
 
+/** Return the title of a task, or the name of a list. */
+function nameOf(item: Task | List): string {
+  return "title" in item ? item.title : item.name;
+}
+
 /** Return the title of a changed task, and the moment at which another one was deleted. */
-function summary(change: TaskChange): string {
+function summary(change: Changes["changes"][number]): string {
   if (change.deleted) {
     // @ts-expect-error  A tombstone has no value.
     assert.equal(change.value, undefined);
@@ -47,7 +52,7 @@ function summary(change: TaskChange): string {
   }
   // @ts-expect-error  A task that is not deleted has no such moment.
   assert.equal(change.deleted_at, undefined);
-  return change.value.title;
+  return nameOf(change.value);
 }
 
 const path = { user_id, task_id };
@@ -76,7 +81,7 @@ console.log(
       task: task.data.title,
       tasks: tasks.data.map(({ title }) => title),
       changes: changes.data.changes.map(summary),
-      trash: trash.data.map(({ type, value }) => `${type} ${value.title}`),
+      trash: trash.data.map(({ type, value }) => `${type} ${nameOf(value)}`),
       conflict: conflict.error.current.title,
       invalid: invalid.error.errors?.map(({ pointer }) => pointer),
     },
