@@ -39,7 +39,8 @@ class SyncToken:
 
         This is so if the database was restored from a backup, if the user was erased, or if a row
         was purged that was deleted after the client's position and after the start of its full
-        sync.
+        sync. A token of a user who had nothing is too old as soon as the user has something: it may
+        be from a life before an erasure.
         """
         if self.full_sync_start is None:
             return False
@@ -74,8 +75,7 @@ def read_sync_token(text: str, owner: UUID) -> SyncToken:
     if token is None:
         detail = "Must be 0, or the `next` from a response of this user's /changes."
         raise invalid([{"parameter": "since", "detail": detail}])
-    # At revision 0, the user had no rows: start again as in a full sync.
-    return SyncToken() if token.revision == 0 else token
+    return token
 
 
 def decode_sync_token(text: str, owner: UUID) -> SyncToken | None:
