@@ -47,6 +47,10 @@ def test_nothing_of_an_erased_user_is_valid_for_the_next_one(app, connection, us
         for _ in client.ids:
             client.create()
         client.check_tokens_are_gone(lost)
+        client.follow("0", {})
+        token, copy = client.tokens[-1]
+        assert client.follow(token, dict(copy))
+        client.counts["token", "followed"] += 1
         for _ in range(checks):
             client.act() if choose.random() < 0.1 else client.check()
         del client.tokens[:-50]
