@@ -118,7 +118,7 @@ INSERT_TASKS = f"""
     INSERT INTO tasks
         (user_id, id, title, description, completed, completed_at, priority, labels, due_date,
          due_time, time_zone, due_at, start_date, metadata, label_keys, created_at, updated_at,
-         revision, due_sort, json)
+         revision, list_id, parent_id, position, due_sort, json)
     SELECT task.*, due_date + due_time, {rendered_row(TASK.table, TASK.field_names, "task")}
     FROM (
         SELECT format('00000000-0000-4000-8000-%%s',
@@ -126,7 +126,8 @@ INSERT_TASKS = f"""
                format('01900000-0000-7000-8000-%%s', lpad(n::text, 12, '0'))::uuid AS id,
                {MEMBERS},
                moment AS created_at, moment AS updated_at,
-               %(first)s + (n - 1) %% %(each)s + 1 AS revision
+               %(first)s + (n - 1) %% %(each)s + 1 AS revision,
+               NULL::uuid AS list_id, NULL::uuid AS parent_id, order_key_of(moment) AS position
         FROM generate_series(1, %(all)s::bigint) AS n,
              LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'
                              + n * interval '1 second',
