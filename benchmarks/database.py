@@ -106,7 +106,7 @@ Results = dict[str, dict[str, Figures]]  # by operation and by variant
 def current_statements() -> dict[str, list[Statement]]:
     """Return the statements of the working tree, in the order in which requests send them."""
     operations = {name: STATEMENTS[name] for name in (*READS, "create", "patch", "complete")}
-    operations[PATCH_TITLE] = TASK.statements.update(("title",))
+    operations[PATCH_TITLE] = TASK.statements.update(("title",)).statements
     return {
         name: [ACT_AS_OWNER_WITH_TIMEOUT, *statements] for name, statements in operations.items()
     }
@@ -233,7 +233,7 @@ class Parameters:
             for name, value in SENT_MEMBERS.items()
         }
         self._patch = new_values(TASK, {name: sent[name] for name in PATCHED})
-        new = {"completed": False, "completed_at": None}
+        new = dict.fromkeys(("completed_at", "list_id", "parent_id")) | {"completed": False}
         self._create = new_values(TASK, sent | new)
         self._count = 0
 
@@ -249,6 +249,8 @@ class Parameters:
             "attempt": str(uuid7()),
             "elapsed": None,
             "timeout": "5000",
+            "max_tasks": "10000000",
+            "max_bytes": str(2**40),
             "match": None,
             "none_match": [],
             "rows": LIMIT + 1,

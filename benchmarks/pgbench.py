@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 NAME = "PostgreSQL alone"
 
-# A patch writes all members but these two, as the load of wrk does.
-PATCHED = tuple(sorted({*TASK.writable_names} - {"completed", "completed_at"}))
+# A patch writes all members but these, as the load of wrk does.
+KEPT = {"completed", "completed_at", "list_id", "parent_id"}
+PATCHED = tuple(sorted({*TASK.writable_names} - KEPT))
 
 # The statements that each operation sends in one pipeline.
 STATEMENTS: dict[str, Sequence[Statement]] = {
@@ -36,8 +37,8 @@ STATEMENTS: dict[str, Sequence[Statement]] = {
     "not_modified": [TASK.statements.find],
     "list": [list_statement(TASK)],
     "create": [TASK.statements.insert.change],
-    "patch": TASK.statements.update(PATCHED),
-    "complete": TASK.statements.update(("completed",)),
+    "patch": TASK.statements.update(PATCHED).statements,
+    "complete": TASK.statements.update(("completed",)).statements,
 }
 
 # The SQL expressions that replace the parameters of a statement. pgbench sends its variables as
@@ -48,6 +49,8 @@ EXPRESSIONS = {
     "attempt": "uuidv7()",
     "elapsed": "NULL",
     "timeout": "'5000'",
+    "max_tasks": "'10000000'",
+    "max_bytes": "'1000000000000'",
     "match": "NULL",
     "none_match": "'{}'",
     "rows": str(LIMIT + 1),
@@ -64,6 +67,8 @@ EXPRESSIONS = {
     "new_time_zone": "'Europe/Berlin'",
     "new_due_at": "'2026-11-21 083000Z'",
     "new_start_date": "'2026-11-20'",
+    "new_list_id": "NULL",
+    "new_parent_id": "NULL",
     "patch_metadata": """('{"source": "mail", "thread": "change-' || :change || '"}')""",
     "new_metadata": """'{"source": "mail", "thread": "message"}'""",
 }
