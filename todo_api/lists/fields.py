@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from todo_api.db.tables import metadata
-from todo_api.resources.collection_types import TextObjectType
+from todo_api.resources.collection_types import METADATA
 from todo_api.resources.fields import Field
 from todo_api.resources.order import DERIVATION, POSITION
-from todo_api.resources.resource import MemberRule, Resource, resource_table
+from todo_api.resources.resource import QUOTAS, MemberRule, Resource, resource_table
 from todo_api.resources.types import BooleanType, ColorType, TextType
 
 FIELDS = (
@@ -37,16 +37,7 @@ FIELDS = (
         example=False,
     ),
     POSITION,
-    Field(
-        name="metadata",
-        type=TextObjectType(maximum=20, key_length=40, value_length=200),
-        default={},
-        description=(
-            "Data of the client, which the server does not interpret. A PATCH changes single keys; "
-            "null removes a key. A PUT replaces the whole object."
-        ),
-        example={"source": "mail"},
-    ),
+    METADATA,
 )
 
 TABLE = resource_table(
@@ -71,6 +62,6 @@ LIST = Resource(
             {"id": "Must be another id: this one is reserved."},
         )
     },
-    conflicts=dict.fromkeys(("quota", "quota_with_trash", "quota_bytes"), "quota"),
+    conflicts=QUOTAS,
     raised={"after_known": {"after": NEIGHBOUR}, "before_known": {"before": NEIGHBOUR}},
 )

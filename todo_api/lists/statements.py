@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Text, and_, bindparam, exists, func, null, select, update
+from sqlalchemy import Text, and_, exists, func, null, select, update
 
 from todo_api.db.statement import ID, OWNER, compiled
-from todo_api.db.tables import users
 from todo_api.lists.fields import LIST
-from todo_api.resources.order import ANCHOR, SIDE
-from todo_api.resources.statements import lock_rows
+from todo_api.resources.order import ANCHOR, SIDE, renumber
+from todo_api.resources.statements import LOCK_OWNER, lock_rows
 
 if TYPE_CHECKING:
     from todo_api.db.statement import Statement
@@ -23,9 +22,6 @@ is_this_list = columns.id == ID
 LOCK_LIST = lock_rows(LIST.table, is_this_list)
 LOCK_LISTS = lock_rows(LIST.table)
 LOCK_NEW_LISTS = lock_rows(LIST.table, nowait=True)
-# Positions are computed behind this lock, from what other requests have committed.
-LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
-
 new_position = func.list_position(OWNER, ID, SIDE, ANCHOR, type_=Text)
 MOVE = LIST.statements.change_row(
     {"position": new_position},
@@ -33,20 +29,7 @@ MOVE = LIST.statements.change_row(
     and_(LIST.statements.is_live, columns.position == new_position),
 )._replace(locks=(LOCK_LIST, LOCK_OWNER))
 
-in_order = select(
-    columns.id,
-    func.order_key_of_row(func.row_number().over(order_by=(columns.position, columns.id))).label(
-        "position"
-    ),
-).where(columns.user_id == OWNER)
-numbered = in_order.subquery("numbered")
-# Not the moved list, which changes afterwards: a row that is changed twice at one revision would
-# keep the representation of the first change.
-RENUMBER = compiled(
-    update(LIST.table)
-    .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID)
-    .values(position=numbered.c.position)
-)
+RENUMBER = renumber(LIST.table)
 MOVE_WITH_NEW_POSITIONS = MOVE._replace(locks=(LOCK_LISTS, LOCK_OWNER, LOCK_NEW_LISTS, RENUMBER))
 
 
@@ -72,12 +55,7 @@ class ListChanges:
 
         locks = (LOCK_LIST, lock_rows(tasks.table, *live[1:]))
         lock_new_tasks = lock_rows(tasks.table, *live[1:], is_deleted, nowait=True)
-        count = compiled(
-            select(func.count()).where(
-                task.user_id == OWNER,
-                task.attempt == bindparam("attempt", type_=task.attempt.type),
-            )
-        )
+        count = tasks.statements.count_of_attempt
         delete = LIST.statements.delete
         self.delete: ConditionalChange = delete._replace(
             locks=locks,

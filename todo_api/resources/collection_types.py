@@ -10,6 +10,7 @@ from marshmallow import fields, validate
 from sqlalchemy import Column, ColumnElement, Text, bindparam, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from todo_api.resources.fields import Field
 from todo_api.resources.types import Filter, PlainType, Rule
 from todo_api.web.collection_fields import Label, LabelSet, LabelsParameter, MergePatch, TextObject
 
@@ -99,3 +100,16 @@ class TextObjectType(PlainType):
         if isinstance(value, MergePatch):
             return {f"new_{name}": None, f"patch_{name}": text}
         return {f"new_{name}": text, f"patch_{name}": None}
+
+
+# A member that resources have in common.
+METADATA = Field(
+    name="metadata",
+    type=TextObjectType(maximum=20, key_length=40, value_length=200),
+    default={},
+    description=(
+        "Data of the client, which the server does not interpret. A PATCH changes single keys; "
+        "null removes a key. A PUT replaces the whole object."
+    ),
+    example={"source": "mail"},
+)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
-from sqlalchemy import Column, Text, Uuid, bindparam
+from sqlalchemy import Column, Text, Uuid, bindparam, func, select, update
 
+from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.resources.fields import Field
 from todo_api.resources.items import change
 from todo_api.resources.types import PlainType, SortKey
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
+    from sqlalchemy import ColumnElement, Table
+
     from todo_api.db.database import Database
+    from todo_api.db.statement import Statement
     from todo_api.resources.items import ChangeResult, Item
     from todo_api.resources.statements import ConditionalChange
     from todo_api.web.conditional import Precondition
@@ -102,6 +106,26 @@ class Move(Schema):
     def refuse_two_places(self, data: dict[str, Any], **_: Any) -> None:
         if "after" in data and "before" in data:
             raise ValidationError("Send either after or before.", "before")
+
+
+def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
+    """Return a statement that gives the siblings new positions, in the order that they have.
+
+    Not the moved item, which changes afterwards: a row that is changed twice at one revision would
+    keep the representation of the first change.
+    """
+    columns = table.c
+    number = func.row_number().over(order_by=(columns.position, columns.id))
+    numbered = (
+        select(columns.id, func.order_key_of_row(number).label("position"))
+        .where(columns.user_id == OWNER, *is_sibling)
+        .subquery("numbered")
+    )
+    return compiled(
+        update(table)
+        .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID)
+        .values(position=numbered.c.position)
+    )
 
 
 def place_parameters(move: Mapping[str, Any]) -> dict[str, Any]:

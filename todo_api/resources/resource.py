@@ -65,6 +65,9 @@ TIMESTAMPS = (
 )
 SEARCH_FIELD = "q"
 
+# The problem kind of each quota that the function `change_usage` (migrations/) checks.
+QUOTAS = dict.fromkeys(("quota", "quota_with_trash", "quota_bytes"), "quota")
+
 
 def resource_table(
     metadata: MetaData,

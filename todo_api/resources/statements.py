@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
+    from sqlalchemy import Subquery
+
     from todo_api.db.statement import Statement
     from todo_api.resources.resource import Resource
 
@@ -98,6 +100,16 @@ def precondition_holds(revision: ColumnElement[Any]) -> ColumnElement[bool]:
     return and_(or_(MATCH.is_(None), revision == any_(MATCH)), ~(revision == any_(NONE_MATCH)))
 
 
+# What is computed behind this lock sees everything that other requests of the owner have committed.
+LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
+
+
+def locked_ids(table: Table, *conditions: ColumnElement[bool], nowait: bool = False) -> Subquery:
+    """Return a subquery that locks the owner's rows in order of id; its column is `id`."""
+    rows = select(table.c.id).where(table.c.user_id == OWNER, *conditions).order_by(table.c.id)
+    return rows.with_for_update(key_share=True, nowait=nowait).subquery("locked")
+
+
 def lock_rows(table: Table, *conditions: ColumnElement[bool], nowait: bool = False) -> Statement:
     """Return a statement that locks the rows in order of id. Several rows are locked like this.
 
@@ -105,8 +117,7 @@ def lock_rows(table: Table, *conditions: ColumnElement[bool], nowait: bool = Fal
     This is for rows that were inserted since the rows were locked, after the owner's row has been
     locked: waiting for them could end in a deadlock. The whole transaction is then retried.
     """
-    rows = select(table.c.id).where(table.c.user_id == OWNER, *conditions).order_by(table.c.id)
-    locked = rows.with_for_update(key_share=True, nowait=nowait).subquery("locked")
+    locked = locked_ids(table, *conditions, nowait=nowait)
     return compiled(select(func.count()).select_from(locked))
 
 
@@ -145,6 +156,10 @@ class Statements:
         # anything has changed the row since the first run began.
         self._written_by_this_attempt = columns.attempt == ATTEMPT
         self._changed_since = (columns.updated_at > func.now() - ELAPSED - MARGIN).is_(True)
+
+        self.count_of_attempt = compiled(
+            select(func.count()).where(columns.user_id == OWNER, self._written_by_this_attempt)
+        )
 
         names = ["user_id", "id", *resource.written_columns]
         values = select(OWNER, ID, *(new_value(columns[name]) for name in names[2:]))

@@ -89,6 +89,14 @@ class Filter(NamedTuple):
     single: ColumnElement[bool] | None = None
 
 
+def check_cursor_text(value: Any) -> str:
+    """Return the text of a cursor. Raises TypeError or ValueError if PostgreSQL cannot store it."""
+    if not isinstance(value, str) or "\x00" in value:
+        raise TypeError(value)
+    value.encode()  # ValueError for a lone surrogate
+    return value
+
+
 class FieldType(Protocol):
     """The type of a field: its column, its schemas, its rules."""
 
@@ -229,13 +237,7 @@ class TextType(PlainType):
         return {str(column.name): Filter(parameter, equal)}
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        return SortKey(column.collate("C"), Text(), str, self._checked, (str(column.name),))
-
-    def _checked(self, value: Any) -> str:
-        if not isinstance(value, str) or "\x00" in value:
-            raise TypeError(value)
-        value.encode()  # ValueError for a lone surrogate
-        return value
+        return SortKey(column.collate("C"), Text(), str, check_cursor_text, (str(column.name),))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from todo_api.resources.responses import (
     read_client_revisions,
 )
 from todo_api.resources.schemas import cursor_parameter
+from todo_api.resources.types import check_cursor_text
 from todo_api.resources.views import (
     add_collection_routes,
     add_item_routes,
@@ -237,7 +238,7 @@ def list_labels_of_user(query: dict[str, Any], user_id: UUID) -> Response:
     A label exists as long as a task has it. Tasks in the trash do not count.
     """
     query_digest = digest("labels", user_id.bytes)
-    after = read_cursor(query.get("cursor"), query_digest, check_label)
+    after = read_cursor(query.get("cursor"), query_digest, check_cursor_text)
     page = list_labels(
         database(),
         user_id,
@@ -267,11 +268,3 @@ def rename_label_of_user(rename: dict[str, Any], user_id: UUID) -> Response:
 
 # A position in the list of labels has no id.
 LABEL_POSITION = UUID(int=0)
-
-
-def check_label(value: Any) -> str:
-    """Return the label of a cursor. Raises ValueError or TypeError."""
-    if not isinstance(value, str) or "\x00" in value:
-        raise TypeError(value)
-    value.encode()  # ValueError for a lone surrogate
-    return value

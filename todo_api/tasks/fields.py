@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from todo_api.db.tables import metadata
 from todo_api.lists.fields import LIST_OF_PARENT
 from todo_api.resources.calendar_types import DateType, TimeOfDayType, TimestampType, TimeZoneType
-from todo_api.resources.collection_types import LabelsType, TextObjectType
+from todo_api.resources.collection_types import METADATA, LabelsType
 from todo_api.resources.fields import Field
 from todo_api.resources.order import DERIVATION, POSITION
 from todo_api.resources.resource import ComputedColumn, Resource, resource_table
@@ -151,16 +151,7 @@ FIELDS = (
         example="019aa5c8-7b4c-7d15-a2e0-6c3f8e9d0b12",
     ),
     POSITION,
-    Field(
-        name="metadata",
-        type=TextObjectType(maximum=20, key_length=40, value_length=200),
-        default={},
-        description=(
-            "Data of the client, which the server does not interpret. A PATCH changes single keys; "
-            "null removes a key. A PUT replaces the whole object."
-        ),
-        example={"source": "mail"},
-    ),
+    METADATA,
 )
 
 # The labels after case-folding, in the order of the labels.

@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from todo_api.db.statement import OWNER, compiled
 from todo_api.resources.items import change
 from todo_api.resources.pages import CLIENT_IS_OUTDATED, ROWS, owner_row
+from todo_api.resources.statements import locked_ids
 from todo_api.tasks.fields import LABELS, TASK, label_key
 
 if TYPE_CHECKING:
@@ -95,15 +96,8 @@ REMOVE = TASK.statements.change_row(
     and_(is_live, ~has_label),
 )
 
-# All tasks with the label are locked before the first of them is changed, in order of id, like in
-# all statements that lock several rows. So there are no deadlocks.
-LOCKED = (
-    select(columns.id)
-    .where(columns.user_id == OWNER, is_live, has_label)
-    .order_by(columns.id)
-    .with_for_update(key_share=True)
-    .subquery("locked")
-)
+# All tasks with the label are locked before the first of them is changed.
+LOCKED = locked_ids(TASK.table, is_live, has_label)
 # The new label replaces the old one, and all labels that are equal to it by case-folding. If it is
 # NULL, the old label is removed.
 RENAMED = (
@@ -127,12 +121,6 @@ RENAMED = (
     .cte("renamed")
 )
 RENAME = compiled(select(func.count()).select_from(RENAMED))
-COUNT_RENAMED = compiled(
-    select(func.count()).where(
-        columns.user_id == OWNER,
-        columns.attempt == bindparam("attempt", type_=columns.attempt.type),
-    )
-)
 
 
 class LabelError(Exception):
@@ -205,7 +193,9 @@ def rename_label(database: Database, owner: UUID, label: str, to_label: str | No
         "to_label": to_label,
         "to_key": None if to_label is None else label_key(to_label),
     }
-    *_, rows = database.write(owner, [RENAME], parameters, retry=[RENAME, COUNT_RENAMED])
+    *_, rows = database.write(
+        owner, [RENAME], parameters, retry=[RENAME, TASK.statements.count_of_attempt]
+    )
     return int(rows[0][0])
 
 

@@ -30,11 +30,12 @@ from sqlalchemy import (
 )
 
 from todo_api.db.statement import ID, OWNER, compiled
-from todo_api.db.tables import users
 from todo_api.lists.fields import INBOX, LIST_OF_PARENT
-from todo_api.resources.order import ANCHOR, SIDE
+from todo_api.resources.order import ANCHOR, SIDE, renumber
+from todo_api.resources.resource import QUOTAS
 from todo_api.resources.statements import (
     ATTEMPT,
+    LOCK_OWNER,
     UPDATE_STATEMENTS,
     ConditionalChange,
     Statements,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
 LEVELS = 5
-CHILDREN = 500
 
 # The list of the parent: what a request means that sends `parent_id` without `list_id`.
 list_of_parent: ColumnElement[Any] = literal_column(f"'{LIST_OF_PARENT}'::uuid", Uuid)
@@ -74,12 +74,7 @@ RAISED = {
     "after_known": {"after": "Must be the id of another task with the same list and parent."},
     "before_known": {"before": "Must be the id of another task with the same list and parent."},
 }
-CONFLICTS = {
-    "list_archived": "archived-list",
-    **dict.fromkeys(("children", "quota", "quota_with_trash", "quota_bytes"), "quota"),
-}
-
-LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
+CONFLICTS = {"list_archived": "archived-list", "children": "quota", **QUOTAS}
 
 PARENT_IS_SENT = bindparam("parent_is_sent", type_=Boolean)
 LIST_IS_SENT = bindparam("list_is_sent", type_=Boolean)
@@ -162,8 +157,8 @@ class TaskStatements(Statements):
             root.user_id == OWNER, is_in(root.id, self._live_below), ~root.completed
         )
         self.move = self._move()
-        self.renumber = self._renumber()
         is_sibling = self._is_sibling()
+        self.renumber = renumber(resource.table, is_sibling)
         self.move_with_new_positions = self.move._replace(
             locks=(
                 self._lock(self._live_below, root.deleted_at.is_(None), is_sibling),
@@ -295,25 +290,6 @@ class TaskStatements(Statements):
         return and_(
             task.parent_id.is_not_distinct_from(parent),
             or_(parent.is_not(None), task.place == place),
-        )
-
-    def _renumber(self) -> Statement:
-        """Return a statement that gives the siblings new positions, in the order that they have.
-
-        The moved task is changed after it: a row that is changed twice at one revision would keep
-        the representation of the first change.
-        """
-        task = self._task
-        number = func.row_number().over(order_by=(task.position, task.id))
-        numbered = (
-            select(task.id, func.order_key_of_row(number).label("position"))
-            .where(task.user_id == OWNER, self._is_sibling())
-            .subquery("numbered")
-        )
-        return compiled(
-            update(self._resource.table)
-            .where(task.user_id == OWNER, task.id == numbered.c.id, task.id != ID)
-            .values(position=numbered.c.position)
         )
 
 
