@@ -26,12 +26,12 @@ from todo_api.db.connect import UnreachableError, connect
 from todo_api.db.database import APPLICATION_ROLE, MAINTENANCE_ROLE
 from todo_api.db.tables import TRASH_DAYS
 from todo_api.logs import configure_logging
-from todo_api.resources.representation import rendered_row
 from todo_api.resources.row_function import (
     function_name,
     json_function,
     json_function_name,
     row_function,
+    written_values,
 )
 from todo_api.settings import SettingsError, load_database_settings, read_environment
 
@@ -115,22 +115,22 @@ def missing_checks(connection: Connection) -> Iterator[CreateCheckConstraintOp]:
 # row is visible.
 PROTECTION = (
     (
-        "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON {table}"
-        " FOR EACH ROW EXECUTE FUNCTION take_revision()"
-    ),
-    (
-        "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON {table}"
-        " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
-    ),
-    # After take_revision, in the order of the triggers' names.
-    (
         "CREATE TRIGGER write_row_on_insert BEFORE INSERT ON {table}"
         " FOR EACH ROW EXECUTE FUNCTION {function}()"
     ),
     (
         "CREATE TRIGGER write_row_on_update BEFORE UPDATE ON {table}"
-        " FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)"
-        " EXECUTE FUNCTION {function}()"
+        " FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION {function}()"
+    ),
+    (
+        "CREATE TRIGGER write_usage AFTER INSERT OR UPDATE ON {table}"
+        " FOR EACH STATEMENT WHEN (current_setting('todo.usage', true) <> '')"
+        " EXECUTE FUNCTION write_usage()"
+    ),
+    (
+        "CREATE TRIGGER count_deleted_rows AFTER DELETE ON {table}"
+        " REFERENCING OLD TABLE AS old_rows"
+        " FOR EACH STATEMENT EXECUTE FUNCTION count_deleted_rows()"
     ),
     # Requests cannot write the columns that the triggers write.
     (
@@ -227,9 +227,7 @@ def definition_of(connection: Connection, function: str) -> str:
 
 def needs_renewal(resource: Resource, function: str) -> bool:
     """Return whether the function in the database writes other values into rows."""
-    derivations = [f"NEW.{name} := {value};" for name, value in resource.derivations.items()]
-    rendered = rendered_row(resource.table, resource.field_names, "NEW")
-    return any(part not in function for part in (rendered, *derivations))
+    return any(part not in function for part in written_values(resource))
 
 
 def grant_roles_to_logins(connection: psycopg.Connection[Any], logins: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Add lists, subtasks and the order of items."""
+"""Add lists, subtasks, the order of items, and quotas."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -195,8 +195,8 @@ TASK_POSITION = """
     $$
 """
 
-# Checks the list and the parent of a task, behind the lock on the owner's row, which the trigger
-# take_revision takes before. A volatile function sees what other transactions have committed.
+# Checks the list and the parent of a task, behind the lock on the owner's row. A volatile function
+# sees what other transactions have committed.
 # A task that is restored leaves a parent or list that is gone; any other task is refused. The list
 # ffffffff-... stands for the list of the parent. All tasks of a tree are in the list of the task
 # above all others.
@@ -213,6 +213,7 @@ PLACE_TASK = """
         broken_rule text;
         children bigint;
     BEGIN
+        PERFORM FROM users WHERE id = NEW.user_id FOR NO KEY UPDATE;
         IF takes_list THEN
             NEW.list_id := OLD.list_id;
         END IF;
@@ -286,7 +287,212 @@ PLACE_TASK = """
     $$
 """
 
-# After take_revision and before write_row, in the order of the triggers' names.
+USAGE_COLUMNS = ("tasks", "trashed_tasks", "lists", "trashed_lists", "bytes")
+
+# Adds to the numbers on the owner's row, takes a new revision if `is_change`, and returns the
+# revision, or NULL if there is no such owner. The number of a change is the microsecond of its
+# moment, or the owner's latest number plus 1 if that is greater.
+# The limits are settings of the transaction; without them, as in psql, there are none. A request
+# that makes a number smaller is never refused.
+CHANGE_USAGE = """
+    CREATE FUNCTION change_usage(
+        items text, owner uuid,
+        more_live bigint, more_trashed bigint, more_bytes bigint, is_change boolean
+    ) RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE
+        max_tasks CONSTANT bigint := nullif(current_setting('todo.max_tasks', true), '');
+        max_bytes CONSTANT bigint := nullif(current_setting('todo.max_bytes', true), '');
+        max_live CONSTANT bigint := CASE
+            WHEN items = 'tasks' THEN max_tasks WHEN max_tasks IS NOT NULL THEN 500
+        END;
+        usage record;
+        quota text;
+    BEGIN
+        UPDATE users SET
+            revision = CASE WHEN is_change THEN greatest(
+                revision + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+            ) ELSE revision END,
+            tasks = tasks + CASE items WHEN 'tasks' THEN more_live ELSE 0 END,
+            trashed_tasks = trashed_tasks + CASE items WHEN 'tasks' THEN more_trashed ELSE 0 END,
+            lists = lists + CASE items WHEN 'lists' THEN more_live ELSE 0 END,
+            trashed_lists = trashed_lists + CASE items WHEN 'lists' THEN more_trashed ELSE 0 END,
+            bytes = bytes + more_bytes
+        WHERE id = owner
+        RETURNING revision, bytes,
+            CASE items WHEN 'tasks' THEN tasks ELSE lists END AS live,
+            CASE items WHEN 'tasks' THEN tasks + trashed_tasks ELSE lists + trashed_lists END AS rows
+        INTO usage;
+        quota := CASE
+            WHEN more_live > 0 AND usage.live > max_live THEN 'quota'
+            WHEN more_live + more_trashed > 0 AND usage.rows > 2 * max_live THEN 'quota_with_trash'
+            WHEN more_bytes > 0 AND usage.bytes > max_bytes THEN 'quota_bytes'
+        END;
+        IF quota = 'quota' THEN
+            PERFORM raise_quota(items, quota, max_live, usage.live - more_live);
+        ELSIF quota = 'quota_with_trash' THEN
+            PERFORM raise_quota(
+                items, quota, 2 * max_live, usage.rows - more_live - more_trashed
+            );
+        ELSIF quota = 'quota_bytes' THEN
+            PERFORM raise_quota(items, quota, max_bytes, usage.bytes - more_bytes);
+        END IF;
+        RETURN usage.revision;
+    END
+    $$
+"""
+
+# Returns the revision of a change, and counts the changed row. All rows that a transaction changes
+# share one revision: the first of them takes it, which locks the owner's row. It is left in a
+# setting that ends with the transaction. What later rows add to the owner's numbers is summed up in
+# another setting, and the trigger write_usage writes the sum after the statement.
+# A new owner has missed all purges before its first change: the sync tokens of a user who was
+# erased are older than that. The insert may wait for another one, and for the erasure of its row,
+# so the revision is taken after it.
+TAKE_REVISION = """
+    CREATE FUNCTION take_revision(
+        items text, owner uuid, more_live bigint, more_trashed bigint, more_bytes bigint
+    ) RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE
+        taken CONSTANT text := current_setting('todo.revision', true);
+        is_new boolean := false;
+        new_revision bigint;
+    BEGIN
+        IF taken <> '' AND split_part(taken, ' ', 1) = owner::text THEN
+            PERFORM add_usage(items, owner, more_live, more_trashed, more_bytes);
+            RETURN split_part(taken, ' ', 2);
+        END IF;
+        LOOP
+            new_revision := change_usage(
+                items, owner, more_live, more_trashed, more_bytes, true
+            );
+            EXIT WHEN new_revision IS NOT NULL;
+            INSERT INTO users (id) VALUES (owner) ON CONFLICT (id) DO NOTHING;
+            is_new := FOUND;
+        END LOOP;
+        IF is_new THEN
+            UPDATE users SET purged_revision = revision - 1 WHERE id = owner;
+        END IF;
+        PERFORM set_config('todo.revision', owner || ' ' || new_revision, true);
+        RETURN new_revision;
+    END
+    $$
+"""
+
+# Adds a row to the sum of the statement. The sum is of one table and one owner.
+ADD_USAGE = """
+    CREATE FUNCTION add_usage(
+        items text, owner uuid, more_live bigint, more_trashed bigint, more_bytes bigint
+    ) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        parts CONSTANT text[] := string_to_array(current_setting('todo.usage', true), ' ');
+    BEGIN
+        IF parts[1] = items AND parts[2] = owner::text THEN
+            more_live := more_live + parts[3]::bigint;
+            more_trashed := more_trashed + parts[4]::bigint;
+            more_bytes := more_bytes + parts[5]::bigint;
+        ELSIF parts[1] <> '' THEN
+            PERFORM change_usage(
+                parts[1], parts[2]::uuid,
+                parts[3]::bigint, parts[4]::bigint, parts[5]::bigint, false
+            );
+        END IF;
+        PERFORM set_config(
+            'todo.usage', concat_ws(' ', items, owner, more_live, more_trashed, more_bytes), true
+        );
+    END
+    $$
+"""
+
+# After each statement that has changed rows with a revision that was taken before.
+WRITE_USAGE = """
+    CREATE FUNCTION write_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        parts CONSTANT text[] := string_to_array(current_setting('todo.usage'), ' ');
+    BEGIN
+        PERFORM change_usage(
+            parts[1], parts[2]::uuid,
+            parts[3]::bigint, parts[4]::bigint, parts[5]::bigint, false
+        );
+        PERFORM set_config('todo.usage', '', true);
+        RETURN NULL;
+    END
+    $$
+"""
+
+# After each statement that deletes rows for good.
+COUNT_DELETED_ROWS = """
+    CREATE FUNCTION count_deleted_rows() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM change_usage(
+            TG_TABLE_NAME, user_id, -count(*) FILTER (WHERE deleted_at IS NULL),
+            -count(*) FILTER (WHERE deleted_at IS NOT NULL),
+            -coalesce(sum(octet_length(json)), 0), false
+        ) FROM old_rows GROUP BY user_id;
+        RETURN NULL;
+    END
+    $$
+"""
+
+# Counts all rows of an owner. The caller holds the lock on the owner's row.
+COUNT_ALL_ROWS = """
+    CREATE FUNCTION count_all_rows(owner uuid) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        UPDATE users SET (tasks, trashed_tasks, lists, trashed_lists, bytes) = (
+            SELECT
+                count(*) FILTER (WHERE is_task AND deleted_at IS NULL),
+                count(*) FILTER (WHERE is_task AND deleted_at IS NOT NULL),
+                count(*) FILTER (WHERE NOT is_task AND deleted_at IS NULL),
+                count(*) FILTER (WHERE NOT is_task AND deleted_at IS NOT NULL),
+                coalesce(sum(octet_length(json)), 0)
+            FROM (
+                SELECT true AS is_task, deleted_at, json FROM tasks WHERE user_id = owner
+                UNION ALL
+                SELECT false, deleted_at, json FROM lists WHERE user_id = owner
+            ) AS owned
+        )
+        WHERE id = owner;
+    END
+    $$
+"""
+
+# The function of all triggers before this migration, as in 0009.
+TAKE_REVISION_OF_ROW = """
+    CREATE OR REPLACE FUNCTION take_revision() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        taken text := current_setting('todo.revision', true);
+        is_new boolean := false;
+    BEGIN
+        IF taken <> '' AND split_part(taken, ' ', 1) = NEW.user_id::text THEN
+            NEW.revision := split_part(taken, ' ', 2)::bigint;
+        ELSE
+            LOOP
+                UPDATE users SET revision = greatest(
+                    revision + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                )
+                WHERE id = NEW.user_id RETURNING revision INTO NEW.revision;
+                EXIT WHEN FOUND;
+                INSERT INTO users (id) VALUES (NEW.user_id) ON CONFLICT (id) DO NOTHING;
+                is_new := FOUND;
+            END LOOP;
+            IF is_new THEN
+                UPDATE users SET purged_revision = revision - 1 WHERE id = NEW.user_id;
+            END IF;
+            PERFORM set_config('todo.revision', NEW.user_id || ' ' || NEW.revision, true);
+        END IF;
+        IF current_setting('todo.renewal', true) = 'on' THEN
+            RETURN NEW;
+        END IF;
+        NEW.updated_at := clock_timestamp();
+        IF TG_OP = 'INSERT' THEN
+            NEW.created_at := NEW.updated_at;
+        END IF;
+        NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+        RETURN NEW;
+    END
+    $$
+"""
+
+# Before write_row, in the order of the triggers' names.
 PLACE_TRIGGERS = (
     """
     CREATE TRIGGER tree_on_insert BEFORE INSERT ON tasks
@@ -303,6 +509,38 @@ PLACE_TRIGGERS = (
     EXECUTE FUNCTION place_task()
     """,
 )
+# An update that changes nothing takes no revision.
+WRITE_ROW_ON_UPDATE = """
+    CREATE TRIGGER write_row_on_update BEFORE UPDATE ON tasks
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION write_tasks_row()
+"""
+USAGE_TRIGGERS = (
+    """
+    CREATE TRIGGER write_usage AFTER INSERT OR UPDATE ON {table}
+    FOR EACH STATEMENT WHEN (current_setting('todo.usage', true) <> '')
+    EXECUTE FUNCTION write_usage()
+    """,
+    """
+    CREATE TRIGGER count_deleted_rows AFTER DELETE ON {table} REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_deleted_rows()
+    """,
+)
+# As in 0002 and 0012.
+PREVIOUS_TRIGGERS = (
+    """
+    CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON tasks
+    FOR EACH ROW EXECUTE FUNCTION take_revision()
+    """,
+    """
+    CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON tasks
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()
+    """,
+    """
+    CREATE TRIGGER write_row_on_update BEFORE UPDATE ON tasks
+    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)
+    EXECUTE FUNCTION write_tasks_row()
+    """,
+)
 FUNCTIONS = (
     BASE_62,
     ORDER_KEY_OF,
@@ -310,6 +548,12 @@ FUNCTIONS = (
     ORDER_KEY_BETWEEN,
     RAISE_RULE,
     RAISE_QUOTA,
+    CHANGE_USAGE,
+    TAKE_REVISION,
+    ADD_USAGE,
+    WRITE_USAGE,
+    COUNT_DELETED_ROWS,
+    COUNT_ALL_ROWS,
     POSITION_BESIDE,
     LIST_POSITION,
     TASK_POSITION,
@@ -318,6 +562,13 @@ FUNCTIONS = (
 
 
 def upgrade() -> None:
+    for name in USAGE_COLUMNS:
+        op.add_column(
+            "users", sa.Column(name, sa.BigInteger(), server_default=sa.text("0"), nullable=False)
+        )
+    # PostgreSQL parses each CHECK constraint anew for every statement, and purged_revision_known
+    # implies this one.
+    op.drop_constraint(op.f("ck_users_revision_not_negative"), "users", type_="check")
     for function in FUNCTIONS:
         op.execute(function)
     op.create_table(
@@ -410,13 +661,10 @@ def upgrade() -> None:
     CREATE OR REPLACE FUNCTION write_lists_row() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
+        members text;
     BEGIN
-        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
-            NEW.deleted_with := NEW.revision;
-        END IF;
         NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
         broken_rule := CASE
-            WHEN NOT (NEW.revision > 0) THEN 'ck_lists_revision_positive'
             WHEN NOT (char_length(NEW.name) BETWEEN 1 AND 120) THEN 'ck_lists_name_length'
             WHEN NOT (NEW.name = btrim(NEW.name, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000')) THEN 'ck_lists_name_stripped'
             WHEN NOT (NEW.color ~ '^#[0-9a-f]{6}$') THEN 'ck_lists_color_format'
@@ -428,13 +676,30 @@ def upgrade() -> None:
                 ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
                 MESSAGE = 'a row violates the rule ' || broken_rule;
         END IF;
-        NEW.json := '{"id":' || to_json(NEW.id)
+        members := '{"id":' || to_json(NEW.id)
             || ',"user_id":' || to_json(NEW.user_id)
             || ',"name":' || to_json(NEW.name)
             || ',"color":' || coalesce(to_json(NEW.color)::text, 'null')
             || ',"archived":' || to_json(NEW.archived)
             || ',"position":' || to_json(NEW.position)
-            || ',"metadata":' || to_json(NEW.metadata)
+            || ',"metadata":' || to_json(NEW.metadata);
+        NEW.revision := take_revision(
+            'lists', NEW.user_id,
+            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
+            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
+            octet_length(members) + 115 - coalesce(octet_length(OLD.json), 0)
+        );
+        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
+            NEW.updated_at := clock_timestamp();
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := NEW.updated_at;
+            END IF;
+            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+        END IF;
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;
+        NEW.json := members
             || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
@@ -469,16 +734,10 @@ def upgrade() -> None:
     $$
     """)
     op.execute(
-        "CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON lists FOR EACH ROW EXECUTE FUNCTION take_revision()"
-    )
-    op.execute(
-        "CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON lists FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision()"
-    )
-    op.execute(
         "CREATE TRIGGER write_row_on_insert BEFORE INSERT ON lists FOR EACH ROW EXECUTE FUNCTION write_lists_row()"
     )
     op.execute(
-        "CREATE TRIGGER write_row_on_update BEFORE UPDATE ON lists FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION write_lists_row()"
+        "CREATE TRIGGER write_row_on_update BEFORE UPDATE ON lists FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION write_lists_row()"
     )
     op.execute(
         "GRANT SELECT, INSERT (user_id, id, name, color, archived, metadata), UPDATE (name, color, archived, metadata, deleted_at), DELETE ON lists TO todo_app"
@@ -504,16 +763,13 @@ def upgrade() -> None:
     CREATE OR REPLACE FUNCTION write_tasks_row() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
+        members text;
     BEGIN
-        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
-            NEW.deleted_with := NEW.revision;
-        END IF;
-        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END;
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, clock_timestamp()) END;
         NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
         NEW.place := coalesce(NEW.list_id, '00000000-0000-0000-0000-000000000000');
         NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
         broken_rule := CASE
-            WHEN NOT (NEW.revision > 0) THEN 'ck_tasks_revision_positive'
             WHEN NOT (char_length(NEW.title) BETWEEN 1 AND 255) THEN 'ck_tasks_title_length'
             WHEN NOT (NEW.title = btrim(NEW.title, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000')) THEN 'ck_tasks_title_stripped'
             WHEN NOT (char_length(NEW.description) <= 10000) THEN 'ck_tasks_description_length'
@@ -531,7 +787,7 @@ def upgrade() -> None:
                 ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
                 MESSAGE = 'a row violates the rule ' || broken_rule;
         END IF;
-        NEW.json := '{"id":' || to_json(NEW.id)
+        members := '{"id":' || to_json(NEW.id)
             || ',"user_id":' || to_json(NEW.user_id)
             || ',"title":' || to_json(NEW.title)
             || ',"description":' || coalesce(to_json(NEW.description)::text, 'null')
@@ -549,7 +805,24 @@ def upgrade() -> None:
             || ',"list_id":' || coalesce(to_json(NEW.list_id)::text, 'null')
             || ',"parent_id":' || coalesce(to_json(NEW.parent_id)::text, 'null')
             || ',"position":' || to_json(NEW.position)
-            || ',"metadata":' || to_json(NEW.metadata)
+            || ',"metadata":' || to_json(NEW.metadata);
+        NEW.revision := take_revision(
+            'tasks', NEW.user_id,
+            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
+            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
+            octet_length(members) + 115 - coalesce(octet_length(OLD.json), 0)
+        );
+        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
+            NEW.updated_at := clock_timestamp();
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := NEW.updated_at;
+            END IF;
+            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+        END IF;
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;
+        NEW.json := members
             || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
@@ -597,16 +870,27 @@ def upgrade() -> None:
     """)
     # A move writes the position.
     op.execute("GRANT UPDATE (position) ON tasks, lists TO todo_app")
+    # One trigger takes the revision and writes the row.
+    for name in ("take_revision_on_insert", "take_revision_on_update", "write_row_on_update"):
+        op.execute(f"DROP TRIGGER {name} ON tasks")
+    op.execute("DROP FUNCTION take_revision()")
+    op.execute(WRITE_ROW_ON_UPDATE)
     for trigger in PLACE_TRIGGERS:
         op.execute(trigger)
+    for table in ("tasks", "lists"):
+        for trigger in USAGE_TRIGGERS:
+            op.execute(trigger.format(table=table))
+    # The purge counts, too.
+    op.execute(f"GRANT UPDATE ({', '.join(USAGE_COLUMNS)}) ON users TO todo_maintenance")
+    # The rows that exist are counted by the renewal, owner by owner.
     op.execute(
         "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
     )
 
 
 def downgrade() -> None:
-    op.execute("DROP TRIGGER tree_on_update ON tasks")
-    op.execute("DROP TRIGGER tree_on_insert ON tasks")
+    for name in ("tree_on_update", "tree_on_insert", "write_usage", "count_deleted_rows"):
+        op.execute(f"DROP TRIGGER {name} ON tasks")
     op.drop_index(
         op.f("ix_tasks_user_id_place_position_id"),
         table_name="tasks",
@@ -729,6 +1013,14 @@ AS $function$
     for function in reversed(FUNCTIONS):
         name = function.split("(")[0].split()[-1]
         op.execute(f"DROP FUNCTION {name}")
+    op.execute(TAKE_REVISION_OF_ROW)
+    op.execute("DROP TRIGGER write_row_on_update ON tasks")
+    for trigger in PREVIOUS_TRIGGERS:
+        op.execute(trigger)
+    op.execute(f"REVOKE UPDATE ({', '.join(USAGE_COLUMNS)}) ON users FROM todo_maintenance")
+    for name in USAGE_COLUMNS:
+        op.drop_column("users", name)
+    op.create_check_constraint(op.f("ck_users_revision_not_negative"), "users", "revision >= 0")
     op.execute(
         "UPDATE database_state SET renewal_position = '00000000-0000-0000-0000-000000000000'"
     )

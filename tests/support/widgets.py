@@ -152,15 +152,15 @@ WIDGET = Resource(
 
 # The statements of a migration for this resource, except CREATE TABLE and CREATE INDEX.
 PROTECTION = """
-    CREATE TRIGGER take_revision_on_insert BEFORE INSERT ON widgets
-    FOR EACH ROW EXECUTE FUNCTION take_revision();
-    CREATE TRIGGER take_revision_on_update BEFORE UPDATE ON widgets
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION take_revision();
     CREATE TRIGGER write_row_on_insert BEFORE INSERT ON widgets
     FOR EACH ROW EXECUTE FUNCTION write_widgets_row();
     CREATE TRIGGER write_row_on_update BEFORE UPDATE ON widgets
-    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision)
-    EXECUTE FUNCTION write_widgets_row();
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION write_widgets_row();
+    CREATE TRIGGER write_usage AFTER INSERT OR UPDATE ON widgets
+    FOR EACH STATEMENT WHEN (current_setting('todo.usage', true) <> '')
+    EXECUTE FUNCTION write_usage();
+    CREATE TRIGGER count_deleted_rows AFTER DELETE ON widgets REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_deleted_rows();
     GRANT SELECT, INSERT, UPDATE, DELETE ON widgets TO todo_app;
     ALTER TABLE widgets ENABLE ROW LEVEL SECURITY;
     ALTER TABLE widgets FORCE ROW LEVEL SECURITY;

@@ -27,7 +27,7 @@ BATCH = 1_000  # the maximum of rows that one transaction removes
 # makes a client start a full sync if it has not yet seen a deletion whose row is now removed.
 # `revision` is written, but its value does not change: delete_for_good (resources/statements.py)
 # says why. The statement locks rows before their owners, in the same order as the trigger
-# `take_revision` (migrations/). It skips rows that another transaction has locked, because waiting
+# `write_row` (migrations/). It skips rows that another transaction has locked, because waiting
 # for them could end in a deadlock; the next purge removes them.
 PURGE = sql.SQL("""
     WITH old AS (

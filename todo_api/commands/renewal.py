@@ -33,7 +33,7 @@ FIND_NEXT_OWNER = "SELECT id FROM users WHERE id >= %s ORDER BY id LIMIT 1"
 ACT_AS_OWNER = """
     SELECT set_config('todo.user_id', %s, true), set_config('todo.renewal', 'on', true)
 """
-# Rows are locked before their owner, like in the trigger `take_revision` (migrations/), and in
+# Rows are locked before their owner, like in the trigger `write_row` (migrations/), and in
 # order of id, like in all statements that lock several rows. So there are no deadlocks.
 LOCK_ROWS = sql.SQL("SELECT id FROM {table} WHERE user_id = %s ORDER BY id FOR NO KEY UPDATE")
 # The trigger writes a new revision instead of 0, and keeps updated_at. This statement omits rows

@@ -31,8 +31,8 @@ MAINTENANCE_ROLE = "todo_maintenance"
 
 # These settings end with the transaction, so the next request on the connection does not see them.
 # `todo.attempt` is the write attempt id, which the first run and the retries of a write have in
-# common. The trigger `take_revision` (migrations/) writes this id into each changed row.
-# `todo.max_tasks` and `todo.max_bytes` are the quotas that the trigger `count_rows` checks.
+# common. The trigger `write_row` (migrations/) writes this id into each changed row.
+# `todo.max_tasks` and `todo.max_bytes` are the quotas that the function `change_usage` checks.
 # plan_cache_mode: generic plans read rows in the order of an index; for an owner with few rows, a
 # custom plan would sort.
 SETTINGS = f"""

@@ -53,7 +53,7 @@ def compiled(statement: ClauseElement) -> Statement:
 
     owner      the user who owns the rows
     attempt    the write attempt id, which the first run and the retries of a write have in common;
-               the trigger `take_revision` writes it into changed rows
+               the trigger `write_row` writes it into changed rows
     elapsed    the seconds since the first run began; NULL in the first run
 
     Raises ValueError if the statement contains a value, which should be a parameter.

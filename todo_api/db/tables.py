@@ -43,7 +43,7 @@ users = Table(
     "users",
     metadata,
     Column("id", Uuid, nullable=False),
-    # The revision of the user's latest change, from the trigger `take_revision` (migrations/):
+    # The revision of the user's latest change, from the function `change_usage` (migrations/):
     # microseconds since 1970, but always greater than the previous number (a hybrid logical clock).
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column(
@@ -57,14 +57,14 @@ users = Table(
     Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     # The IANA name of the time zone in which the user's days begin and end.
     Column("time_zone", Text, nullable=False, server_default="UTC"),
-    # How many rows the user has, live and in the trash, and the bytes of all representations. A
-    # trigger counts them after each statement, and refuses what exceeds the quotas.
+    # How many rows the user has, live and in the trash, and the bytes of all representations. The
+    # functions `take_revision` and `change_usage` (migrations/) count them and refuse what exceeds
+    # the quotas.
     *(
         Column(name, BigInteger, nullable=False, server_default=text("0"))
         for name in ("tasks", "trashed_tasks", "lists", "trashed_lists", "bytes")
     ),
     PrimaryKeyConstraint("id"),
-    CheckConstraint("revision >= 0", name="revision_not_negative"),
     # "known": the owner has reached this revision.
     CheckConstraint("purged_revision BETWEEN 0 AND revision", name="purged_revision_known"),
 )

@@ -91,7 +91,7 @@ def resource_table(
         Column("id", Uuid, nullable=False),
         *(field.column() for field in declared),
         *hidden,
-        # The trigger `take_revision` (migrations/) sets these three columns while it holds the lock
+        # The trigger `write_row` (migrations/) sets these three columns while it holds the lock
         # on the owner's row. So rows become visible in the order of created_at and of revision.
         Column("created_at", timestamp, nullable=False, server_default=now),
         Column("updated_at", timestamp, nullable=False, server_default=now),

@@ -1,7 +1,8 @@
 """The functions of the database for the rows of a resource. `make migration` generates them.
 
 The function of the trigger completes each row before it is written. It writes the columns that
-follow from other columns, checks the rules, and writes the JSON of the row.
+follow from other columns, checks the rules, takes the revision of the change, and writes the JSON
+of the row.
 
 Another function renders a row that has no stored JSON: rows of the time before migration 0010 have
 none until the renewal. It is a function of the ids, because PostgreSQL prepares each expression of
@@ -16,32 +17,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from todo_api.resources.representation import rendered_row
+from todo_api.resources.representation import concatenated, rendered_members, rendered_row
 
 if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
+# The members that are known when the revision is. Their text always has the same length: a revision
+# has 16 digits until the year 2286.
+LAST_MEMBERS = ("created_at", "updated_at", "revision")
+EXAMPLE_OF_LAST_MEMBERS = (
+    ',"created_at":"2026-11-21T09:30:00.000000Z","updated_at":"2026-11-21T09:30:00.000000Z"'
+    ',"revision":1795253400000000}'
+)
+
+# The revision is taken as late as possible, because it locks the row of the owner. The statement
+# that takes it also counts the row and the bytes of its JSON.
 FUNCTION = """
     CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
-    BEGIN
+        members text;
+    BEGIN{derivations}{rules}
+        members := {members};
+        NEW.revision := take_revision(
+            '{table}', NEW.user_id,
+            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
+            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
+            octet_length(members) + {length} - coalesce(octet_length(OLD.json), 0)
+        );
+        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
+            NEW.updated_at := clock_timestamp();
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := NEW.updated_at;
+            END IF;
+            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+        END IF;
         IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
             NEW.deleted_with := NEW.revision;
-        END IF;{derivations}
-        broken_rule := CASE
-            WHEN NOT (NEW.revision > 0) THEN 'ck_{table}_revision_positive'{rules}
+        END IF;
+        NEW.json := members
+            || {last_members};
+        RETURN NEW;
+    END
+    $$
+"""
+
+RULES = """
+        broken_rule := CASE{cases}
         END;
         IF broken_rule IS NOT NULL THEN
             RAISE EXCEPTION USING
                 ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
                 MESSAGE = 'a row violates the rule ' || broken_rule;
-        END IF;
-        NEW.json := {rendered};
-        RETURN NEW;
-    END
-    $$
-"""
+        END IF;"""
 
 JSON_FUNCTION = """
     CREATE OR REPLACE FUNCTION {name}(owner uuid, item_id uuid) RETURNS text
@@ -78,17 +106,31 @@ def function_name(table: str) -> str:
 
 def row_function(resource: Resource) -> str:
     """Return the statement that creates the function of the trigger, or replaces it."""
-    table = resource.table
-    return FUNCTION.format(
-        name=function_name(table.name),
-        table=table.name,
-        derivations="".join(
-            f"\n        NEW.{column} := {expression};"
-            for column, expression in resource.derivations.items()
-        ),
-        rules="".join(
-            f"\n            WHEN NOT ({rule.condition}) THEN '{name}'"
-            for name, rule in resource.rules_by_constraint.items()
-        ),
-        rendered=rendered_row(table, resource.field_names, "NEW"),
+    *derivations, members, last_members = written_values(resource)
+    cases = "".join(
+        f"\n            WHEN NOT ({rule.condition}) THEN '{name}'"
+        for name, rule in resource.rules_by_constraint.items()
     )
+    return FUNCTION.format(
+        name=function_name(resource.table.name),
+        table=resource.table.name,  # TG_TABLE_NAME may be the name of a partition
+        derivations="".join(f"\n        {derivation}" for derivation in derivations),
+        rules=RULES.format(cases=cases) if cases else "",
+        members=members,
+        length=len(EXAMPLE_OF_LAST_MEMBERS),
+        last_members=last_members,
+    )
+
+
+def written_values(resource: Resource) -> list[str]:
+    """Return the parts of the trigger's function that compute columns.
+
+    These are the statements of the derived columns, and the two parts of the JSON.
+    """
+    members = rendered_members(resource.table, resource.field_names, "NEW")
+    last = len(members) - len(LAST_MEMBERS)
+    return [
+        *(f"NEW.{column} := {value};" for column, value in resource.derivations.items()),
+        concatenated(members[:last]),
+        concatenated([*members[last:], "'}'"]),
+    ]

@@ -83,7 +83,7 @@ def set_time_zone(database: Database, owner: UUID, time_zone: str) -> User:
 def erase_user(database: Database, owner: UUID, resources: Sequence[Resource]) -> bool:
     """Erase the user; return whether there was anything to erase.
 
-    All rows are locked before the owner's row, as in the trigger `take_revision` (migrations/). In
+    All rows are locked before the owner's row, as in the trigger `write_row` (migrations/). In
     the other order, two requests could wait for each other (deadlock).
     """
     statements = [*(resource.statements.lock_all for resource in resources), DELETE]
