@@ -289,16 +289,40 @@ PLACE_TASK = """
 
 USAGE_COLUMNS = ("tasks", "trashed_tasks", "lists", "trashed_lists", "bytes")
 
-# Adds to the numbers on the owner's row, takes a new revision if `is_change`, and returns the
-# revision, or NULL if there is no such owner. The number of a change is the microsecond of its
-# moment, or the owner's latest number plus 1 if that is greater.
-# The limits are settings of the transaction; without them, as in psql, there are none. A request
-# that makes a number smaller is never refused.
+# Returns the revision of a change: the microsecond of its moment, or the owner's latest revision plus
+# 1 if that is greater. All rows that a transaction changes share one revision: the first of them
+# takes it, which locks the owner's row.
+TAKE_REVISION = """
+    CREATE FUNCTION take_revision(owner uuid) RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE
+        taken CONSTANT text := current_setting('todo.revision', true);
+        latest bigint;
+    BEGIN
+        IF taken <> '' AND split_part(taken, ' ', 1) = owner::text THEN
+            RETURN split_part(taken, ' ', 2);
+        END IF;
+        LOOP
+            SELECT revision INTO latest FROM users WHERE id = owner FOR NO KEY UPDATE;
+            EXIT WHEN FOUND;
+            INSERT INTO users (id) VALUES (owner) ON CONFLICT (id) DO NOTHING;
+        END LOOP;
+        RETURN greatest(
+            latest + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+        );
+    END
+    $$
+"""
+
+# Adds to the numbers on the owner's row, and writes the revision if it is not NULL. The limits are
+# settings of the transaction; without them, as in psql, there are none. A request that makes a
+# number smaller is never refused.
+# A new owner has missed all purges before its first change: the sync tokens of a user who was
+# erased are older than that.
 CHANGE_USAGE = """
     CREATE FUNCTION change_usage(
-        items text, owner uuid,
-        more_live bigint, more_trashed bigint, more_bytes bigint, is_change boolean
-    ) RETURNS bigint LANGUAGE plpgsql AS $$
+        items text, owner uuid, new_revision bigint,
+        more_live bigint, more_trashed bigint, more_bytes bigint
+    ) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
         max_tasks CONSTANT bigint := nullif(current_setting('todo.max_tasks', true), '');
         max_bytes CONSTANT bigint := nullif(current_setting('todo.max_bytes', true), '');
@@ -309,16 +333,15 @@ CHANGE_USAGE = """
         quota text;
     BEGIN
         UPDATE users SET
-            revision = CASE WHEN is_change THEN greatest(
-                revision + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-            ) ELSE revision END,
+            revision = greatest(revision, new_revision),
+            purged_revision = CASE revision WHEN 0 THEN new_revision - 1 ELSE purged_revision END,
             tasks = tasks + CASE items WHEN 'tasks' THEN more_live ELSE 0 END,
             trashed_tasks = trashed_tasks + CASE items WHEN 'tasks' THEN more_trashed ELSE 0 END,
             lists = lists + CASE items WHEN 'lists' THEN more_live ELSE 0 END,
             trashed_lists = trashed_lists + CASE items WHEN 'lists' THEN more_trashed ELSE 0 END,
             bytes = bytes + more_bytes
         WHERE id = owner
-        RETURNING revision, bytes,
+        RETURNING bytes,
             CASE items WHEN 'tasks' THEN tasks ELSE lists END AS live,
             CASE items WHEN 'tasks' THEN tasks + trashed_tasks ELSE lists + trashed_lists END AS rows
         INTO usage;
@@ -336,65 +359,35 @@ CHANGE_USAGE = """
         ELSIF quota = 'quota_bytes' THEN
             PERFORM raise_quota(items, quota, max_bytes, usage.bytes - more_bytes);
         END IF;
-        RETURN usage.revision;
     END
     $$
 """
 
-# Returns the revision of a change, and counts the changed row. All rows that a transaction changes
-# share one revision: the first of them takes it, which locks the owner's row. It is left in a
-# setting that ends with the transaction. What later rows add to the owner's numbers is summed up in
-# another setting, and the trigger write_usage writes the sum after the statement.
-# A new owner has missed all purges before its first change: the sync tokens of a user who was
-# erased are older than that. The insert may wait for another one, and for the erasure of its row,
-# so the revision is taken after it.
-TAKE_REVISION = """
-    CREATE FUNCTION take_revision(
-        items text, owner uuid, more_live bigint, more_trashed bigint, more_bytes bigint
-    ) RETURNS bigint LANGUAGE plpgsql AS $$
-    DECLARE
-        taken CONSTANT text := current_setting('todo.revision', true);
-        is_new boolean := false;
-        new_revision bigint;
-    BEGIN
-        IF taken <> '' AND split_part(taken, ' ', 1) = owner::text THEN
-            PERFORM add_usage(items, owner, more_live, more_trashed, more_bytes);
-            RETURN split_part(taken, ' ', 2);
-        END IF;
-        LOOP
-            new_revision := change_usage(
-                items, owner, more_live, more_trashed, more_bytes, true
-            );
-            EXIT WHEN new_revision IS NOT NULL;
-            INSERT INTO users (id) VALUES (owner) ON CONFLICT (id) DO NOTHING;
-            is_new := FOUND;
-        END LOOP;
-        IF is_new THEN
-            UPDATE users SET purged_revision = revision - 1 WHERE id = owner;
-        END IF;
-        PERFORM set_config('todo.revision', owner || ' ' || new_revision, true);
-        RETURN new_revision;
-    END
-    $$
-"""
-
-# Adds a row to the sum of the statement. The sum is of one table and one owner.
-ADD_USAGE = """
-    CREATE FUNCTION add_usage(
-        items text, owner uuid, more_live bigint, more_trashed bigint, more_bytes bigint
+# Counts a row that is inserted or changed. The first row of a transaction writes the revision, too,
+# and leaves it in a setting that ends with the transaction. What later rows add is summed up in
+# another setting, which the trigger write_usage writes after the statement. The sum is of one table
+# and one owner.
+COUNT_ROW = """
+    CREATE FUNCTION count_row(
+        items text, owner uuid, new_revision bigint,
+        more_live bigint, more_trashed bigint, more_bytes bigint
     ) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
-        parts CONSTANT text[] := string_to_array(current_setting('todo.usage', true), ' ');
+        taken CONSTANT text := owner || ' ' || new_revision;
+        sum text[];
     BEGIN
-        IF parts[1] = items AND parts[2] = owner::text THEN
-            more_live := more_live + parts[3]::bigint;
-            more_trashed := more_trashed + parts[4]::bigint;
-            more_bytes := more_bytes + parts[5]::bigint;
-        ELSIF parts[1] <> '' THEN
-            PERFORM change_usage(
-                parts[1], parts[2]::uuid,
-                parts[3]::bigint, parts[4]::bigint, parts[5]::bigint, false
-            );
+        IF current_setting('todo.revision', true) IS DISTINCT FROM taken THEN
+            PERFORM change_usage(items, owner, new_revision, more_live, more_trashed, more_bytes);
+            PERFORM set_config('todo.revision', taken, true);
+            RETURN;
+        END IF;
+        sum := string_to_array(current_setting('todo.usage', true), ' ');
+        IF sum[1] = items AND sum[2] = owner::text THEN
+            more_live := more_live + sum[3]::bigint;
+            more_trashed := more_trashed + sum[4]::bigint;
+            more_bytes := more_bytes + sum[5]::bigint;
+        ELSIF sum[1] <> '' THEN
+            PERFORM write_sum();
         END IF;
         PERFORM set_config(
             'todo.usage', concat_ws(' ', items, owner, more_live, more_trashed, more_bytes), true
@@ -403,17 +396,24 @@ ADD_USAGE = """
     $$
 """
 
-# After each statement that has changed rows with a revision that was taken before.
-WRITE_USAGE = """
-    CREATE FUNCTION write_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+WRITE_SUM = """
+    CREATE FUNCTION write_sum() RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
-        parts CONSTANT text[] := string_to_array(current_setting('todo.usage'), ' ');
+        sum CONSTANT text[] := string_to_array(current_setting('todo.usage'), ' ');
     BEGIN
         PERFORM change_usage(
-            parts[1], parts[2]::uuid,
-            parts[3]::bigint, parts[4]::bigint, parts[5]::bigint, false
+            sum[1], sum[2]::uuid, NULL, sum[3]::bigint, sum[4]::bigint, sum[5]::bigint
         );
         PERFORM set_config('todo.usage', '', true);
+    END
+    $$
+"""
+
+# After each statement that has left a sum.
+WRITE_USAGE = """
+    CREATE FUNCTION write_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM write_sum();
         RETURN NULL;
     END
     $$
@@ -424,9 +424,9 @@ COUNT_DELETED_ROWS = """
     CREATE FUNCTION count_deleted_rows() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM change_usage(
-            TG_TABLE_NAME, user_id, -count(*) FILTER (WHERE deleted_at IS NULL),
+            TG_TABLE_NAME, user_id, NULL, -count(*) FILTER (WHERE deleted_at IS NULL),
             -count(*) FILTER (WHERE deleted_at IS NOT NULL),
-            -coalesce(sum(octet_length(json)), 0), false
+            -coalesce(sum(octet_length(json)), 0)::bigint
         ) FROM old_rows GROUP BY user_id;
         RETURN NULL;
     END
@@ -548,9 +548,10 @@ FUNCTIONS = (
     ORDER_KEY_BETWEEN,
     RAISE_RULE,
     RAISE_QUOTA,
-    CHANGE_USAGE,
     TAKE_REVISION,
-    ADD_USAGE,
+    CHANGE_USAGE,
+    COUNT_ROW,
+    WRITE_SUM,
     WRITE_USAGE,
     COUNT_DELETED_ROWS,
     COUNT_ALL_ROWS,
@@ -661,8 +662,18 @@ def upgrade() -> None:
     CREATE OR REPLACE FUNCTION write_lists_row() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
-        members text;
     BEGIN
+        NEW.revision := take_revision(NEW.user_id);
+        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
+            NEW.updated_at := clock_timestamp();
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := NEW.updated_at;
+            END IF;
+            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+        END IF;
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;
         NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
         broken_rule := CASE
             WHEN NOT (char_length(NEW.name) BETWEEN 1 AND 120) THEN 'ck_lists_name_length'
@@ -676,36 +687,25 @@ def upgrade() -> None:
                 ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
                 MESSAGE = 'a row violates the rule ' || broken_rule;
         END IF;
-        members := '{"id":' || to_json(NEW.id)
+        NEW.json := '{"id":' || to_json(NEW.id)
             || ',"user_id":' || to_json(NEW.user_id)
             || ',"name":' || to_json(NEW.name)
             || ',"color":' || coalesce(to_json(NEW.color)::text, 'null')
             || ',"archived":' || to_json(NEW.archived)
             || ',"position":' || to_json(NEW.position)
-            || ',"metadata":' || to_json(NEW.metadata);
-        NEW.revision := take_revision(
-            'lists', NEW.user_id,
-            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
-            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
-            octet_length(members) + 115 - coalesce(octet_length(OLD.json), 0)
-        );
-        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
-            NEW.updated_at := clock_timestamp();
-            IF TG_OP = 'INSERT' THEN
-                NEW.created_at := NEW.updated_at;
-            END IF;
-            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
-        END IF;
-        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
-            NEW.deleted_with := NEW.revision;
-        END IF;
-        NEW.json := members
+            || ',"metadata":' || to_json(NEW.metadata)
             || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(NEW.revision)
             || '}';
+        PERFORM count_row(
+            'lists', NEW.user_id, NEW.revision,
+            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
+            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
+            octet_length(NEW.json) - coalesce(octet_length(OLD.json), 0)
+        );
         RETURN NEW;
     END
     $$
@@ -763,9 +763,19 @@ def upgrade() -> None:
     CREATE OR REPLACE FUNCTION write_tasks_row() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
-        members text;
     BEGIN
-        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, clock_timestamp()) END;
+        NEW.revision := take_revision(NEW.user_id);
+        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
+            NEW.updated_at := clock_timestamp();
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := NEW.updated_at;
+            END IF;
+            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
+        END IF;
+        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+            NEW.deleted_with := NEW.revision;
+        END IF;
+        NEW.completed_at := CASE WHEN NEW.completed THEN coalesce(NEW.completed_at, CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END;
         NEW.due_sort := coalesce(NEW.due_date + coalesce(NEW.due_time, '23:59:59.999999'), '9999-12-31 00:00:00');
         NEW.place := coalesce(NEW.list_id, '00000000-0000-0000-0000-000000000000');
         NEW.position := CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END;
@@ -787,7 +797,7 @@ def upgrade() -> None:
                 ERRCODE = '23514', CONSTRAINT = broken_rule, TABLE = TG_TABLE_NAME,
                 MESSAGE = 'a row violates the rule ' || broken_rule;
         END IF;
-        members := '{"id":' || to_json(NEW.id)
+        NEW.json := '{"id":' || to_json(NEW.id)
             || ',"user_id":' || to_json(NEW.user_id)
             || ',"title":' || to_json(NEW.title)
             || ',"description":' || coalesce(to_json(NEW.description)::text, 'null')
@@ -805,30 +815,19 @@ def upgrade() -> None:
             || ',"list_id":' || coalesce(to_json(NEW.list_id)::text, 'null')
             || ',"parent_id":' || coalesce(to_json(NEW.parent_id)::text, 'null')
             || ',"position":' || to_json(NEW.position)
-            || ',"metadata":' || to_json(NEW.metadata);
-        NEW.revision := take_revision(
-            'tasks', NEW.user_id,
-            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
-            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
-            octet_length(members) + 115 - coalesce(octet_length(OLD.json), 0)
-        );
-        IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
-            NEW.updated_at := clock_timestamp();
-            IF TG_OP = 'INSERT' THEN
-                NEW.created_at := NEW.updated_at;
-            END IF;
-            NEW.attempt := nullif(current_setting('todo.attempt', true), '')::uuid;
-        END IF;
-        IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
-            NEW.deleted_with := NEW.revision;
-        END IF;
-        NEW.json := members
+            || ',"metadata":' || to_json(NEW.metadata)
             || ',"created_at":' || to_json(to_char(timezone('UTC', NEW.created_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"updated_at":' || to_json(to_char(timezone('UTC', NEW.updated_at),
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(NEW.revision)
             || '}';
+        PERFORM count_row(
+            'tasks', NEW.user_id, NEW.revision,
+            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
+            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
+            octet_length(NEW.json) - coalesce(octet_length(OLD.json), 0)
+        );
         RETURN NEW;
     END
     $$

@@ -43,7 +43,7 @@ users = Table(
     "users",
     metadata,
     Column("id", Uuid, nullable=False),
-    # The revision of the user's latest change, from the function `change_usage` (migrations/):
+    # The revision of the user's latest change, from the function `take_revision` (migrations/):
     # microseconds since 1970, but always greater than the previous number (a hybrid logical clock).
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column(
@@ -58,8 +58,7 @@ users = Table(
     # The IANA name of the time zone in which the user's days begin and end.
     Column("time_zone", Text, nullable=False, server_default="UTC"),
     # How many rows the user has, live and in the trash, and the bytes of all representations. The
-    # functions `take_revision` and `change_usage` (migrations/) count them and refuse what exceeds
-    # the quotas.
+    # function `change_usage` (migrations/) counts them, and refuses what exceeds the quotas.
     *(
         Column(name, BigInteger, nullable=False, server_default=text("0"))
         for name in ("tasks", "trashed_tasks", "lists", "trashed_lists", "bytes")

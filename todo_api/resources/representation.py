@@ -26,21 +26,12 @@ def member_names(fields: Sequence[str]) -> tuple[str, ...]:
 
 def rendered_row(table: Table, fields: Sequence[str], row: str) -> str:
     """Return the SQL expression of the JSON of a row: `row` is NEW or the table's name."""
-    return concatenated([*rendered_members(table, fields, row), "'}'"])
-
-
-def rendered_members(table: Table, fields: Sequence[str], row: str) -> list[str]:
-    """Return the SQL expression of each member's text, with the separator before it."""
     separators = ("{", *"," * (len(fields) + 4))
-    return [
+    members = (
         f"""'{separator}"{name}":' || {rendered_value(table.c[name], f"{row}.{name}")}"""
         for separator, name in zip(separators, member_names(fields), strict=True)
-    ]
-
-
-def concatenated(texts: Sequence[str]) -> str:
-    """Return the SQL expression of these texts together, one in each line."""
-    return "\n            || ".join(texts)
+    )
+    return "\n            || ".join((*members, "'}'"))
 
 
 def rendered_value(column: Column[Any], value: str) -> str:

@@ -1,8 +1,8 @@
 """The functions of the database for the rows of a resource. `make migration` generates them.
 
-The function of the trigger completes each row before it is written. It writes the columns that
-follow from other columns, checks the rules, takes the revision of the change, and writes the JSON
-of the row.
+The function of the trigger completes each row before it is written. It takes the revision of the
+change, writes the columns that follow from other columns, checks the rules, writes the JSON of the
+row, and counts the row and its bytes.
 
 Another function renders a row that has no stored JSON: rows of the time before migration 0010 have
 none until the renewal. It is a function of the ids, because PostgreSQL prepares each expression of
@@ -17,34 +17,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from todo_api.resources.representation import concatenated, rendered_members, rendered_row
+from todo_api.resources.representation import rendered_row
 
 if TYPE_CHECKING:
     from todo_api.resources.resource import Resource
 
-# The members that are known when the revision is. Their text always has the same length: a revision
-# has 16 digits until the year 2286.
-LAST_MEMBERS = ("created_at", "updated_at", "revision")
-EXAMPLE_OF_LAST_MEMBERS = (
-    ',"created_at":"2026-11-21T09:30:00.000000Z","updated_at":"2026-11-21T09:30:00.000000Z"'
-    ',"revision":1795253400000000}'
-)
-
-# The revision is taken as late as possible, because it locks the row of the owner. The statement
-# that takes it also counts the row and the bytes of its JSON.
 FUNCTION = """
     CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         broken_rule text;
-        members text;
-    BEGIN{derivations}{rules}
-        members := {members};
-        NEW.revision := take_revision(
-            '{table}', NEW.user_id,
-            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
-            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
-            octet_length(members) + {length} - coalesce(octet_length(OLD.json), 0)
-        );
+    BEGIN
+        NEW.revision := take_revision(NEW.user_id);
         IF current_setting('todo.renewal', true) IS DISTINCT FROM 'on' THEN
             NEW.updated_at := clock_timestamp();
             IF TG_OP = 'INSERT' THEN
@@ -54,9 +37,14 @@ FUNCTION = """
         END IF;
         IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
             NEW.deleted_with := NEW.revision;
-        END IF;
-        NEW.json := members
-            || {last_members};
+        END IF;{derivations}{rules}
+        NEW.json := {rendered};
+        PERFORM count_row(
+            '{table}', NEW.user_id, NEW.revision,
+            (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
+            (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
+            octet_length(NEW.json) - coalesce(octet_length(OLD.json), 0)
+        );
         RETURN NEW;
     END
     $$
@@ -106,7 +94,7 @@ def function_name(table: str) -> str:
 
 def row_function(resource: Resource) -> str:
     """Return the statement that creates the function of the trigger, or replaces it."""
-    *derivations, members, last_members = written_values(resource)
+    rendered, *derivations = written_values(resource)
     cases = "".join(
         f"\n            WHEN NOT ({rule.condition}) THEN '{name}'"
         for name, rule in resource.rules_by_constraint.items()
@@ -116,21 +104,16 @@ def row_function(resource: Resource) -> str:
         table=resource.table.name,  # TG_TABLE_NAME may be the name of a partition
         derivations="".join(f"\n        {derivation}" for derivation in derivations),
         rules=RULES.format(cases=cases) if cases else "",
-        members=members,
-        length=len(EXAMPLE_OF_LAST_MEMBERS),
-        last_members=last_members,
+        rendered=rendered,
     )
 
 
 def written_values(resource: Resource) -> list[str]:
-    """Return the parts of the trigger's function that compute columns.
+    """Return the parts of the trigger's function that depend on the members.
 
-    These are the statements of the derived columns, and the two parts of the JSON.
+    These are the expression of the JSON, and the statements of the derived columns.
     """
-    members = rendered_members(resource.table, resource.field_names, "NEW")
-    last = len(members) - len(LAST_MEMBERS)
     return [
+        rendered_row(resource.table, resource.field_names, "NEW"),
         *(f"NEW.{column} := {value};" for column, value in resource.derivations.items()),
-        concatenated(members[:last]),
-        concatenated([*members[last:], "'}'"]),
     ]

@@ -201,7 +201,7 @@ TASK = Resource(
         "completed_at": (
             # OLD.completed: a task that the version before `completed_at` has completed.
             "CASE WHEN NEW.completed THEN coalesce(NEW.completed_at,"
-            " CASE WHEN OLD.completed THEN OLD.updated_at END, clock_timestamp()) END"
+            " CASE WHEN OLD.completed THEN OLD.updated_at END, NEW.updated_at) END"
         ),
         "due_sort": due.DERIVATION,
         "place": places.PLACE_DERIVATION,
