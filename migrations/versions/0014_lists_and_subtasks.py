@@ -313,9 +313,11 @@ TAKE_REVISION = """
     $$
 """
 
-# Adds to the numbers on the owner's row, and writes the revision if it is not NULL. The limits are
-# settings of the transaction; without them, as in psql, there are none. A request that makes a
-# number smaller is never refused.
+# Adds to the numbers on the owner's row. The first row that a transaction changes writes its
+# revision, too, and leaves it in a setting that ends with the transaction. Later rows of this
+# revision are summed up, and their sum is written after the statement, with NULL for the revision.
+# The limits are settings of the transaction; without them, as in psql, there are none. A request
+# that makes a number smaller is never refused.
 # A new owner has missed all purges before its first change: the sync tokens of a user who was
 # erased are older than that.
 CHANGE_USAGE = """
@@ -324,6 +326,7 @@ CHANGE_USAGE = """
         more_live bigint, more_trashed bigint, more_bytes bigint
     ) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
+        taken CONSTANT text := owner || ' ' || new_revision;
         max_tasks CONSTANT bigint := nullif(current_setting('todo.max_tasks', true), '');
         max_bytes CONSTANT bigint := nullif(current_setting('todo.max_bytes', true), '');
         max_live CONSTANT bigint := CASE
@@ -332,6 +335,10 @@ CHANGE_USAGE = """
         usage record;
         quota text;
     BEGIN
+        IF current_setting('todo.revision', true) = taken THEN
+            PERFORM add_to_sum(items, owner, more_live, more_trashed, more_bytes);
+            RETURN;
+        END IF;
         UPDATE users SET
             revision = greatest(revision, new_revision),
             purged_revision = CASE revision WHEN 0 THEN new_revision - 1 ELSE purged_revision END,
@@ -359,29 +366,21 @@ CHANGE_USAGE = """
         ELSIF quota = 'quota_bytes' THEN
             PERFORM raise_quota(items, quota, max_bytes, usage.bytes - more_bytes);
         END IF;
+        IF taken IS NOT NULL THEN
+            PERFORM set_config('todo.revision', taken, true);
+        END IF;
     END
     $$
 """
 
-# Counts a row that is inserted or changed. The first row of a transaction writes the revision, too,
-# and leaves it in a setting that ends with the transaction. What later rows add is summed up in
-# another setting, which the trigger write_usage writes after the statement. The sum is of one table
-# and one owner.
-COUNT_ROW = """
-    CREATE FUNCTION count_row(
-        items text, owner uuid, new_revision bigint,
-        more_live bigint, more_trashed bigint, more_bytes bigint
+# The sum is of one table and one owner.
+ADD_TO_SUM = """
+    CREATE FUNCTION add_to_sum(
+        items text, owner uuid, more_live bigint, more_trashed bigint, more_bytes bigint
     ) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
-        taken CONSTANT text := owner || ' ' || new_revision;
-        sum text[];
+        sum CONSTANT text[] := string_to_array(current_setting('todo.usage', true), ' ');
     BEGIN
-        IF current_setting('todo.revision', true) IS DISTINCT FROM taken THEN
-            PERFORM change_usage(items, owner, new_revision, more_live, more_trashed, more_bytes);
-            PERFORM set_config('todo.revision', taken, true);
-            RETURN;
-        END IF;
-        sum := string_to_array(current_setting('todo.usage', true), ' ');
         IF sum[1] = items AND sum[2] = owner::text THEN
             more_live := more_live + sum[3]::bigint;
             more_trashed := more_trashed + sum[4]::bigint;
@@ -550,7 +549,7 @@ FUNCTIONS = (
     RAISE_QUOTA,
     TAKE_REVISION,
     CHANGE_USAGE,
-    COUNT_ROW,
+    ADD_TO_SUM,
     WRITE_SUM,
     WRITE_USAGE,
     COUNT_DELETED_ROWS,
@@ -700,7 +699,7 @@ def upgrade() -> None:
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(NEW.revision)
             || '}';
-        PERFORM count_row(
+        PERFORM change_usage(
             'lists', NEW.user_id, NEW.revision,
             (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
             (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
@@ -822,7 +821,7 @@ def upgrade() -> None:
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
             || ',"revision":' || to_json(NEW.revision)
             || '}';
-        PERFORM count_row(
+        PERFORM change_usage(
             'tasks', NEW.user_id, NEW.revision,
             (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
             (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,

@@ -39,7 +39,7 @@ FUNCTION = """
             NEW.deleted_with := NEW.revision;
         END IF;{derivations}{rules}
         NEW.json := {rendered};
-        PERFORM count_row(
+        PERFORM change_usage(
             '{table}', NEW.user_id, NEW.revision,
             (NEW.deleted_at IS NULL)::int - (TG_OP = 'UPDATE' AND OLD.deleted_at IS NULL)::int,
             (NEW.deleted_at IS NOT NULL)::int - (OLD.deleted_at IS NOT NULL)::int,
