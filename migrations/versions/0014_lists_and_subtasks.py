@@ -50,8 +50,8 @@ ORDER_KEY_OF_ROW = """
     $$
 """
 
-# A key between two keys: '' is below all keys, and NULL above all keys. SQLSTATE TD001: there is no
-# such key, or it would be long.
+# A key between two keys: '' is below all keys, and NULL above all keys. NULL if there is no such key,
+# or if it would be long.
 ORDER_KEY_BETWEEN = """
     CREATE FUNCTION order_key_between(lower_key text, upper_key text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE AS $$
@@ -75,7 +75,19 @@ ORDER_KEY_BETWEEN = """
             result := result || substr(digits, low + 1, 1);
             has_upper := has_upper AND high = low;
         END LOOP;
-        RAISE EXCEPTION USING ERRCODE = 'TD001', MESSAGE = 'no room between two positions';
+        RETURN NULL;
+    END
+    $$
+"""
+
+# The position that a move writes. SQLSTATE TD001: there is no room for it.
+REQUIRE_POSITION = """
+    CREATE FUNCTION require_position(new_position text) RETURNS text LANGUAGE plpgsql AS $$
+    BEGIN
+        IF new_position IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'TD001', MESSAGE = 'no room between two positions';
+        END IF;
+        RETURN new_position;
     END
     $$
 """
@@ -106,7 +118,7 @@ RAISE_QUOTA = """
 
 # The position beside the anchor, among the live items that fulfil the condition `siblings`, in
 # which $2 is `parent`: see `SIDE` in todo_api/resources/order.py. It is the own position if the
-# item is there already.
+# item is there already, and NULL if there is no room.
 POSITION_BESIDE = """
     CREATE FUNCTION position_beside(
         items regclass, siblings text, owner uuid, parent uuid,
@@ -308,6 +320,7 @@ FUNCTIONS = (
     ORDER_KEY_OF,
     ORDER_KEY_OF_ROW,
     ORDER_KEY_BETWEEN,
+    REQUIRE_POSITION,
     RAISE_RULE,
     RAISE_QUOTA,
     POSITION_BESIDE,

@@ -231,6 +231,24 @@ def test_new_positions_of_siblings_leave_other_tasks_alone(account, connection, 
 # Bad input.
 
 
+def test_failed_precondition_gives_no_sibling_a_new_position(account, connection, tasks):
+    connection.execute("UPDATE tasks SET position = 'V' WHERE user_id = %s", (tasks[0]["user_id"],))
+    order = account.order("list_id=inbox")
+    moved = next(task for task in tasks if task["id"] == order[4])
+    before = account.live()
+
+    response = account.send(
+        "POST",
+        moved,
+        "/move",
+        json={"after": order[0]},
+        headers={"If-Match": etag(moved["revision"])},
+    )
+
+    assert (response.status_code, response.json["current"]) == (412, before[moved["id"]])
+    assert account.live() == before
+
+
 def test_neighbour_that_is_not_a_live_sibling_is_refused(account, client, tasks):
     groceries = account.list()
     deleted = account.task("Deleted")

@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.lists.fields import INBOX, LIST_OF_PARENT
-from todo_api.resources.order import ANCHOR, SIDE, renumber
+from todo_api.resources.order import ANCHOR, SIDE, renumber, require_position
 from todo_api.resources.resource import QUOTAS
 from todo_api.resources.statements import (
     ATTEMPT,
@@ -267,10 +267,11 @@ class TaskStatements(Statements):
             self.is_live,
             parent.is_not_distinct_from(task.parent_id),
             or_(~LIST_IS_SENT, new_value(task.list_id).is_not_distinct_from(task.list_id)),
-            position == task.position,
+            # NULL if there is no room.
+            task.position.is_not_distinct_from(position),
         )
         statements = self.change_row(
-            {"parent_id": parent, "list_id": list_id, "position": position},
+            {"parent_id": parent, "list_id": list_id, "position": require_position(position)},
             and_(self.is_live, ~is_there),
             is_there,
         )
