@@ -289,7 +289,10 @@ PLACE_TASK = """
                     PERFORM raise_rule('tasks', 'list_id_known');
                 END IF;
                 NEW.list_id := NULL;
-            ELSIF list.archived AND NOT is_restored THEN
+            ELSIF list.archived AND NOT is_restored AND (
+                NEW.list_id IS DISTINCT FROM OLD.list_id
+                OR NEW.parent_id IS DISTINCT FROM OLD.parent_id
+            ) THEN
                 PERFORM raise_rule('tasks', 'list_archived');
             END IF;
         END IF;

@@ -395,6 +395,26 @@ def test_tasks_of_an_archived_list_can_be_changed_and_leave_it(account):
     assert account.get(tasks[1])["list_id"] is None
 
 
+def test_parent_that_a_task_of_an_archived_list_has_already_can_be_sent(account):
+    archive = account.list()
+    tasks = account.chain(2, list_id=archive["id"])
+    sibling = account.task("Sibling", parent_id=tasks[0]["id"])
+    account.patch(archive, archived=True)
+
+    responses = [
+        account.patch(tasks[0], title="Changed", parent_id=None),
+        account.patch(tasks[1], title="Changed", parent_id=tasks[0]["id"]),
+        account.send("PUT", tasks[1], json={"title": "Put", "parent_id": tasks[0]["id"]}),
+        account.move(sibling, parent_id=tasks[0]["id"], after=None),
+    ]
+
+    assert [response.status_code for response in responses] == [200] * 4
+    assert account.order(f"parent_id={tasks[0]['id']}&archived=true") == [
+        sibling["id"],
+        tasks[1]["id"],
+    ]
+
+
 def test_restore_brings_tasks_back_into_an_archived_list(account):
     archive = account.list()
     tasks = account.chain(3, list_id=archive["id"])
