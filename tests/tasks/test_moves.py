@@ -347,6 +347,17 @@ def test_filters_by_list_and_parent(account, tasks):
     assert {in_other["id"], below["id"], below_inbox["id"]} <= account.live().keys()
 
 
+def test_task_whose_id_is_the_nil_uuid_is_a_parent_like_others(account, tasks):
+    nil = account.task("X", id=str(uuid.UUID(int=0)))
+    below = account.task("Y", parent_id=nil["id"])
+
+    assert account.live(query=f"parent_id={nil['id']}").keys() == {below["id"]}
+    without_parent = {nil["id"], *(task["id"] for task in tasks)}
+    assert account.live(query="parent_id=none").keys() == without_parent
+    both = account.live(query=f"parent_id=none,{nil['id']}").keys()
+    assert both == {*without_parent, below["id"]}
+
+
 @pytest.mark.parametrize("parameter", ["list_id", "parent_id"])
 @pytest.mark.parametrize("value", ["", "x", "inbox,", "null", "none,inbox", "1"])
 def test_filter_that_has_no_ids_is_refused(account, parameter, value):
