@@ -50,8 +50,8 @@ ORDER_KEY_OF_ROW = """
     $$
 """
 
-# A key between two keys: '' is below all keys, and NULL above all keys. SQLSTATE TD001: there is no
-# such key, or it would be long.
+# A key between two keys: '' is below all keys, and NULL above all keys. NULL if there is no such key,
+# or if it would be long.
 ORDER_KEY_BETWEEN = """
     CREATE FUNCTION order_key_between(lower_key text, upper_key text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE AS $$
@@ -75,7 +75,19 @@ ORDER_KEY_BETWEEN = """
             result := result || substr(digits, low + 1, 1);
             has_upper := has_upper AND high = low;
         END LOOP;
-        RAISE EXCEPTION USING ERRCODE = 'TD001', MESSAGE = 'no room between two positions';
+        RETURN NULL;
+    END
+    $$
+"""
+
+# The position that a move writes. SQLSTATE TD001: there is no room for it.
+REQUIRE_POSITION = """
+    CREATE FUNCTION require_position(new_position text) RETURNS text LANGUAGE plpgsql AS $$
+    BEGIN
+        IF new_position IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'TD001', MESSAGE = 'no room between two positions';
+        END IF;
+        RETURN new_position;
     END
     $$
 """
@@ -106,7 +118,7 @@ RAISE_QUOTA = """
 
 # The position beside the anchor, among the live items that fulfil the condition `siblings`, in
 # which $2 is `parent`: see `SIDE` in todo_api/resources/order.py. It is the own position if the
-# item is there already.
+# item is there already, and NULL if there is no room.
 POSITION_BESIDE = """
     CREATE FUNCTION position_beside(
         items regclass, siblings text, owner uuid, parent uuid,
@@ -199,7 +211,8 @@ TASK_POSITION = """
 # sees what other transactions have committed.
 # A task that is restored leaves a parent or list that is gone; any other task is refused. The list
 # ffffffff-... stands for the list of the parent. All tasks of a tree are in the list of the task
-# above all others.
+# above all others. A task that went to the trash with its parent comes back with it: its place was
+# right, and is not checked again, because that would read all siblings of each of its siblings.
 PLACE_TASK = """
     CREATE FUNCTION place_task() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -217,43 +230,45 @@ PLACE_TASK = """
         IF takes_list THEN
             NEW.list_id := OLD.list_id;
         END IF;
+        IF is_restored AND (
+            SELECT deleted_with = OLD.deleted_with
+            FROM tasks WHERE user_id = NEW.user_id AND id = NEW.parent_id
+        ) THEN
+            RETURN NEW;
+        END IF;
         WHILE above_id IS NOT NULL AND broken_rule IS NULL LOOP
-            SELECT parent_id, list_id, deleted_at, deleted_with INTO above
+            SELECT parent_id, list_id, deleted_at INTO above
             FROM tasks WHERE user_id = NEW.user_id AND id = above_id;
             broken_rule := CASE
                 WHEN above_id = NEW.id THEN 'parent_id_not_below'
                 WHEN NOT FOUND THEN 'parent_id_known'
-                WHEN above.deleted_at IS NOT NULL AND NOT (
-                    is_restored AND above.deleted_with = OLD.deleted_with
-                ) THEN 'parent_id_known'
+                WHEN above.deleted_at IS NOT NULL THEN 'parent_id_known'
                 WHEN levels = 5 THEN 'parent_id_levels'
             END;
             levels := levels + 1;
             above_id := above.parent_id;
         END LOOP;
-        IF NEW.parent_id IS NOT NULL AND broken_rule IS NULL AND TG_OP = 'UPDATE' THEN
-            WITH RECURSIVE below (id, level) AS (
-                SELECT NEW.id, 0
-                UNION ALL
-                SELECT tasks.id, level + 1 FROM tasks JOIN below ON tasks.parent_id = below.id
-                WHERE user_id = NEW.user_id AND level < 5 AND (
-                    deleted_at IS NULL OR is_restored AND deleted_with = OLD.deleted_with
-                )
-            )
-            SELECT max(level) INTO levels_below FROM below;
-            IF levels + levels_below > 5 THEN
-                broken_rule := 'parent_id_levels';
-            END IF;
-        END IF;
         IF NEW.parent_id IS NOT NULL AND broken_rule IS NULL
-            AND (TG_OP = 'INSERT' OR is_restored OR NEW.parent_id IS DISTINCT FROM OLD.parent_id)
+            AND (is_restored OR NEW.parent_id IS DISTINCT FROM OLD.parent_id)
         THEN
+            IF TG_OP = 'UPDATE' THEN
+                WITH RECURSIVE below (id, level) AS (
+                    SELECT NEW.id, 0
+                    UNION ALL
+                    SELECT tasks.id, level + 1 FROM tasks JOIN below ON tasks.parent_id = below.id
+                    WHERE user_id = NEW.user_id AND level < 5 AND (
+                        deleted_at IS NULL OR is_restored AND deleted_with = OLD.deleted_with
+                    )
+                )
+                SELECT max(level) INTO levels_below FROM below;
+            END IF;
             SELECT count(*) INTO children FROM tasks
             WHERE user_id = NEW.user_id AND parent_id = NEW.parent_id AND deleted_at IS NULL
                 AND id <> NEW.id;
-            IF children >= 500 THEN
-                broken_rule := 'children';
-            END IF;
+            broken_rule := CASE
+                WHEN levels + levels_below > 5 THEN 'parent_id_levels'
+                WHEN children >= 500 THEN 'children'
+            END;
         END IF;
         IF broken_rule IS NOT NULL THEN
             IF broken_rule = 'children' AND NOT is_restored THEN
@@ -278,7 +293,10 @@ PLACE_TASK = """
                     PERFORM raise_rule('tasks', 'list_id_known');
                 END IF;
                 NEW.list_id := NULL;
-            ELSIF list.archived AND NOT is_restored THEN
+            ELSIF list.archived AND NOT is_restored AND (
+                NEW.list_id IS DISTINCT FROM OLD.list_id
+                OR NEW.parent_id IS DISTINCT FROM OLD.parent_id
+            ) THEN
                 PERFORM raise_rule('tasks', 'list_archived');
             END IF;
         END IF;
@@ -545,6 +563,7 @@ FUNCTIONS = (
     ORDER_KEY_OF,
     ORDER_KEY_OF_ROW,
     ORDER_KEY_BETWEEN,
+    REQUIRE_POSITION,
     RAISE_RULE,
     RAISE_QUOTA,
     TAKE_REVISION,

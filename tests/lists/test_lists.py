@@ -204,6 +204,24 @@ def test_lists_with_equal_positions_get_new_ones(account, connection):
     assert account.get(moved, "lists") == response.json
 
 
+def test_failed_precondition_gives_no_list_a_new_position(account, connection):
+    lists = [account.list(name) for name in "ABCD"]
+    connection.execute("UPDATE lists SET position = 'V' WHERE user_id = %s", (lists[0]["user_id"],))
+    ids, before = account.order_of_lists(), account.live("lists")
+    moved = next(item for item in lists if item["id"] == ids[3])
+
+    response = account.send(
+        "POST",
+        moved,
+        "/move",
+        json={"after": ids[0]},
+        headers={"If-Match": etag(moved["revision"])},
+    )
+
+    assert (response.status_code, response.json["current"]) == (412, before[moved["id"]])
+    assert account.live("lists") == before
+
+
 # Deletion and restore.
 
 

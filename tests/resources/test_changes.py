@@ -54,6 +54,26 @@ def test_device_has_the_servers_tasks_after_every_kind_of_change(
     assert device.restarts == 0
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 200])
+def test_list_and_task_with_one_id_are_both_in_the_changes(client, user_id, changes_url, limit):
+    url, ids = f"/api/{user_id}", [str(uuid.uuid4()) for _ in range(3)]
+    for number in ids:
+        client.post(f"{url}/lists", json={"id": number, "name": "Groceries"})
+        client.post(f"{url}/tasks", json={"id": number, "title": "Bake", "list_id": number})
+    since = client.get(f"{changes_url}?since=0").json["next"]
+    for number in ids:
+        client.delete(f"{url}/lists/{number}")
+
+    seen, more = [], True
+    while more:
+        page = client.get(f"{changes_url}?since={since}&limit={limit}").json
+        since, more = page["next"], page["more"]
+        seen += [(change["id"], change["type"], change["deleted"]) for change in page["changes"]]
+
+    assert len(seen) == 6
+    assert set(seen) == {(number, kind, True) for number in ids for kind in ("list", "task")}
+
+
 def test_full_sync_contains_only_live_tasks(client, make_task, changes_url):
     live, deleted = make_task(), make_task()
     client.delete(deleted.url)

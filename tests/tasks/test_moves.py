@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from tests.support.api import etag, next_url
+from tests.support.locks import wait_for_sessions
 from tests.support.trees import Account, assert_trees_are_right, errors_of, pointers_of
 
 pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
@@ -231,6 +234,24 @@ def test_new_positions_of_siblings_leave_other_tasks_alone(account, connection, 
 # Bad input.
 
 
+def test_failed_precondition_gives_no_sibling_a_new_position(account, connection, tasks):
+    connection.execute("UPDATE tasks SET position = 'V' WHERE user_id = %s", (tasks[0]["user_id"],))
+    order = account.order("list_id=inbox")
+    moved = next(task for task in tasks if task["id"] == order[4])
+    before = account.live()
+
+    response = account.send(
+        "POST",
+        moved,
+        "/move",
+        json={"after": order[0]},
+        headers={"If-Match": etag(moved["revision"])},
+    )
+
+    assert (response.status_code, response.json["current"]) == (412, before[moved["id"]])
+    assert account.live() == before
+
+
 def test_neighbour_that_is_not_a_live_sibling_is_refused(account, client, tasks):
     groceries = account.list()
     deleted = account.task("Deleted")
@@ -327,6 +348,17 @@ def test_filters_by_list_and_parent(account, tasks):
     assert find(f"parent_id=none,{tasks[0]['id']}") == "ABCDEWXY"
     assert find(f"list_id={uuid.uuid4()}") == find(f"parent_id={uuid.uuid4()}") == ""
     assert {in_other["id"], below["id"], below_inbox["id"]} <= account.live().keys()
+
+
+def test_task_whose_id_is_the_nil_uuid_is_a_parent_like_others(account, tasks):
+    nil = account.task("X", id=str(uuid.UUID(int=0)))
+    below = account.task("Y", parent_id=nil["id"])
+
+    assert account.live(query=f"parent_id={nil['id']}").keys() == {below["id"]}
+    without_parent = {nil["id"], *(task["id"] for task in tasks)}
+    assert account.live(query="parent_id=none").keys() == without_parent
+    both = account.live(query=f"parent_id=none,{nil['id']}").keys()
+    assert both == {*without_parent, below["id"]}
 
 
 @pytest.mark.parametrize("parameter", ["list_id", "parent_id"])
@@ -502,3 +534,51 @@ def test_two_crossing_moves_at_the_same_time_make_no_cycle(app, account, user_id
             assert pointers_of(refused) == ["/parent_id"]
             for task in (first, second):
                 assert account.move(task, parent_id=None).status_code == 200
+
+
+def test_move_of_a_task_that_is_restored_meanwhile_waits_for_it_before_the_owner(
+    app, account, connection, database_url, user_id
+):
+    """A request that locks all tasks, such as an erasure, then the owner, never deadlocks."""
+    account.task("First")
+    moved = account.task("Second")
+    account.delete(moved)
+    other = Account(app.test_client(), user_id)
+    lock_owner = "SELECT FROM users WHERE id = %s FOR UPDATE"
+    lock_tasks = "SELECT id FROM tasks WHERE user_id = %s ORDER BY id FOR UPDATE"
+    has_tasks = threading.Event()
+    connection.execute("BEGIN")
+    connection.execute(lock_owner, (user_id,))
+
+    def hold_owner() -> None:
+        """Keep the owner's row between the restore and the move."""
+        with psycopg.connect(database_url) as session:
+            session.execute(lock_owner, (user_id,))
+            has_tasks.wait(1)
+            wait_for_sessions(database_url, lambda: sum(not each.done() for each in started[2:]))
+
+    def lock_all() -> None:
+        with psycopg.connect(database_url) as session:
+            session.execute("SET deadlock_timeout = '10ms'")
+            session.execute(lock_tasks, (user_id,))
+            has_tasks.set()
+            session.execute(lock_owner, (user_id,))
+
+    started = []
+    with ThreadPoolExecutor(4) as threads:
+        for number, function in enumerate(
+            (
+                lambda: account.restore(moved),
+                hold_owner,
+                lock_all,
+                lambda: other.move(moved, after=None),
+            ),
+            1,
+        ):
+            started.append(threads.submit(function))
+            wait_for_sessions(database_url, lambda number=number: number)
+        connection.execute("COMMIT")
+        restore, _, _, move = (each.result() for each in started)
+
+    assert (restore.status_code, move.status_code) == (200, 200)
+    assert titles(account) == "SecondFirst"

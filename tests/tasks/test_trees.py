@@ -20,6 +20,8 @@ from tests.support.trees import (
 pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
 
 CHILDREN = 500
+# The rows that this session has read through indexes.
+COUNT_READS = "SELECT sum(idx_tup_fetch) FROM pg_stat_xact_user_tables WHERE relname LIKE 'tasks%'"
 UNKNOWN = {"pointer": "/parent_id", "detail": "Must be the id of a task that is not in the trash."}
 UNKNOWN_LIST = {
     "pointer": "/list_id",
@@ -395,6 +397,26 @@ def test_tasks_of_an_archived_list_can_be_changed_and_leave_it(account):
     assert account.get(tasks[1])["list_id"] is None
 
 
+def test_parent_that_a_task_of_an_archived_list_has_already_can_be_sent(account):
+    archive = account.list()
+    tasks = account.chain(2, list_id=archive["id"])
+    sibling = account.task("Sibling", parent_id=tasks[0]["id"])
+    account.patch(archive, archived=True)
+
+    responses = [
+        account.patch(tasks[0], title="Changed", parent_id=None),
+        account.patch(tasks[1], title="Changed", parent_id=tasks[0]["id"]),
+        account.send("PUT", tasks[1], json={"title": "Put", "parent_id": tasks[0]["id"]}),
+        account.move(sibling, parent_id=tasks[0]["id"], after=None),
+    ]
+
+    assert [response.status_code for response in responses] == [200] * 4
+    assert account.order(f"parent_id={tasks[0]['id']}&archived=true") == [
+        sibling["id"],
+        tasks[1]["id"],
+    ]
+
+
 def test_restore_brings_tasks_back_into_an_archived_list(account):
     archive = account.list()
     tasks = account.chain(3, list_id=archive["id"])
@@ -504,6 +526,42 @@ def test_restored_task_whose_parent_was_purged_has_none(account, connection):
 
     assert response.json["parent_id"] is None
     assert account.get(tasks[2])["parent_id"] == tasks[1]["id"]
+
+
+def test_restored_list_keeps_the_trees_whose_top_was_purged(account, connection):
+    groceries = account.list()
+    # From the bottom to the top, so that a subtask is restored before its parent.
+    tasks = [account.task(name, list_id=groceries["id"]) for name in ("Leaf", "Twig", "Branch")]
+    trunk = account.task("Trunk", list_id=groceries["id"])
+    for task, parent in zip(tasks, [*tasks[1:], trunk], strict=True):
+        account.patch(task, parent_id=parent["id"])
+    account.delete(groceries)
+    connection.execute("DELETE FROM tasks WHERE id = %s", (trunk["id"],))
+
+    response = account.restore(groceries)
+
+    assert response.status_code == 200
+    parents = [account.get(task)["parent_id"] for task in tasks]
+    assert parents == [tasks[1]["id"], tasks[2]["id"], None]
+
+
+def test_restore_of_a_tree_reads_few_rows_for_each_task(account, connection, user_id):
+    parent = account.task("Parent")
+    connection.execute(
+        "INSERT INTO tasks (user_id, id, title, parent_id)"
+        " SELECT %s, gen_random_uuid(), 'Child', %s FROM generate_series(1, %s)",
+        (user_id, parent["id"], CHILDREN),
+    )
+    account.delete(parent)
+
+    with connection.transaction():
+        connection.execute("SET LOCAL enable_seqscan = off")
+        (before,) = connection.execute(COUNT_READS).fetchone()
+        connection.execute("UPDATE tasks SET deleted_at = NULL WHERE user_id = %s", (user_id,))
+        (after,) = connection.execute(COUNT_READS).fetchone()
+
+    assert CHILDREN < after - before < 10 * CHILDREN
+    assert len(account.live()) == CHILDREN + 1
 
 
 def test_restored_tree_without_room_for_its_levels_has_no_parent(account):

@@ -8,7 +8,7 @@ from sqlalchemy import Text, and_, exists, func, null, select, update
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.lists.fields import LIST
-from todo_api.resources.order import ANCHOR, SIDE, renumber
+from todo_api.resources.order import ANCHOR, SIDE, renumber, require_position
 from todo_api.resources.statements import LOCK_OWNER, lock_rows
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ LOCK_LISTS = lock_rows(LIST.table)
 LOCK_NEW_LISTS = lock_rows(LIST.table, nowait=True)
 new_position = func.list_position(OWNER, ID, SIDE, ANCHOR, type_=Text)
 MOVE = LIST.statements.change_row(
-    {"position": new_position},
-    and_(LIST.statements.is_live, columns.position != new_position),
-    and_(LIST.statements.is_live, columns.position == new_position),
+    {"position": require_position(new_position)},
+    and_(LIST.statements.is_live, columns.position.is_distinct_from(new_position)),
+    and_(LIST.statements.is_live, columns.position.is_not_distinct_from(new_position)),
 )._replace(locks=(LOCK_LIST, LOCK_OWNER))
 
 RENUMBER = renumber(LIST.table)

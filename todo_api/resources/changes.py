@@ -28,6 +28,8 @@ from todo_api.resources.pages import count_fitting
 from todo_api.resources.representation import as_bytes, json_id, json_number, json_object, json_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Select
 
     from todo_api.db.connection import Json
@@ -124,7 +126,10 @@ def list_changes(
     token: SyncToken,
     limit: int,
 ) -> Changes:
-    """Return at most `limit` changes that the client with this token does not have."""
+    """Return at most `limit` changes that the client with this token does not have.
+
+    If `limit` is 1, there may be two: see `count_complete`.
+    """
     statement = changes_statement(resources)
     rows = database.all(
         owner,
@@ -132,7 +137,8 @@ def list_changes(
         revision=token.revision,
         after_id=token.id,
         full_sync_start=token.full_sync_start,
-        rows=limit + 1,
+        # One more than the longest page shows whether there are more.
+        rows=limit + 2,
     )
     changes = []
     for json, revision, id_or_epoch, purged in rows:
@@ -140,5 +146,20 @@ def list_changes(
             state = (revision, purged, id_or_epoch)
         else:
             changes.append(Change(json, revision, id_or_epoch))
-    page = changes[: count_fitting([change.json for change in changes[:limit]])]
-    return Changes(*state, page, len(page) < len(changes))
+    number = count_complete(changes, count_fitting([change.json for change in changes[:limit]]))
+    return Changes(*state, changes[:number], number < len(changes))
+
+
+def count_complete(changes: Sequence[Change], number: int) -> int:
+    """Return where a page of about this number of changes can end: not within one position.
+
+    A client may have made the same id for a list and for a task. Both have one position if one
+    request has changed them.
+    """
+
+    def is_within_position(end: int) -> bool:
+        return 0 < end < len(changes) and changes[end - 1][1:] == changes[end][1:]
+
+    if not is_within_position(number):
+        return number
+    return number - 1 or number + 1

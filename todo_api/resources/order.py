@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
-from sqlalchemy import Column, Text, Uuid, bindparam, func, select, update
+from sqlalchemy import Column, Text, Uuid, bindparam, exists, func, select, update
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.resources.fields import Field
 from todo_api.resources.items import change
+from todo_api.resources.statements import precondition_holds
 from todo_api.resources.types import PlainType, SortKey
 from todo_api.web.fields import EXAMPLE_ITEM_ID, StrictUUID
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from todo_api.resources.statements import ConditionalChange
     from todo_api.web.conditional import Precondition
 
-# The function that computes a position raises this SQLSTATE if there is no room between the
-# neighbours: their positions are equal, or the new one would be too long.
+# A move fails with this SQLSTATE if there is no room between the neighbours: their positions are
+# equal, or the new one would be too long.
 NO_ROOM = "TD001"
 POSITION_LENGTH = 100
 
@@ -108,13 +109,25 @@ class Move(Schema):
             raise ValidationError("Send either after or before.", "before")
 
 
+def require_position(position: ColumnElement[str]) -> ColumnElement[str]:
+    """Return the position; the statement fails with NO_ROOM if it is NULL."""
+    return func.require_position(position, type_=Text)
+
+
 def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
     """Return a statement that gives the siblings new positions, in the order that they have.
 
     Not the moved item, which changes afterwards: a row that is changed twice at one revision would
-    keep the representation of the first change.
+    keep the representation of the first change. If another request has deleted it meanwhile, or the
+    precondition does not hold any more, the siblings keep their positions.
     """
-    columns = table.c
+    columns, moved = table.c, table.alias("moved").c
+    is_moved = exists().where(
+        moved.user_id == OWNER,
+        moved.id == ID,
+        moved.deleted_at.is_(None),
+        precondition_holds(moved.revision),
+    )
     number = func.row_number().over(order_by=(columns.position, columns.id))
     numbered = (
         select(columns.id, func.order_key_of_row(number).label("position"))
@@ -123,7 +136,7 @@ def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
     )
     return compiled(
         update(table)
-        .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID)
+        .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID, is_moved)
         .values(position=numbered.c.position)
     )
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from marshmallow import ValidationError, fields
-from sqlalchemy import Uuid, and_, any_, bindparam, or_, select
+from sqlalchemy import Uuid, and_, any_, bindparam, func, null, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from todo_api.db.statement import OWNER
-from todo_api.lists.fields import LIST
+from todo_api.lists.fields import INBOX, LIST
 from todo_api.resources.types import Filter
-from todo_api.tasks.places import inbox
 from todo_api.web.fields import EXAMPLE_ITEM_ID, UUID_TEXT, BooleanParameter
 
 if TYPE_CHECKING:
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
 MAX_IDS = 50
 UUID_PATTERN = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-NIL = UUID(int=0)
 
 
 class IdsParameter(fields.String):
-    """Ids, separated by commas; a word stands for the nil UUID. The value is sorted text."""
+    """Ids and a word, separated by commas. The value is sorted text."""
 
     def __init__(self, word: str, description: str) -> None:
         one = f"(?:{word}|{UUID_PATTERN})"
@@ -46,7 +44,7 @@ class IdsParameter(fields.String):
             raise ValidationError(f"Must have at most {MAX_IDS} ids.")
         if any(text != self.word and not UUID_TEXT.fullmatch(text) for text in texts):
             raise ValidationError(f"Must be UUIDs or {self.word}, separated by commas.")
-        return sorted({str(NIL if text == self.word else UUID(text)) for text in texts})
+        return sorted({text if text == self.word else str(UUID(text)) for text in texts})
 
 
 def place_filters(table: Table) -> Mapping[str, Filter]:
@@ -62,6 +60,7 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
                 "inbox", "Only tasks of this list, or of several lists, separated by commas."
             ),
             columns.place == any_(bindparam("list_id", type_=ARRAY(Uuid))),
+            to_parameter=lambda value: replace_word(value, "inbox", INBOX),
             # An index serves the order within one list.
             single=columns.place == bindparam("list_id", type_=Uuid),
         ),
@@ -71,8 +70,12 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
             ),
             or_(
                 columns.parent_id == any_(parents),
-                and_(columns.parent_id.is_(None), inbox == any_(parents)),
+                # Not the nil UUID, which can be the id of a task.
+                and_(
+                    columns.parent_id.is_(None), func.array_position(parents, null()).is_not(None)
+                ),
             ),
+            to_parameter=lambda value: replace_word(value, "none", None),
         ),
         "archived": Filter(
             BooleanParameter(
@@ -87,6 +90,13 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
             columns.place.not_in(archived_lists),
         ),
     }
+
+
+def replace_word(value: str | list[str], word: str, replacement: str | None) -> Any:
+    """Return the id or ids, with the replacement instead of the word."""
+    if isinstance(value, str):
+        return replacement if value == word else value
+    return [replacement if text == word else text for text in value]
 
 
 def complete_filters(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.lists.fields import INBOX, LIST_OF_PARENT
-from todo_api.resources.order import ANCHOR, SIDE, renumber
+from todo_api.resources.order import ANCHOR, SIDE, renumber, require_position
 from todo_api.resources.resource import QUOTAS
 from todo_api.resources.statements import (
     ATTEMPT,
@@ -96,6 +96,9 @@ class TaskStatements(Statements):
         root = self._root.c
         self._live_below = self._find_below(self.is_live)
         self._lock_tree = self._lock(self._live_below, root.deleted_at.is_(None))
+        # Also if the task is in the trash: another request may restore it before the lock on the
+        # owner's row, and to wait for the task behind that lock could end in a deadlock.
+        self._lock_moved_tree = self._lock(self._live_below)
         self._lock_new_subtasks = lock_rows(
             resource.table, is_in(task.id, self._live_below), nowait=True
         )
@@ -161,7 +164,7 @@ class TaskStatements(Statements):
         self.renumber = renumber(resource.table, is_sibling)
         self.move_with_new_positions = self.move._replace(
             locks=(
-                self._lock(self._live_below, root.deleted_at.is_(None), is_sibling),
+                self._lock(self._live_below, None, is_sibling),
                 LOCK_OWNER,
                 lock_rows(resource.table, is_sibling, nowait=True),
                 self.renumber,
@@ -207,19 +210,24 @@ class TaskStatements(Statements):
         )
 
     def _lock(
-        self, below: CTE, condition: ColumnElement[bool], *others: ColumnElement[bool]
+        self,
+        below: CTE,
+        condition: ColumnElement[bool] | None = None,
+        *others: ColumnElement[bool],
     ) -> Statement:
         """Return a statement that locks the task, the tasks below it, and others.
 
-        It locks nothing unless the condition on `root` and the precondition hold: then the request
-        changes nothing. If another request makes them true afterwards, the task is changed without
-        this lock, and the tasks below are locked when the owner's row is.
+        With a condition on `root`, it locks nothing unless this and the precondition hold: then the
+        request changes nothing. If another request makes them true afterwards, the task is changed
+        without this lock, and the tasks below are locked when the owner's row is.
         """
         task, root = self._task, self._root.c
+        is_locked = or_(task.id == ID, is_in(task.id, below), *others)
+        if condition is None:
+            return lock_rows(self._resource.table, is_locked)
         is_changed = exists().where(
             root.user_id == OWNER, root.id == ID, condition, precondition_holds(root.revision)
         )
-        is_locked = or_(task.id == ID, is_in(task.id, below), *others)
         return lock_rows(self._resource.table, is_locked, is_changed)
 
     def _of_root(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -267,14 +275,15 @@ class TaskStatements(Statements):
             self.is_live,
             parent.is_not_distinct_from(task.parent_id),
             or_(~LIST_IS_SENT, new_value(task.list_id).is_not_distinct_from(task.list_id)),
-            position == task.position,
+            # NULL if there is no room.
+            task.position.is_not_distinct_from(position),
         )
         statements = self.change_row(
-            {"parent_id": parent, "list_id": list_id, "position": position},
+            {"parent_id": parent, "list_id": list_id, "position": require_position(position)},
             and_(self.is_live, ~is_there),
             is_there,
         )
-        return self._with_subtasks(statements, self._lock_tree, LOCK_OWNER)
+        return self._with_subtasks(statements, self._lock_moved_tree, LOCK_OWNER)
 
     def _is_sibling(self) -> ColumnElement[bool]:
         """Return whether a task will be a sibling of the moved task.
