@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -204,6 +205,24 @@ def app(make_settings, log_stream: io.StringIO) -> Flask:  # noqa: ARG001  confi
     application = create_app(make_settings(WEB_THREADS="16"))
     yield application
     application.services.pool.close()
+
+
+@pytest.fixture(scope="session")
+def shared_app(make_settings, log_stream: io.StringIO):  # noqa: ARG001  configures logging
+    """Return a function that returns the application with other settings; tests share it.
+
+    A test that changes the state of the application, such as its hooks, its counters or the keys of
+    an issuer, needs an application of its own (make_app), which takes 0.1 s.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def make(now: Callable[[], datetime] = utc_now, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), now=now)
+            stack.callback(application.services.pool.close)
+            return application
+
+        yield make
 
 
 @pytest.fixture
