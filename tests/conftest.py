@@ -50,7 +50,7 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# A test runs with 1/50 of its full count (FEW), or with 1/10 (MANY).
+# A test runs with 1/50 of its full count (FEW), and with 1/10 (MANY), which repeats the steps of FEW.
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")
@@ -58,6 +58,11 @@ ALL = pytest.param(1, id="all")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run all tests with their full counts")
+    parser.addoption(
+        "--without-few",
+        action="store_true",
+        help="leave out the tests that the slow tests repeat with higher counts",
+    )
     parser.addoption(
         "--pooler", action="store_true", help="connect to the database through PgBouncer"
     )
@@ -73,8 +78,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     find_mark = metafunc.definition.get_closest_marker
     if "count" in metafunc.fixturenames:
-        full = metafunc.config.option.full
-        metafunc.parametrize("count", [ALL] if full else [FEW, MANY], indirect=True)
+        is_slow = find_mark("slow") or metafunc.config.option.without_few
+        counts = [MANY] if is_slow else [FEW, MANY]
+        counts = [ALL] if metafunc.config.option.full else counts
+        metafunc.parametrize("count", counts, indirect=True)
     if "database_url" in metafunc.fixturenames and find_mark("partitioned"):
         metafunc.parametrize(
             "database_url", ["whole", "partitioned"], indirect=True, scope="session"
