@@ -50,7 +50,7 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# A test runs with 1/50 of its full count (FEW), and with 1/10 (MANY), which repeats the steps of FEW.
+# A test runs with 1/50 of its full count (FEW), and with 1/10 (MANY), which repeats these steps.
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")
