@@ -128,7 +128,8 @@ conformance: $(INSTALLED) $(CONFORMANCE_TOOLS) conformance/node_modules/installe
 # The second run appends its coverage, prints the report and checks the minimum. Each run is a make
 # process of its own, so that pytest's summary is the last line of the output.
 .PHONY: check
-check: lint types ## Run everything that CI runs: 12 minutes
+check: $(INSTALLED) ## Run everything that CI runs: 12 minutes
+	@$(MAKE) --no-print-directory --jobs 2 lint types
 	@$(MAKE) --no-print-directory test ARGS='--without-few --cov --cov-report= --cov-fail-under 0'
 	@$(MAKE) --no-print-directory test-slow ARGS='--without-few --cov --cov-append --cov-report term'
 
