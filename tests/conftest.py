@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -49,7 +50,7 @@ settings.register_profile(
 settings.load_profile("todo")
 
 
-# A test runs with 1/50 of its full count (FEW), or with 1/10 (MANY).
+# A test runs with 1/50 of its full count (FEW), and with 1/10 (MANY), which repeats these steps.
 FEW = pytest.param(50, id="few")
 MANY = pytest.param(10, id="many", marks=pytest.mark.slow)
 ALL = pytest.param(1, id="all")
@@ -57,6 +58,11 @@ ALL = pytest.param(1, id="all")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run all tests with their full counts")
+    parser.addoption(
+        "--without-few",
+        action="store_true",
+        help="leave out the tests that the slow tests repeat with higher counts",
+    )
     parser.addoption(
         "--pooler", action="store_true", help="connect to the database through PgBouncer"
     )
@@ -72,8 +78,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     find_mark = metafunc.definition.get_closest_marker
     if "count" in metafunc.fixturenames:
-        full = metafunc.config.option.full
-        metafunc.parametrize("count", [ALL] if full else [FEW, MANY], indirect=True)
+        is_slow = find_mark("slow") or metafunc.config.option.without_few
+        counts = [MANY] if is_slow else [FEW, MANY]
+        counts = [ALL] if metafunc.config.option.full else counts
+        metafunc.parametrize("count", counts, indirect=True)
     if "database_url" in metafunc.fixturenames and find_mark("partitioned"):
         metafunc.parametrize(
             "database_url", ["whole", "partitioned"], indirect=True, scope="session"
@@ -204,6 +212,24 @@ def app(make_settings, log_stream: io.StringIO) -> Flask:  # noqa: ARG001  confi
     application = create_app(make_settings(WEB_THREADS="16"))
     yield application
     application.services.pool.close()
+
+
+@pytest.fixture(scope="session")
+def shared_app(make_settings, log_stream: io.StringIO):  # noqa: ARG001  configures logging
+    """Return a function that returns the application with other settings; tests share it.
+
+    A test that changes the state of the application, such as its hooks, its counters or the keys of
+    an issuer, needs an application of its own (make_app), which takes 0.1 s.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def make(now: Callable[[], datetime] = utc_now, **changes: str) -> Flask:
+            application = create_app(make_settings(**changes), now=now)
+            stack.callback(application.services.pool.close)
+            return application
+
+        yield make
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from tests.support.samples import (
     with_companions,
 )
 from tests.support.widgets import WIDGET, add_widget_routes, create_widgets_table
-from todo_api.app import RESOURCES
+from todo_api.app import RESOURCES, create_app
 from todo_api.resources.collection_types import LabelsType
 from todo_api.resources.types import EnumType
 
@@ -178,6 +178,14 @@ def widgets_url(new_database) -> str:
     return url
 
 
+@pytest.fixture(scope="module")
+def widgets_app(make_settings, widgets_url, log_stream):  # noqa: ARG001  logging comes first
+    app = create_app(make_settings(DATABASE_URL=widgets_url))
+    add_widget_routes(app)
+    yield app
+    app.services.pool.close()
+
+
 @pytest.fixture
 def items(request, resource, user_id):
     """The items of the resource that is the parameter of the test."""
@@ -187,8 +195,7 @@ def items(request, resource, user_id):
         yield Items(client, connection, resource, f"{url}/{resource.plural}", url)
         return
     url = request.getfixturevalue("widgets_url")
-    app = request.getfixturevalue("make_app")(DATABASE_URL=url)
-    add_widget_routes(app)
+    app = request.getfixturevalue("widgets_app")
     with psycopg.connect(url, autocommit=True) as connection:
         user_url = f"/api/{user_id}"
         yield Items(

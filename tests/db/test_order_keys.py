@@ -10,7 +10,15 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.support.postgresql import at_database, execute, migrate
+from tests.support.postgresql import (
+    DEBIAN_POSTGRES,
+    NO_DEBIAN_POSTGRES,
+    DebianCluster,
+    at_database,
+    execute,
+    migrate,
+    server_folder,
+)
 from tests.support.trees import Account
 
 if TYPE_CHECKING:
@@ -21,19 +29,41 @@ pytestmark = pytest.mark.direct
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LONGEST = 100
 
-# The options of CREATE DATABASE. A server without a locale or provider skips its tests.
-COLLATIONS = {
+# The options of CREATE DATABASE. A server without the locale skips its tests.
+EMBEDDED = {
     "C": "LOCALE 'C'",
-    "en_US": "LOCALE 'en_US.UTF-8'",
-    "icu": "LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C'",
     "builtin": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'",
 }
+DEBIAN = {
+    "debian_C": "LOCALE 'C'",
+    "debian_en_US": "LOCALE 'en_US.UTF-8'",
+    "debian_icu": "LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C'",
+}
+COLLATIONS = EMBEDDED | DEBIAN
 BETWEEN = "SELECT order_key_between(%s, %s)"
 
 
-@pytest.fixture(scope="module", params=COLLATIONS)
-def collated_url(server: str, worker_id: str, request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def debian_server() -> Iterator[str]:
+    """The URL of a server of Debian's PostgreSQL, which has ICU and the system's locales."""
+    if DEBIAN_POSTGRES is None:
+        pytest.skip(NO_DEBIAN_POSTGRES)
+    with server_folder() as folder:
+        cluster = DebianCluster(folder)
+        try:
+            cluster.start()
+            yield cluster.url()
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*EMBEDDED, *(pytest.param(name, marks=pytest.mark.slow) for name in DEBIAN)],
+)
+def collated_url(worker_id: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a migrated database with this collation."""
+    server = request.getfixturevalue("debian_server" if request.param in DEBIAN else "server")
     name = f"todo_collation_{request.param.lower()}_{worker_id}"
     identifier = sql.Identifier(name)
     execute(server, sql.SQL("DROP DATABASE IF EXISTS {}").format(identifier))

@@ -15,8 +15,7 @@ from sqlalchemy import func, literal_column, select
 
 from tests.support.api import etag
 from tests.support.locks import wait_for_sessions
-from tests.support.unreliable_pool import UnreliablePool
-from todo_api.app import create_app
+from tests.support.unreliable_pool import unreliable_pool
 from todo_api.db.pool import Pool
 from todo_api.db.statement import compiled
 
@@ -25,15 +24,10 @@ AHEAD = 2**52
 
 
 @pytest.fixture
-def app(make_settings, log_stream):  # noqa: ARG001  logging comes first
-    settings = make_settings()
-    application = create_app(settings)
-    application.services.pool.close()
-    application.services = replace(
-        application.services, pool=UnreliablePool(settings, application.services.metrics)
-    )
-    yield application
-    application.services.pool.close()
+def app(shared_app, make_settings):
+    application = shared_app()
+    with unreliable_pool(application, make_settings()):
+        yield application
 
 
 @pytest.fixture

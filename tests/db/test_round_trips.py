@@ -133,8 +133,8 @@ def proxied_url(make_settings, proxy):
 
 
 @pytest.fixture
-def client(make_app, proxied_url):
-    return make_app(DATABASE_URL=proxied_url).test_client()
+def client(shared_app, proxied_url):
+    return shared_app(DATABASE_URL=proxied_url).test_client()
 
 
 def test_proxy_counts_the_round_trips_of_a_transaction(proxied_url, count_round_trips):
@@ -256,13 +256,13 @@ def test_change_of_a_due_date_needs_at_most_two_round_trips(
 @pytest.mark.parametrize("query", ["due=today", "due=overdue", "started=true&sort=due"])
 @pytest.mark.parametrize("path", ["", "/count"])
 def test_list_by_day_needs_a_second_round_trip_only_after_a_change_of_the_zone(
-    client, make_app, tasks_url, user_id, count_round_trips, path, query
+    client, shared_app, tasks_url, user_id, count_round_trips, path, query
 ):
     """The other worker has changed the zone that this one remembers."""
     url = f"{tasks_url}{path}?{query if not path else query.partition('&')[0]}"
     client.post(tasks_url, json={"title": "Buy oat milk", "due_date": "2025-11-20"})
     client.get(url)
-    other_worker = make_app().test_client()
+    other_worker = shared_app().test_client()
     other_worker.patch(f"/api/{user_id}", json={"time_zone": "Europe/Berlin"})
 
     trips = []

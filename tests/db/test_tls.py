@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import psycopg
@@ -22,18 +21,19 @@ from cryptography.x509.oid import NameOID
 from fault_injection.clients import Client
 from fault_injection.servers import Api, environment, free_port, serving
 from tests.support import ROOT
-from tests.support.postgresql import NOT_DURABLE
-from todo_api.commands.embedded import Cluster
-
-# Debian's PostgreSQL: the embedded one was built without TLS.
-POSTGRES = max(
-    Path("/usr/lib/postgresql").glob("[0-9]*/bin/postgres"),
-    key=lambda program: int(program.parts[-3]),
-    default=None,
+from tests.support.postgresql import (
+    DEBIAN_POSTGRES,
+    NO_DEBIAN_POSTGRES,
+    DebianCluster,
+    server_folder,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(POSTGRES is None, reason="Debian's package postgresql is not installed"),
+    pytest.mark.skipif(DEBIAN_POSTGRES is None, reason=NO_DEBIAN_POSTGRES),
 ]
 
 # Host names as on Neon. They are not resolved, because each connection gets the address.
@@ -87,7 +87,7 @@ class Authority:
         )
 
 
-class Server(Cluster):
+class Server(DebianCluster):
     """A PostgreSQL server that requires TLS and a password over TCP."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,12 +105,7 @@ class Server(Cluster):
             "listen_addresses": ADDRESS,
             "port": str(self.port),
         }
-        super().__init__(
-            folder,
-            version=int(POSTGRES.parts[-3]),
-            options=NOT_DURABLE | tls_options,
-            programs=POSTGRES.parent,
-        )
+        super().__init__(folder, **tls_options)
         self._give_to_account(folder / "server.key")
 
     def connect(self) -> psycopg.Connection:
@@ -120,9 +115,8 @@ class Server(Cluster):
 
 @pytest.fixture(scope="module")
 def tls_server():
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # the server's account needs access to its data in this folder
-        running = Server(Path(folder))
+    with server_folder() as folder:
+        running = Server(folder)
         try:
             running.start()
             with running.connect() as connection:

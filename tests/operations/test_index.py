@@ -17,9 +17,9 @@ PROGRAMS = [None, "*/*", "application/json", "application/*", "text/html;q=0.5, 
 
 
 @pytest.fixture
-def api(make_app):
+def api(shared_app):
     """A client without a token, of an application that requires tokens."""
-    return make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET).test_client()
+    return shared_app(AUTH_MODE="jwt", JWT_SECRET=SECRET).test_client()
 
 
 @pytest.mark.parametrize("accept", PROGRAMS)

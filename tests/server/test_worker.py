@@ -17,6 +17,8 @@ def server(tmp_path):
     """Start one worker that serves `harmful.app`; return a function that requests, and the log."""
     log = tmp_path / "log"
     options = ["--threads", str(THREADS), "--keep-alive", "30"]
+    # A worker whose loop has ended serves nothing for the rest of this time, then it is replaced.
+    options += ["--graceful-timeout", "3"]
 
     def get(path: str) -> tuple[int, str | None]:
         connection = HTTPConnection(*address, timeout=30)

@@ -43,6 +43,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "AUTH_MODE")}
         self.environ = inherited | {"PORT": str(self.port), "PYTHONPATH": str(folder)} | environ
+        self.token: str | None = None
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "todo_api.commands.run"],
@@ -76,16 +77,17 @@ class Server:
             return response.status, json.load(response)
 
     def authorization(self) -> dict[str, str]:
-        """Return the header with a token from the command of `make token`."""
-        result = subprocess.run(
-            [sys.executable, "-m", "todo_api.commands.token", USER],
-            cwd=self.folder,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return {"Authorization": f"Bearer {result.stdout.strip()}"}
+        """Return the header with a token from the command of `make token`, which runs once."""
+        if self.token is None:
+            self.token = subprocess.run(
+                [sys.executable, "-m", "todo_api.commands.token", USER],
+                cwd=self.folder,
+                env=self.environ,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+        return {"Authorization": f"Bearer {self.token}"}
 
     def crash(self, *, database: bool) -> None:
         """Kill every process of the server; PostgreSQL's processes only if `database` is true."""

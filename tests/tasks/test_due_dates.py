@@ -32,14 +32,20 @@ NOON = f"{TODAY}T12:00:00Z"
 FAR_ZONES = ["Pacific/Kiritimati", "Etc/GMT+12", "Asia/Kathmandu"]  # +14, -12 and +5:45
 
 
-@pytest.fixture
-def clock() -> Clock:
+@pytest.fixture(scope="module")
+def shared_clock() -> Clock:
     return Clock(NOON)
 
 
 @pytest.fixture
-def app(make_app, clock: Clock) -> Flask:
-    return make_app(now=clock)
+def clock(shared_clock: Clock) -> Clock:
+    shared_clock.set(NOON)
+    return shared_clock
+
+
+@pytest.fixture
+def app(shared_app, clock: Clock) -> Flask:
+    return shared_app(now=clock)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import random
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -17,8 +16,7 @@ import pytest
 from tests.support.api import etag, next_url, pages
 from tests.support.locks import wait_for_sessions
 from tests.support.postgresql import migrate
-from tests.support.unreliable_pool import UnreliablePool
-from todo_api.app import create_app
+from tests.support.unreliable_pool import unreliable_pool
 from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import LABELS, TASK
 
@@ -684,19 +682,15 @@ def test_rename_skips_a_task_that_loses_the_label_while_it_waits(
 
 
 @pytest.fixture
-def unreliable(make_settings, log_stream):  # noqa: ARG001  logging comes first
+def unreliable(shared_app, make_settings):
     """A client, and a function that loses its next transaction, or the response to it."""
-    settings = make_settings()
-    app = create_app(settings)
-    app.services.pool.close()
-    pool = UnreliablePool(settings, app.services.metrics)
-    app.services = replace(app.services, pool=pool)
+    app = shared_app()
 
     def lose(moment: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        pool.next_loss = (moment, meanwhile)
+        app.services.pool.next_loss = (moment, meanwhile)
 
-    yield app.test_client(), lose
-    pool.close()
+    with unreliable_pool(app, make_settings()):
+        yield app.test_client(), lose
 
 
 @pytest.mark.parametrize("moment", ["request", "response"])

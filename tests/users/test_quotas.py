@@ -339,16 +339,16 @@ def test_children_can_change_when_there_are_500(client, url, user_id, connection
 
 
 @pytest.fixture
-def beyond(make_app, url):
+def beyond(shared_app, url):
     """A client whose user has more than the limits, and ids of what the user has."""
-    rich = make_app().test_client()
+    rich = shared_app().test_client()
     in_list = create(rich, f"{url}/lists", name="Groceries")["id"]
     parent = create(rich, f"{url}/tasks", title="Parent", list_id=in_list, description="Long")
     child = create(rich, f"{url}/tasks", title="Child", parent_id=parent["id"])
     for _ in range(3):
         deleted = create(rich, f"{url}/tasks", title="Deleted")
         assert rich.delete(f"{url}/tasks/{deleted['id']}").status_code == 204
-    poor = make_app(MAX_TASKS="1", MAX_BYTES="100").test_client()
+    poor = shared_app(MAX_TASKS="1", MAX_BYTES="100").test_client()
     return poor, {"list": in_list, "parent": parent["id"], "child": child["id"]}
 
 

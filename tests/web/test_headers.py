@@ -34,21 +34,15 @@ def authorization(user_id: str = USER) -> dict[str, str]:
 
 
 @pytest.fixture
-def api(make_app) -> Flask:
+def api(shared_app) -> Flask:
     """An application that needs tokens, without CORS."""
-    app = make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
-
-    @app.get("/bug")
-    def bug():
-        raise RuntimeError("a bug")
-
-    return app
+    return shared_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
 
 
 @pytest.fixture
-def api_with_cors(make_app) -> Flask:
+def api_with_cors(shared_app) -> Flask:
     """An application that needs tokens, with CORS for two origins."""
-    return make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET, CORS_ORIGINS=f"{ORIGIN},{OTHER_ORIGIN}")
+    return shared_app(AUTH_MODE="jwt", JWT_SECRET=SECRET, CORS_ORIGINS=f"{ORIGIN},{OTHER_ORIGIN}")
 
 
 # By status: the method, the path and the options of a request whose response has this status.
@@ -104,7 +98,13 @@ def test_every_response_has_the_security_headers(api, user_id, status):
     assert_security_headers(response)
 
 
-def test_response_to_a_bug_has_the_security_headers(api):
+def test_response_to_a_bug_has_the_security_headers(make_app):
+    api = make_app(AUTH_MODE="jwt", JWT_SECRET=SECRET)
+
+    @api.get("/bug")
+    def bug():
+        raise RuntimeError("a bug")
+
     response = api.test_client().get("/bug", headers=authorization())
 
     assert response.status_code == 500
