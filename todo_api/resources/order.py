@@ -19,7 +19,7 @@ from todo_api.db.statement import ID, OWNER, compiled
 from todo_api.resources.fields import Field
 from todo_api.resources.items import change
 from todo_api.resources.types import PlainType, SortKey
-from todo_api.web.fields import EXAMPLE_ITEM_ID, StrictUUID
+from todo_api.web.fields import StrictUUID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,8 @@ POSITION_LENGTH = 100
 # and `before` the last one. If SIDE is NULL, the item moves to the end.
 SIDE = bindparam("side", type_=Text)
 ANCHOR = bindparam("anchor", type_=Uuid)
+
+EXAMPLE_SIBLING_ID = "019aa5c8-7e52-7a60-b3c1-2d4e6f8a0b9c"
 
 DERIVATION = "CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END"
 
@@ -74,10 +76,10 @@ POSITION = Field(
     is_read_only=True,
     is_sortable=True,
     description=(
-        "The place among its siblings: sort by `position`, compared by code point, and then by "
-        "`id`. A move changes it."
+        "The place among its siblings: sort by `position`, by code point, and then by `id`. `move` "
+        "changes it."
     ),
-    example="0VIkzDEcXV",
+    example="8DmRSKAq0V",
 )
 
 
@@ -90,15 +92,15 @@ class Move(Schema):
     after = StrictUUID(
         allow_none=True,
         metadata={
-            "description": "The item behind which it moves; null means the first place.",
-            "example": EXAMPLE_ITEM_ID,
+            "description": "The sibling behind which it moves; null means the first place.",
+            "example": EXAMPLE_SIBLING_ID,
         },
     )
     before = StrictUUID(
         allow_none=True,
         metadata={
-            "description": "The item in front of which it moves; null means the last place.",
-            "example": EXAMPLE_ITEM_ID,
+            "description": "The sibling in front of which it moves; null means the last place.",
+            "example": EXAMPLE_SIBLING_ID,
         },
     )
 

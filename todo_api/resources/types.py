@@ -232,7 +232,10 @@ class TextType(PlainType):
         equal = column == bindparam(column.name, type_=Text)
         parameter = StrictText(
             validate=self._length(),
-            metadata={"description": f"Only with this `{column.name}`.", "example": example},
+            metadata={
+                "description": f"Only with this value of `{column.name}`.",
+                "example": example,
+            },
         )
         return {str(column.name): Filter(parameter, equal)}
 
@@ -254,7 +257,7 @@ class BooleanType(PlainType):
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         equal = column == bindparam(column.name, type_=Boolean)
-        description = f"Only with this `{column.name}`."
+        description = f"Only with this value of `{column.name}`."
         parameter = BooleanParameter(metadata={"description": description, "example": example})
         return {str(column.name): Filter(parameter, equal)}
 
@@ -361,7 +364,7 @@ class EnumType(PlainType):
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         name = str(column.name)
         is_one_of = column == any_(bindparam(name, type_=ARRAY(Text)))
-        description = f"Only with this `{name}`, or with one of several, separated by commas."
+        description = f"Only with this `{name}`. Several values, separated by commas, mean any."
         metadata = {"description": description, "example": example}
         return {name: Filter(WordsParameter(self.values, metadata), is_one_of)}
 

@@ -143,8 +143,8 @@ KINDS = (
         happened="The path exists, but it does not have the method of the request.",
         reason="Each path has its own methods. The header `Allow` lists those of this path.",
         remedy=(
-            "Use one of the methods in `Allow`. To change some members of a task, send PATCH; to "
-            "set all members, send PUT."
+            "Use one of the methods in `Allow`. To change members of a task or list, send PATCH or "
+            "PUT to its own path."
         ),
         detail="Use one of the methods in the Allow header.",
     ),
@@ -210,7 +210,10 @@ KINDS = (
             "is the limit, and `used` is how much of it is in use. `GET /api/USER_ID` has all "
             "limits of the user."
         ),
-        remedy="Delete what is not needed any more, and empty the trash if it counts.",
+        remedy=(
+            "Delete what is not needed any more. If `limit` is one that counts the trash, empty "
+            "the trash, too."
+        ),
         detail="Delete something first: the limit is reached.",
         quota={"limit": 10000, "used": 10000},
         request="""
