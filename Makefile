@@ -32,7 +32,7 @@ token: $(INSTALLED) ## Print a token for `make run`: make token USER_ID=5f0c2a5e
 	@$(PY) -m todo_api.commands.token "$(USER_ID)"
 
 .PHONY: purge
-purge: $(INSTALLED) ## Remove tasks that have been in the trash for 30 days, and old idempotency keys
+purge: $(INSTALLED) ## Remove what has been in the trash for 30 days, and old idempotency keys
 	$(PY) -m todo_api.commands.purge
 
 .PHONY: restored
