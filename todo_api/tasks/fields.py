@@ -124,7 +124,7 @@ FIELDS = (
         name="start_date",
         type=DateType(),
         nullable=True,
-        description="The day before which nothing is to be done. It is not after `due_date`.",
+        description="The first day on which the user can work on it, not after `due_date`.",
         example="2026-11-20",
     ),
     Field(
