@@ -50,8 +50,8 @@ ORDER_KEY_OF_ROW = """
     $$
 """
 
-# A key between two keys: '' is below all keys, and NULL above all keys. SQLSTATE TD001: there is no
-# such key, or it would be long.
+# A key between two keys: '' is below all keys, and NULL above all keys. SQLSTATE TD001 means that
+# there is no such key, or that it would have more than 60 characters.
 ORDER_KEY_BETWEEN = """
     CREATE FUNCTION order_key_between(lower_key text, upper_key text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE AS $$
@@ -80,7 +80,7 @@ ORDER_KEY_BETWEEN = """
     $$
 """
 
-# A rule that is broken: like a CHECK constraint of this name.
+# Raises the error of a broken rule, like a CHECK constraint of this name.
 RAISE_RULE = """
     CREATE FUNCTION raise_rule(items text, rule text) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
@@ -91,7 +91,8 @@ RAISE_RULE = """
     $$
 """
 
-# A quota that is exceeded: like a rule, with the limit and how much of it is in use.
+# Raises the error of an exceeded quota: like that of a rule, with the limit and how much of it is in
+# use.
 RAISE_QUOTA = """
     CREATE FUNCTION raise_quota(items text, rule text, quota bigint, used bigint) RETURNS void
     LANGUAGE plpgsql AS $$
@@ -104,9 +105,9 @@ RAISE_QUOTA = """
     $$
 """
 
-# The position beside the anchor, among the live items that fulfil the condition `siblings`, in
-# which $2 is `parent`: see `SIDE` in todo_api/resources/order.py. It is the own position if the
-# item is there already.
+# The position of the moved item beside the anchor (`SIDE` in todo_api/resources/order.py). `siblings`
+# is a condition on live items, in which $2 is `parent`. `own` is the position of the item among the
+# siblings, or NULL; it is the result if the item is in the requested place already.
 POSITION_BESIDE = """
     CREATE FUNCTION position_beside(
         items regclass, siblings text, owner uuid, parent uuid,
@@ -172,7 +173,7 @@ LIST_POSITION = """
     $$
 """
 
-# The siblings of a task without a parent are the tasks of the list without a parent.
+# The siblings of a task without a parent are the other tasks of its list that have no parent.
 TASK_POSITION = """
     CREATE FUNCTION task_position(
         owner uuid, moved uuid, parent uuid, list uuid, side text, anchor uuid
@@ -195,11 +196,11 @@ TASK_POSITION = """
     $$
 """
 
-# Checks the list and the parent of a task, behind the lock on the owner's row, which the trigger
-# take_revision takes before. A volatile function sees what other transactions have committed.
-# A task that is restored leaves a parent or list that is gone; any other task is refused. The list
-# ffffffff-... stands for the list of the parent. All tasks of a tree are in the list of the task
-# above all others.
+# Checks the list and the parent of a task. The trigger take_revision has locked the owner's row
+# before, and a volatile function sees what other transactions have committed since. If a task is
+# restored and its parent or list is in the trash or purged, the column becomes NULL; any other change
+# is refused then. The list ffffffff-... means the list of the parent: all tasks of a tree are in the
+# same list.
 PLACE_TASK = """
     CREATE FUNCTION place_task() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -286,7 +287,7 @@ PLACE_TASK = """
     $$
 """
 
-# After take_revision and before write_row, in the order of the triggers' names.
+# The triggers run in the order of their names: after take_revision and before write_row.
 PLACE_TRIGGERS = (
     """
     CREATE TRIGGER tree_on_insert BEFORE INSERT ON tasks

@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 
 class RememberingClient:
-    """What a client has received: bodies by URL and ETag, tasks, sync tokens, cursors and keys."""
+    """A client that stores bodies by URL and ETag, tasks, sync tokens, cursors and keys."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class RememberingClient:
         (check,) = self.choose.choices(list(checks), list(checks.values()))
         check()
 
-    # What is remembered.
+    # Requests whose responses the client stores.
 
     def get(self, url: str, **headers: str) -> TestResponse:
         return self.client.get(
@@ -155,7 +155,7 @@ class RememberingClient:
         self.send_key(key)
 
     def send_key(self, key: str) -> bool:
-        """Return whether the response is a stored one; it must be the one that was stored."""
+        """Return whether the response is a replay. A replay must equal the first response."""
         response = self.client.post(
             f"{self.url}/tasks", json=self.keys[key], headers={"Idempotency-Key": key}
         )
@@ -198,7 +198,7 @@ class RememberingClient:
         assert self.client.delete(self.url).status_code == 204
         self.stored.clear()
 
-    # What PostgreSQL has.
+    # The rows in PostgreSQL.
 
     def read_state(self, task_id: str) -> State | None:
         row = self.connection.execute(
@@ -220,7 +220,7 @@ class RememberingClient:
         )
         return dict(rows.fetchall())
 
-    # What is sent of what is remembered.
+    # Requests with the stored values.
 
     def check_tokens_are_gone(self, tokens: list[tuple[str, Copy]]) -> None:
         """Check that tokens of a lost history get a 410."""

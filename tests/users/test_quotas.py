@@ -1,4 +1,4 @@
-"""Quotas: what exceeds a limit is refused and changes nothing, and the counters are exact."""
+"""Quotas: a request that would exceed a limit changes nothing, and the counters are exact."""
 
 from __future__ import annotations
 

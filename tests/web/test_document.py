@@ -60,7 +60,7 @@ def walk_objects(value, pointer=""):
 
 
 def resolve(document, reference):
-    """Return the component that a reference names. Raise a KeyError if there is none."""
+    """Return the component that a reference names. Raise a KeyError if it does not exist."""
     value = document
     for name in reference.removeprefix("#/").split("/"):
         value = value[name]
@@ -228,7 +228,7 @@ def test_server_accepts_every_example_of_a_request(client, operations, make_task
 def test_server_accepts_the_documented_defaults_of_new_resources(client, document):
     for name, plural in (("NewTask", "tasks"), ("NewList", "lists")):
         schema = document["components"]["schemas"][name]
-        required = {member: "x" for member in schema["required"]}
+        required = dict.fromkeys(schema["required"], "x")
         defaults = {
             member: declared["default"]
             for member, declared in schema["properties"].items()

@@ -48,7 +48,7 @@ TABLE = resource_table(
     metadata, "lists", FIELDS, indexes=(("created_at", "id"), ("position", "id"))
 )
 
-# Ids that no list has: in rows of tasks, they stand for the Inbox and for the list of the parent.
+# Ids that no list can have: in rows of tasks, they mean the Inbox and the list of the parent.
 INBOX = "00000000-0000-0000-0000-000000000000"
 LIST_OF_PARENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 

@@ -36,8 +36,8 @@ MOVE_WITH_NEW_POSITIONS = MOVE._replace(locks=(LOCK_LISTS, LOCK_OWNER, LOCK_NEW_
 class ListChanges:
     """The changes of a list that change its tasks, too.
 
-    The list is locked before its tasks. A task that another request inserts meanwhile is found by
-    the statements after the change of the list, which is behind the lock on the owner's row.
+    The list is locked before its tasks. The change of the list locks the owner's row; the
+    statements after it find the tasks that other requests have inserted until then.
     """
 
     def __init__(self, tasks: Resource) -> None:

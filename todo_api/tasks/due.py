@@ -1,7 +1,7 @@
 """When a task is due: its columns, filters and sort key.
 
-A task is due on a day (`due_date`), at a time of this day wherever the user is (also `due_time`),
-or at this time in a time zone (also `time_zone`). Only the last one is a moment: `due_at`.
+With `due_date`, a task is due on a day. With `due_time`, too, it is due at this time, wherever the
+user is. With `time_zone`, too, it is due at this time in the zone, which is a moment: `due_at`.
 """
 
 from __future__ import annotations

@@ -55,16 +55,16 @@ REQUEST_HEADERS = {
         (
             "If-Match",
             (
-                "The resource must have one of these ETags; with `*`, it must exist (RFC 9110, "
-                "13.1.1)."
+                "The resource must have one of these ETags; with `*`, it must exist "
+                "(RFC 9110, 13.1.1)."
             ),
             etag(EXAMPLE_REVISION),
         ),
         (
             "If-None-Match",
             (
-                "The resource must have none of these ETags; with `*`, it must not exist (RFC 9110, "
-                "13.1.2)."
+                "The resource must have none of these ETags; with `*`, it must not exist "
+                "(RFC 9110, 13.1.2)."
             ),
             etag(EXAMPLE_REVISION),
         ),
