@@ -113,8 +113,8 @@ class Move(Schema):
 def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
     """Return a statement that gives the siblings new positions, in the order that they have.
 
-    Not the moved item, which changes afterwards: a row that is changed twice at one revision would
-    keep the representation of the first change.
+    The statement leaves out the moved item, which changes afterwards: a row that is changed twice
+    at one revision would keep the representation of the first change.
     """
     columns = table.c
     number = func.row_number().over(order_by=(columns.position, columns.id))

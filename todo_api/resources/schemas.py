@@ -34,7 +34,7 @@ SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
 # A cursor may contain a title of 255 characters as JSON (up to 6 bytes for each), in base64.
 CURSOR_LENGTH = 3000
 
-# A field by whose values items are counted has no more values than a user has lists, and null.
+# The maximum number of groups in a count: one for each list of a user, and one for null.
 MAX_GROUPS = 1000
 
 EXAMPLE_PURGE_TIME = "2026-12-21T09:30:00.000000Z"
@@ -141,7 +141,7 @@ class Schemas:
 
     @cached_property
     def list_query(self) -> type[Schema]:
-        """The query of a list: filters, time zone, sort, limit and cursor."""
+        """The query of a page: filters, time zone, sort, limit and cursor."""
         resource = self._resource
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         members = self._filters()
@@ -231,7 +231,7 @@ class Schemas:
 
     @cached_property
     def page(self) -> dict[str, Any]:
-        """A page of a list."""
+        """A page of items."""
         return {"type": "array", "maxItems": PAGE_LIMIT, "items": self.item}
 
     @cached_property

@@ -119,7 +119,7 @@ class FieldType(Protocol):
         """Return the filters by this column. Each key is a query parameter."""
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        """Return the key that sorts lists by this column."""
+        """Return the key that sorts items by this column."""
 
     def new_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """Return what an UPDATE writes into the column."""

@@ -113,7 +113,7 @@ class LabelsQuery(Schema):
 class LabelRename(Schema):
     """A label, and what replaces it."""
 
-    # JSON names that are Python keywords cannot be attributes.
+    # `from` is a keyword of Python, so the fields cannot be attributes of the class.
     class Meta:
         include = {  # noqa: RUF012
             "from": LABELS.label(

@@ -56,9 +56,10 @@ MAXIMUM: ColumnElement[int] = literal_column(str(LABELS.maximum), Integer)
 def rearranged(
     label: ColumnElement[str], key: ColumnElement[str], condition: Any = None
 ) -> dict[str, ColumnElement[Any]]:
-    """Return both arrays with one more label, each once and sorted, without the others.
+    """Return the new values of both arrays: with one more label, without duplicates, sorted.
 
-    `condition` has a condition on the labels that stay, from a table with `label` and `key`.
+    `condition` returns the condition for labels that stay. Its argument is a row with the columns
+    `label` and `key`.
     """
     each: FromClause = (
         func.unnest(

@@ -1,8 +1,8 @@
 """Where a task is: its list, its parent, and its position among its siblings.
 
-The trigger `place_task` (migrations/) checks lists and parents while the owner's row is locked: they
-exist, there is no cycle, and there are not too many levels or subtasks. A subtask is in the list of
-its parent.
+While the owner's row is locked, the trigger `place_task` (migrations/) checks lists and parents:
+they exist, there is no cycle, and there are not too many levels or subtasks. A subtask is in the
+list of its parent.
 """
 
 from __future__ import annotations
