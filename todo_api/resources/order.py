@@ -87,7 +87,7 @@ class Move(Schema):
     """Where an item moves: to the end, unless `after` or `before` is sent."""
 
     # Only one of `after` and `before` can be sent.
-    omitted_from_example = ("before",)
+    omitted_from_example: tuple[str, ...] = ("before",)
 
     after = StrictUUID(
         allow_none=True,
