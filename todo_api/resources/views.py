@@ -164,8 +164,7 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
     def count(query: dict[str, Any], user_id: UUID) -> Response:
         """Count the user's ITEMS.
 
-        The response has the number of ITEMS that all pages of `GET /ITEMS` with the same filters
-        have.
+        The response has the number of ITEMS on all pages of `GET /ITEMS` with the same filters.
         """
 
         def run(filters: Filters) -> Count:

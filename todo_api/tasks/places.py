@@ -113,7 +113,7 @@ class TaskStatements(Statements):
         )
         # Only the tasks that the same request has deleted are restored.
         deleted_with = self._of_root(root.deleted_with)
-        gone = self._find_below(and_(self.is_deleted, task.deleted_with == deleted_with))
+        deleted_below = self._find_below(and_(self.is_deleted, task.deleted_with == deleted_with))
         # Not EXISTS, for which PostgreSQL would read all live tasks into a hash table.
         live_parent = (
             select(root.id)
@@ -132,11 +132,11 @@ class TaskStatements(Statements):
             self.is_live.is_(False),
         )
         self.restore = restore._replace(
-            locks=(self._lock(gone, root.deleted_at.is_not(None)),),
+            locks=(self._lock(deleted_below, root.deleted_at.is_not(None)),),
             follow_ups=(
-                lock_rows(resource.table, is_in(task.id, gone), nowait=True),
+                lock_rows(resource.table, is_in(task.id, deleted_below), nowait=True),
                 self._change_below(
-                    gone,
+                    deleted_below,
                     root.deleted_at.is_(None),
                     deleted_at=null(),
                     list_id=self._of_root(root.list_id),
