@@ -490,9 +490,9 @@ KINDS = (
             "`instance`."
         ),
         remedy=(
-            "Report `instance` and the time to the operator. A request that only reads can be sent "
-            "again. Before a change is sent again, read the resource: the change may have been "
-            "made."
+            "Report `instance` and the time to the operator. The request can be sent again as it "
+            "is. If it creates a resource, it needs an `id` or an `Idempotency-Key`: otherwise it "
+            "may create a second one."
         ),
         detail="Report the id in `instance` to the operator: the server's log has the error.",
     ),
@@ -506,10 +506,11 @@ KINDS = (
             "changes something, the change may have been made."
         ),
         remedy=(
-            "Wait for the seconds in `Retry-After`. Send the request again if it only reads, or if "
-            "it has an `If-Match` or an `Idempotency-Key`; otherwise read the resource first."
+            "Wait for the seconds in `Retry-After`, and send the same request again. If it "
+            "creates a resource, it needs an `id` or an `Idempotency-Key`: otherwise it may create "
+            "a second one."
         ),
-        detail="Read the resource before you send a change again: the service did not respond.",
+        detail="Send the request again after Retry-After seconds: the service did not respond.",
     ),
     ProblemKind(
         name="unavailable",
@@ -524,8 +525,8 @@ KINDS = (
         remedy=(
             "Wait for the seconds in `Retry-After`, and send the request again. Wait longer after "
             "each further 503. If `detail` says that the server cannot tell whether the change was "
-            "made, send the same `If-Match` or `Idempotency-Key` again, or read the resource "
-            "first."
+            "made, and the request creates a resource, it needs an `id` or an `Idempotency-Key`: "
+            "otherwise it may create a second one."
         ),
         detail="Try again after Retry-After seconds: the database accepts no connections.",
     ),
@@ -539,10 +540,10 @@ KINDS = (
             "change may have been made."
         ),
         remedy=(
-            "Wait some seconds. Send the request again if it only reads, or if it has an "
-            "`If-Match` or an `Idempotency-Key`; otherwise read the resource first."
+            "Wait some seconds, and send the same request again. If it creates a resource, it "
+            "needs an `id` or an `Idempotency-Key`: otherwise it may create a second one."
         ),
-        detail="Read the resource before you send a change again: the service took too long.",
+        detail="Send the request again after some seconds: the service took too long.",
     ),
 )
 
