@@ -32,7 +32,7 @@ token: $(INSTALLED) ## Print a token for `make run`: make token USER_ID=5f0c2a5e
 	@$(PY) -m todo_api.commands.token "$(USER_ID)"
 
 .PHONY: purge
-purge: $(INSTALLED) ## Remove tasks that have been in the trash for 30 days, and old idempotency keys
+purge: $(INSTALLED) ## Remove what has been in the trash for 30 days, and old idempotency keys
 	$(PY) -m todo_api.commands.purge
 
 .PHONY: restored
@@ -51,7 +51,7 @@ test-slow: $(INSTALLED) ## Run the slow tests: servers, fault injection, migrati
 	$(PYTEST) -m slow $(ARGS)
 
 # The tests that use the tables but do not test the schema, so they also run on partitioned tables.
-DATA_LAYER := tests/resources tests/tasks tests/users tests/test_isolation.py $(addprefix tests/, \
+DATA_LAYER := $(addprefix tests/, lists resources tasks users test_isolation.py \
 	commands/test_purge.py db/test_retries.py db/test_round_trips.py web/test_validation.py)
 
 .PHONY: test-full

@@ -42,13 +42,14 @@ MIN_CASES = 5000
 STATEFUL = ["--phases", "stateful", "--max-examples", "200"]
 RUNS = {
     "all but stateful": ["--phases", "examples,coverage,fuzzing", "--max-examples", "400"],
-    # The check use_after_free expects that nothing restores a deleted task or an erased user. It
+    # The check use_after_free expects that no deleted task, list or user comes back. It
     # runs only in the last run, without these operations.
     "stateful": [*STATEFUL, "--max-time", "75", "--exclude-checks", "use_after_free"],
     "stateful, without restore": [
         *STATEFUL,
         *("--max-time", "45"),
-        *("--exclude-operation-id", "restoreTask", "--exclude-operation-id", "eraseUser"),
+        *("--exclude-operation-id", "restoreTask", "--exclude-operation-id", "restoreList"),
+        *("--exclude-operation-id", "eraseUser"),
     ],
 }
 TIMEOUT = 600  # seconds for each tool

@@ -149,7 +149,7 @@ class Attack:
         assert self.succeeded == set(self.operations)
 
     def request(self) -> None:
-        # What erases all is rare, so that the other operations find something of the attacker.
+        # Erasures are rare, so that the other operations find rows of the attacker.
         weights = [1 if operation in ERASURES else 3 for operation in self.operations]
         ((method, template),) = self.random.choices(self.operations, weights)
         self.is_restore = template.endswith("/restore")

@@ -90,7 +90,7 @@ COMPARISON_BY_ENDING = {
 SEARCH = "q"
 # For the sort keys that need one of these filters: values that all rows of these tests pass.
 OF_ALL_ROWS = {"list_id": "inbox"}
-# What a row needs to pass a filter with several labels.
+# For each filter by labels: how the labels of a row compare with those of the filter.
 LABEL_FILTERS = {"label": set.issuperset, "label_any": set.intersection}
 ROWS = 9
 

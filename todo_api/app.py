@@ -110,7 +110,7 @@ def create_app(
     """Return the application. Its pool connects to the database when it is first used.
 
     `fetch_times` replaces the default intervals and timeouts for fetching an issuer's keys. `now`
-    is the clock for the day of lists.
+    is the clock for filters by day.
     """
     app = App("todo_api", static_folder=None)
     app.config.update(OPENAPI, REQUIRE_IF_MATCH=settings.require_if_match)

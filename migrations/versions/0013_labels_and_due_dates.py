@@ -9,8 +9,9 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-# As in the function `take_revision`: the microsecond of the change, or the previous number plus 1.
-# The sync tokens of an erased user are older than the first change of a new user with the same id.
+# As in the function `take_revision`: the revision is the microsecond of the change, or the previous
+# one plus 1. With the first change, `purged_revision` makes the sync tokens of an erased user with the
+# same id invalid.
 TAKE_REVISION_OF_USER = """
     CREATE FUNCTION take_revision_of_user() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

@@ -50,8 +50,8 @@ ORDER_KEY_OF_ROW = """
     $$
 """
 
-# A key between two keys: '' is below all keys, and NULL above all keys. NULL if there is no such key,
-# or if it would be long.
+# A key between two keys: '' is below all keys, and NULL above all keys. The result is NULL if there
+# is no such key, or if it would have more than 60 characters.
 ORDER_KEY_BETWEEN = """
     CREATE FUNCTION order_key_between(lower_key text, upper_key text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE AS $$
@@ -92,7 +92,7 @@ REQUIRE_POSITION = """
     $$
 """
 
-# A rule that is broken: like a CHECK constraint of this name.
+# Raises the error of a broken rule, like a CHECK constraint of this name.
 RAISE_RULE = """
     CREATE FUNCTION raise_rule(items text, rule text) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
@@ -103,7 +103,8 @@ RAISE_RULE = """
     $$
 """
 
-# A quota that is exceeded: like a rule, with the limit and how much of it is in use.
+# Raises the error of an exceeded quota: like that of a rule, with the limit and how much of it is in
+# use.
 RAISE_QUOTA = """
     CREATE FUNCTION raise_quota(items text, rule text, quota bigint, used bigint) RETURNS void
     LANGUAGE plpgsql AS $$
@@ -116,9 +117,10 @@ RAISE_QUOTA = """
     $$
 """
 
-# The position beside the anchor, among the live items that fulfil the condition `siblings`, in
-# which $2 is `parent`: see `SIDE` in todo_api/resources/order.py. It is the own position if the
-# item is there already, and NULL if there is no room.
+# The position of the moved item beside the anchor (`SIDE` in todo_api/resources/order.py). `siblings`
+# is a condition on live items, in which $2 is `parent`. `own` is the position of the item among the
+# siblings, or NULL; it is the result if the item is in the requested place already. The result is
+# NULL if there is no room.
 POSITION_BESIDE = """
     CREATE FUNCTION position_beside(
         items regclass, siblings text, owner uuid, parent uuid,
@@ -184,7 +186,7 @@ LIST_POSITION = """
     $$
 """
 
-# The siblings of a task without a parent are the tasks of the list without a parent.
+# The siblings of a task without a parent are the other tasks of its list that have no parent.
 TASK_POSITION = """
     CREATE FUNCTION task_position(
         owner uuid, moved uuid, parent uuid, list uuid, side text, anchor uuid
@@ -207,12 +209,12 @@ TASK_POSITION = """
     $$
 """
 
-# Checks the list and the parent of a task, behind the lock on the owner's row. A volatile function
-# sees what other transactions have committed.
-# A task that is restored leaves a parent or list that is gone; any other task is refused. The list
-# ffffffff-... stands for the list of the parent. All tasks of a tree are in the list of the task
-# above all others. A task that went to the trash with its parent comes back with it: its place was
-# right, and is not checked again, because that would read all siblings of each of its siblings.
+# Checks the list and the parent of a task, behind the lock on the owner's row: a volatile function
+# sees what other transactions have committed. If a task is restored and its parent or list is in the
+# trash or purged, the column becomes NULL; any other change is refused then. The list ffffffff-...
+# means the list of the parent: all tasks of a tree are in the same list.
+# A task that went to the trash with its parent comes back with it. Its place was right, and is not
+# checked again, because that would read all siblings of each of its siblings.
 PLACE_TASK = """
     CREATE FUNCTION place_task() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE

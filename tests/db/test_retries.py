@@ -96,7 +96,7 @@ CHANGES_BY_OTHERS = pytest.mark.parametrize(
 def test_creation_that_was_changed_before_its_retry_is_done_once(
     client, tasks_url, lose, connection, user_id, change
 ):
-    """Nobody else can have made a task with the id that the server has just made."""
+    """The server has just made the id, so no other request can have created a task with it."""
     lose(
         "response",
         lambda: connection.execute(f"UPDATE tasks SET {change} WHERE user_id = '{user_id}'"),

@@ -6,7 +6,7 @@ import pytest
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 
-# What browsers send for a page, and what curl, fetch and libraries send.
+# The Accept headers of browsers for a page, and below those of curl, fetch and libraries.
 BROWSERS = [
     "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
     "text/html, application/xhtml+xml, image/jxr, */*",

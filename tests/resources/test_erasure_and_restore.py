@@ -1,4 +1,4 @@
-"""What clients received before an erasure or a restore is not taken for the state after it."""
+"""After an erasure or a restore, ETags, tokens and keys from before are not valid."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TITLES = ["Buy oats", "Buy rye", "Bake", "Call Ada", "Call Grace"]
 DESCRIPTIONS = [None, "Two litres", "Today"]
 PRIORITIES = ["none", "low", "medium", "high"]
 LABELS = ["errand", "Errand", "home", "a/b", "Ärger", "\U0001f43b"]
-# Days with a clock change in some of the zones, the first and the last.
+# Days with a clock change in some of the zones, and the first and last valid day.
 DATES = ["2026-03-29", "2026-10-25", "2026-07-01", "1970-01-01", "9999-12-30"]
 TIMES = ["02:30", "02:30:00", "00:00", "23:59:59"]
 ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Pacific/Kiritimati"]
@@ -40,7 +40,7 @@ KINDS_OF_DUE = [
 MOST_TASKS = 20
 PAGE_LIMITS = [2, 7, 200]
 
-# How often a device does what, of 1000 times.
+# The weight of each action of a device; the sum is 1000.
 ACTIONS = {
     "create": 90,
     "create with a key": 50,
@@ -185,7 +185,7 @@ class OfflineDevice:
         return Request("patch", "PATCH", path, changes, task_id, base)
 
     def choose_put(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Return a whole task as GET gave it: as it is, completed or reopened, or changed."""
+        """Return a whole task as GET returned it: unchanged, completed or reopened, or changed."""
         put = self.choose.choice(["as it is", "flipped", "changed"])
         if put == "as it is":
             return task
@@ -256,7 +256,7 @@ class OfflineDevice:
             self.apply_success(request, response)
         elif response.status == 412:
             task = response.json["current"]
-            # Only a task in the trash lets a restore fail, and only a live one any other change.
+            # A restore gets 412 only for a task in the trash, any other change for a live one.
             if request.action == "restore":
                 self.remove(task["id"], task["revision"])
             else:
@@ -265,7 +265,7 @@ class OfflineDevice:
         elif response.status == 404:
             assert request.task_id
             self.copy.pop(request.task_id, None)
-            # The other device may have put it into the trash.
+            # The other device may have deleted the task.
             self.trash.pop(request.task_id, None)
             if request.action != "restore":
                 self.trash[request.task_id] = None

@@ -36,7 +36,7 @@ def explain_statement(
         "max_bytes": None,
         "timeout": "60000",
     }
-    connection.execute("DEALLOCATE ALL")  # what an error has left
+    connection.execute("DEALLOCATE ALL")  # statements left by an earlier error
     with connection.transaction(force_rollback=True):
         connection.execute(ACT_AS_OWNER.sql, settings)
         if plan_cache_mode:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_MINUTES = 4
 
-# What pip prints for a wrong lock file. Other errors come from the machine or registry.
+# Texts that pip prints for a wrong lock file. Other errors come from the machine or registry.
 ERRORS_OF_OUR_FILES = ("HASHES", "--require-hashes", "ResolutionImpossible", "Invalid requirement")
 
 

@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 
 class RememberingClient:
-    """What a client has received: bodies by URL and ETag, tasks, sync tokens, cursors and keys."""
+    """A client that stores bodies by URL and ETag, tasks, sync tokens, cursors and keys."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class RememberingClient:
         (check,) = self.choose.choices(list(checks), list(checks.values()))
         check()
 
-    # What is remembered.
+    # Requests whose responses the client stores.
 
     def get(self, url: str, **headers: str) -> TestResponse:
         return self.client.get(
@@ -104,7 +104,7 @@ class RememberingClient:
         self.read(f"{self.url}/tasks/{self.choose.choice(self.ids)}")
 
     def read_list(self) -> None:
-        """Read the first pages of a list, and remember their cursors."""
+        """Read the first pages of a collection, and remember their cursors."""
         first = url = f"{self.url}/tasks{self.choose.choice(QUERIES)}"
         for _ in range(MOST_PAGES):
             response = self.read(url)
@@ -115,7 +115,7 @@ class RememberingClient:
             self.cursors.append((first, url))
 
     def sync(self) -> None:
-        """Start a full sync or go on from the latest token; remember the token of each page."""
+        """Start a full sync or continue from the latest token; remember the token of each page."""
         token, copy = ("0", {})
         if self.tokens and self.choose.random() < 0.7:
             token, copy = self.tokens[-1]
@@ -155,7 +155,7 @@ class RememberingClient:
         self.send_key(key)
 
     def send_key(self, key: str) -> bool:
-        """Return whether the response is a stored one; it must be the one that was stored."""
+        """Return whether the response is a replay. A replay must equal the first response."""
         response = self.client.post(
             f"{self.url}/tasks", json=self.keys[key], headers={"Idempotency-Key": key}
         )
@@ -198,7 +198,7 @@ class RememberingClient:
         assert self.client.delete(self.url).status_code == 204
         self.stored.clear()
 
-    # What PostgreSQL has.
+    # The rows in PostgreSQL.
 
     def read_state(self, task_id: str) -> State | None:
         row = self.connection.execute(
@@ -220,7 +220,7 @@ class RememberingClient:
         )
         return dict(rows.fetchall())
 
-    # What is sent of what is remembered.
+    # Requests with the stored values.
 
     def check_tokens_are_gone(self, tokens: list[tuple[str, Copy]]) -> None:
         """Check that tokens of a lost history get a 410."""
@@ -229,7 +229,7 @@ class RememberingClient:
             assert not is_followed or (token in self.empty_tokens and not self.has_row()), token
 
     def check_read(self) -> None:
-        """Send remembered ETags: a 304 names one whose body an unconditional GET returns, too."""
+        """Send remembered ETags: after a 304, a GET without them returns the body of that ETag."""
         url = self.choose.choice(list(self.bodies))
         known = self.bodies[url]
         etags = self.choose.sample(list(known), min(len(known), MOST_ETAGS))
@@ -246,7 +246,7 @@ class RememberingClient:
             assert response.status_code in {404, 410}
 
     def check_write(self) -> None:
-        """Send a change based on a remembered state: it is made only if that is the row's state."""
+        """Send a change based on a remembered state: it is applied only if that is the state."""
         task_id, base = self.choose.choice(self.tasks)
         method, url, body = self.any_change(task_id)
         headers = {"If-Match": f'"{base.revision}"'}
@@ -268,8 +268,8 @@ class RememberingClient:
         self.remember_task(task_id)
 
     def check_token(self) -> None:
-        """Go on from a remembered token: the copy becomes the server's, or the response is 410."""
-        # Of tokens of all lives, half of the time one of the latest.
+        """Continue from a remembered token: the copy equals the rows, or the response is 410."""
+        # In about half of the cases, one of the latest tokens; otherwise any token.
         token, copy = self.choose.choice(
             self.tokens[-3:] if self.counts.total() % 2 else self.tokens
         )
@@ -277,7 +277,7 @@ class RememberingClient:
         self.counts["token", "followed" if is_followed else 410] += 1
 
     def check_cursor(self) -> None:
-        """Go on from a remembered cursor: the pages are the rest of the list as it is now."""
+        """Continue from a remembered cursor: the pages are the rest of the current collection."""
         if not self.cursors:
             return
         first, url = self.choose.choice(self.cursors)
@@ -287,7 +287,7 @@ class RememberingClient:
         self.counts["cursor"] += 1
 
     def read_items(self, url: str | None) -> list[dict[str, Any]]:
-        """Read a list from here to its end, in large pages: a cursor belongs to no page size."""
+        """Read a collection to its end, in large pages: a cursor is valid for any page size."""
         items = []
         while url:
             response = self.get(re.sub(r"limit=\d+", "limit=200", url))
@@ -297,7 +297,7 @@ class RememberingClient:
         return items
 
     def check_key(self) -> None:
-        """Send a remembered request with its key: only what the server stores is replayed."""
+        """Send a remembered request with its key: only a stored response is replayed."""
         if self.keys:
             is_replayed = self.send_key(self.choose.choice(list(self.keys)))
             self.counts["key", "replayed" if is_replayed else "created"] += 1

@@ -1,4 +1,4 @@
-"""What a change does to a task, written from the contract alone, in Python."""
+"""A model of tasks: the result of each change, written from the contract alone."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MOST_TASKS = 40
 MOST_LISTS = 5
 PAGE_LIMITS = [3, 50, 200]
 
-# How often a device does what, of 1000 times.
+# The weight of each action of a device; the sum is 1000.
 ACTIONS = {
     "create a list": 40,
     "create a task": 230,

@@ -28,7 +28,7 @@ BYTES = """
     ) AS owned
 """
 
-# What a change of its place, a deletion or a restore gives a task, besides the requested members.
+# The members that also change if a task is moved, deleted or restored.
 STAMPS = ("revision", "updated_at")
 
 

@@ -10,7 +10,7 @@ THEN, EARLIER = "2020-02-29T12:00:00.000001Z", "2019-01-01T00:00:00.000000Z"
 SAME_AS_THEN = "2020-02-29T13:00:00.000001+01:00"
 NOW = "now"  # the time of the change
 
-# What a task had, what is sent, and the value afterwards.
+# Each entry: the sent body, and the value of `completed_at` afterwards.
 OF_OPEN_TASKS = [
     ({"completed": True}, NOW),
     ({"completed": True, "completed_at": None}, NOW),

@@ -16,7 +16,7 @@ SEND_TIME = "Send due_time: null, too: the task has a due_time."
 SEND_ZONE = "Send time_zone: null, too: the task has a time_zone."
 NOT_AFTER, NOT_BEFORE = "Must not be after due_date.", "Must not be before start_date."
 
-# What the task has, what is sent, and the member and detail of the error.
+# Each entry: the task's members, the sent members, and the member and detail of the error.
 BROKEN = [
     ({}, {"due_time": "10:00"}, "due_time", NEEDS_DATE),
     ({}, {"due_time": "10:00", "time_zone": "UTC"}, "due_time", NEEDS_DATE),

@@ -1,4 +1,4 @@
-"""Quotas: what exceeds a limit is refused and changes nothing, and the counters are exact."""
+"""Quotas: a request that would exceed a limit changes nothing, and the counters are exact."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def test_subtask_beyond_500_changes_nothing(
     assert read_rows() == before
     assert client.delete(f"{url}/tasks/{child['id']}").status_code == 204
     assert client.post(f"{url}/tasks/{other}/move", json={"parent_id": parent}).status_code == 200
-    # Where there is no room, a task that is restored has no parent.
+    # A restored task has no parent if its parent has no room for it.
     restored = client.post(f"{url}/tasks/{child['id']}/restore")
     assert (restored.status_code, restored.json["parent_id"]) == (200, None)
     assert_counted()
@@ -340,7 +340,7 @@ def test_children_can_change_when_there_are_500(client, url, user_id, connection
 
 @pytest.fixture
 def beyond(shared_app, url):
-    """A client whose user has more than the limits, and ids of what the user has."""
+    """A client whose user exceeds the limits, and the ids of the user's tasks and lists."""
     rich = shared_app().test_client()
     in_list = create(rich, f"{url}/lists", name="Groceries")["id"]
     parent = create(rich, f"{url}/tasks", title="Parent", list_id=in_list, description="Long")
@@ -460,7 +460,7 @@ def test_counters_equal_the_rows_after_each_of_many_random_requests(
 
 
 class Copy:
-    """The ids of what a user has had, and requests on them."""
+    """The ids of the user's tasks and lists, also of purged ones, and requests on them."""
 
     def __init__(self) -> None:
         self.ids = {"tasks": [str(uuid.uuid4())], "lists": [str(uuid.uuid4())]}
@@ -533,7 +533,7 @@ def test_purge_of_one_task_makes_room(make_app, url, connection, database_url, a
 
 
 def test_every_operation_that_can_exceed_a_quota_documents_the_409(client):
-    """Those that write tasks or lists, but for the ones that only make a number smaller."""
+    """The routes that write tasks or lists, except those that only make a number smaller."""
     paths = client.get("/openapi.json").json["paths"]
     writes = {
         operation["operationId"]: operation

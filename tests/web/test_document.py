@@ -2,6 +2,7 @@
 
 import re
 import sys
+import uuid
 
 import pytest
 from marshmallow import Schema
@@ -59,7 +60,7 @@ def walk_objects(value, pointer=""):
 
 
 def resolve(document, reference):
-    """Return the component that a reference names. Raise a KeyError if there is none."""
+    """Return the component that a reference names. Raise a KeyError if it does not exist."""
     value = document
     for name in reference.removeprefix("#/").split("/"):
         value = value[name]
@@ -202,7 +203,7 @@ def test_server_accepts_every_example_of_a_request(client, operations, make_task
             lists_url = f"/api/{task['user_id']}/lists"
             list_, other_list = (client.post(lists_url, json={"name": "x"}).json for _ in "ab")
             parent = make_task(list_id=list_["id"])
-            sibling = make_task(parent_id=parent["id"])
+            sibling = make_task(list_id=list_["id"])
             path = operation["path"].format(
                 user_id=task["user_id"], task_id=task["id"], list_id=list_["id"], label="errand"
             )
@@ -222,6 +223,22 @@ def test_server_accepts_every_example_of_a_request(client, operations, make_task
             assert response.status_code in (200, 201), (path, response.text)
             accepted += 1
     assert accepted == 14
+
+
+def test_server_accepts_the_documented_defaults_of_new_resources(client, document):
+    for name, plural in (("NewTask", "tasks"), ("NewList", "lists")):
+        schema = document["components"]["schemas"][name]
+        required = dict.fromkeys(schema["required"], "x")
+        defaults = {
+            member: declared["default"]
+            for member, declared in schema["properties"].items()
+            if "default" in declared
+        }
+
+        response = client.post(f"/api/{uuid.uuid4()}/{plural}", json=required | defaults)
+
+        assert defaults
+        assert response.status_code == 201, response.text
 
 
 def test_every_response_has_the_documented_headers(client, document, make_task):
@@ -283,6 +300,8 @@ def test_headers_and_members_of_problems_are_documented(document):
         assert set(response["headers"]) == {"Cache-Control", "X-Request-Id"} | ({header} - {None})
     current = document["components"]["schemas"]["TaskPreconditionFailed"]["properties"]["current"]
     assert current["$ref"] == "#/components/schemas/Task"
+    conflict = document["components"]["schemas"]["ConflictDetails"]["properties"]
+    assert {"limit", "used"} <= conflict.keys()
 
 
 def test_pattern_of_titles_and_python_have_the_same_white_space():

@@ -55,7 +55,7 @@ class Close(NamedTuple):
     shape: Shape
 
 
-# The command that a result belongs to. None stands for the execution of a query.
+# The command that a result belongs to; for the execution of a query, it is None.
 Command: TypeAlias = Prepare | Close | None
 
 

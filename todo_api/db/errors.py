@@ -18,7 +18,7 @@ ROLLED_BACK = "rolled_back"
 
 
 class Meaning(NamedTuple):
-    """What an error of a statement leads to.
+    """The consequence of an error of a statement.
 
     `retry_reason` is None if the statement is not retried. `is_unavailable` tells whether the
     response is a 503 if the statement is not retried, or fails again.

@@ -34,7 +34,7 @@ class ListDeletion(Schema):
         load_default="trash",
         validate=validate.OneOf(["trash", "inbox"], error="Must be trash or inbox."),
         metadata={
-            "description": "Where the tasks of the list go.",
+            "description": "Where the tasks of the list move: to the trash or to the Inbox.",
             "example": "inbox",
         },
     )
@@ -46,12 +46,15 @@ class DeletedTasks(ResponseSchema):
     tasks = fields.Integer(
         required=True,
         validate=validate.Range(0, 2**53 - 1),
-        metadata={"description": "The number of tasks that went with it.", "example": 7},
+        metadata={
+            "description": "The number of tasks that moved to the trash or to the Inbox.",
+            "example": 7,
+        },
     )
 
 
 def lists_blueprint(tasks: Resource) -> Blueprint:
-    """Return the routes of lists, whose items are `tasks`."""
+    """Return the routes of lists. `tasks` is the resource whose rows lists contain."""
     blueprint = Blueprint(
         "lists", __name__, url_prefix="/api/<id:user_id>", description="The lists of a user."
     )
@@ -66,9 +69,9 @@ def lists_blueprint(tasks: Resource) -> Blueprint:
     def delete(query: dict[str, Any], user_id: UUID, list_id: UUID) -> Response:
         """Delete a list: move it and its tasks to the trash.
 
-        A restore of the list brings back the tasks that went with it. With `tasks=inbox`, the tasks
-        move to the Inbox. While the list is in the trash, the response to the same request is 200
-        again, with the number 0.
+        If the list is restored, the tasks that were deleted with it are restored, too. With
+        `tasks=inbox`, the tasks move to the Inbox instead. While the list is in the trash, the
+        response to the same request is 200 again, with the number 0.
         """
         is_inbox = query["tasks"] == "inbox"
         statements = changes.delete_to_inbox if is_inbox else changes.delete
@@ -86,8 +89,8 @@ def lists_blueprint(tasks: Resource) -> Blueprint:
     def move(place: dict[str, Any], user_id: UUID, list_id: UUID) -> Response:
         """Move a list to another place in the order of lists.
 
-        Without `after` and `before`, the list moves to the end. A list that is in this place
-        already does not change.
+        Without `after` and `before`, the list moves to the end. If it is in this place already, it
+        does not change.
         """
         parameters = {"id": list_id, **place_parameters(place)}
         return change_response(
@@ -106,7 +109,7 @@ def lists_blueprint(tasks: Resource) -> Blueprint:
     @blueprint.response(409)
     @blueprint.conditional(LIST.schemas.item)
     def restore(user_id: UUID, list_id: UUID) -> Response:
-        """Take a list out of the trash, with the tasks that went with it.
+        """Take a list out of the trash, with the tasks that were deleted with it.
 
         A list that is not in the trash does not change.
         """

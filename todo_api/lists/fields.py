@@ -8,6 +8,7 @@ from todo_api.resources.fields import Field
 from todo_api.resources.order import DERIVATION, POSITION
 from todo_api.resources.resource import QUOTAS, MemberRule, Resource, resource_table
 from todo_api.resources.types import BooleanType, ColorType, TextType
+from todo_api.web.fields import EXAMPLE_LIST_ID
 
 FIELDS = (
     Field(
@@ -15,7 +16,10 @@ FIELDS = (
         type=TextType(minimum=1, maximum=120, is_stripped=True),
         required=True,
         is_sortable=True,
-        description="The name. White space at the start and end is removed. Names may be equal.",
+        description=(
+            "The name. White space at the start and end is removed. Two lists can have the same "
+            "name."
+        ),
         example="Groceries",
     ),
     Field(
@@ -31,8 +35,8 @@ FIELDS = (
         default=False,
         is_filterable=True,
         description=(
-            "Whether the list is archived. Its tasks then are in lists of tasks only if a request "
-            "asks for them, and it gets no new tasks."
+            "Whether the list is archived. An archived list gets no new tasks, and `GET` of all "
+            "tasks leaves out its tasks."
         ),
         example=False,
     ),
@@ -44,7 +48,7 @@ TABLE = resource_table(
     metadata, "lists", FIELDS, indexes=(("created_at", "id"), ("position", "id"))
 )
 
-# Ids that no list has: in rows of tasks, they stand for the Inbox and for the list of the parent.
+# Ids that no list can have: in rows of tasks, they mean the Inbox and the list of the parent.
 INBOX = "00000000-0000-0000-0000-000000000000"
 LIST_OF_PARENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
@@ -54,7 +58,7 @@ LIST = Resource(
     name="list",
     table=TABLE,
     fields=FIELDS,
-    example_id="019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7",
+    example_id=EXAMPLE_LIST_ID,
     derivations={"position": DERIVATION},
     member_rules={
         "id_free": MemberRule(

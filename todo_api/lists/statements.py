@@ -36,8 +36,8 @@ MOVE_WITH_NEW_POSITIONS = MOVE._replace(locks=(LOCK_LISTS, LOCK_OWNER, LOCK_NEW_
 class ListChanges:
     """The changes of a list that change its tasks, too.
 
-    The list is locked before its tasks. A task that another request inserts meanwhile is found by
-    the statements after the change of the list, which is behind the lock on the owner's row.
+    The list is locked before its tasks. The change of the list locks the owner's row; the
+    statements after it find the tasks that other requests have inserted until then.
     """
 
     def __init__(self, tasks: Resource) -> None:
@@ -48,7 +48,11 @@ class ListChanges:
         is_deleted = exists().where(*this_list, columns.deleted_at.is_not(None))
         is_live = exists().where(*this_list, columns.deleted_at.is_(None))
         deleted_with = select(columns.deleted_with).where(*this_list).scalar_subquery()
-        went_with_list = (*in_list, task.deleted_at.is_not(None), task.deleted_with == deleted_with)
+        deleted_with_list = (
+            *in_list,
+            task.deleted_at.is_not(None),
+            task.deleted_with == deleted_with,
+        )
 
         def change_tasks(*conditions: Any, **values: Any) -> Statement:
             return compiled(update(tasks.table).where(*conditions).values(**values))
@@ -76,6 +80,6 @@ class ListChanges:
             ),
         )
         self.restore: ConditionalChange = LIST.statements.restore._replace(
-            locks=(LOCK_LIST, lock_rows(tasks.table, *went_with_list[1:])),
-            follow_ups=(change_tasks(*went_with_list, is_live, deleted_at=null()),),
+            locks=(LOCK_LIST, lock_rows(tasks.table, *deleted_with_list[1:])),
+            follow_ups=(change_tasks(*deleted_with_list, is_live, deleted_at=null()),),
         )

@@ -79,8 +79,8 @@ class TimestampType(PlainType):
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:  # noqa: ARG002
         descriptions = (
-            f"Only with a later `{column.name}`.",
-            f"Only with an earlier `{column.name}`.",
+            f"Only if `{column.name}` is after this time, not equal to it.",
+            f"Only if `{column.name}` is before this time, not equal to it.",
         )
         return time_filters(column, "_at", descriptions, DateTimeParameter)
 
@@ -122,8 +122,8 @@ class DateType(PlainType):
             return DateParameter({"description": description})
 
         descriptions = (
-            f"Only with a `{column.name}` after this date.",
-            f"Only with a `{column.name}` before this date.",
+            f"Only if `{column.name}` is after this date, not equal to it.",
+            f"Only if `{column.name}` is before this date, not equal to it.",
         )
         return time_filters(column, "_date", descriptions, parameter)
 

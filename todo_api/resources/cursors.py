@@ -1,4 +1,4 @@
-"""Cursors: the end of a page of a list, as text that only this server interprets."""
+"""Cursors: the end of a page, as text that only this server interprets."""
 
 from __future__ import annotations
 

@@ -28,6 +28,8 @@ class Field:
 
     `absent` is what a POST without the member writes, if that is not the default.
 
+    `is_in_example` is false if the examples of a POST and PATCH do not have the member.
+
     `adjust` changes the value that an UPDATE writes. Its arguments are the column, the sent value,
     and the values of all fields after the UPDATE.
     """
@@ -44,6 +46,7 @@ class Field:
     is_sortable: bool = False
     is_read_only: bool = False
     absent: Any = None
+    is_in_example: bool = True
     adjust: Callable[[Column[Any], ColumnElement[Any], Mapping[str, Any]], Any] | None = None
 
     def column(self) -> Column[Any]:

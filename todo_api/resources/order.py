@@ -20,7 +20,7 @@ from todo_api.resources.fields import Field
 from todo_api.resources.items import change
 from todo_api.resources.statements import precondition_holds
 from todo_api.resources.types import PlainType, SortKey
-from todo_api.web.fields import EXAMPLE_ITEM_ID, StrictUUID
+from todo_api.web.fields import StrictUUID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +43,8 @@ POSITION_LENGTH = 100
 # and `before` the last one. If SIDE is NULL, the item moves to the end.
 SIDE = bindparam("side", type_=Text)
 ANCHOR = bindparam("anchor", type_=Uuid)
+
+EXAMPLE_SIBLING_ID = "019aa5c8-7e52-7a60-b3c1-2d4e6f8a0b9c"
 
 DERIVATION = "CASE WHEN NEW.position = '' THEN order_key_of(NEW.created_at) ELSE NEW.position END"
 
@@ -75,10 +77,10 @@ POSITION = Field(
     is_read_only=True,
     is_sortable=True,
     description=(
-        "The place among its siblings: sort by `position`, compared by code point, and then by "
-        "`id`. A move changes it."
+        "The place among its siblings: sort by `position`, by code point, and then by `id`. `move` "
+        "changes it."
     ),
-    example="0VIkzDEcXV",
+    example="8DmRSKAq0V",
 )
 
 
@@ -86,20 +88,20 @@ class Move(Schema):
     """Where an item moves: to the end, unless `after` or `before` is sent."""
 
     # Only one of `after` and `before` can be sent.
-    omitted_from_example = ("before",)
+    omitted_from_example: tuple[str, ...] = ("before",)
 
     after = StrictUUID(
         allow_none=True,
         metadata={
-            "description": "The item behind which it moves; null means the first place.",
-            "example": EXAMPLE_ITEM_ID,
+            "description": "The sibling behind which it moves; null means the first place.",
+            "example": EXAMPLE_SIBLING_ID,
         },
     )
     before = StrictUUID(
         allow_none=True,
         metadata={
-            "description": "The item in front of which it moves; null means the last place.",
-            "example": EXAMPLE_ITEM_ID,
+            "description": "The sibling in front of which it moves; null means the last place.",
+            "example": EXAMPLE_SIBLING_ID,
         },
     )
 
@@ -117,9 +119,9 @@ def require_position(position: ColumnElement[str]) -> ColumnElement[str]:
 def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
     """Return a statement that gives the siblings new positions, in the order that they have.
 
-    Not the moved item, which changes afterwards: a row that is changed twice at one revision would
-    keep the representation of the first change. If another request has deleted it meanwhile, or the
-    precondition does not hold any more, the siblings keep their positions.
+    The statement leaves out the moved item, which changes afterwards. If another request has
+    deleted the moved item meanwhile, or the precondition does not hold any more, the siblings keep
+    their positions.
     """
     columns, moved = table.c, table.alias("moved").c
     is_moved = exists().where(

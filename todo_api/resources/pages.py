@@ -1,4 +1,4 @@
-"""Pages of a list: filtered, sorted, and beginning after a cursor; and the count of its items."""
+"""Pages of a collection: filtered, sorted, and beginning after a cursor; and its count."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ owner_row = select(users.c.revision, users.c.time_zone).where(users.c.id == OWNE
 # No page is read if the client has the page of the owner's current revision.
 CLIENT_IS_OUTDATED = ~exists().where(owner_row.c.revision == any_(CLIENT_REVISIONS))
 
-# No page is read if the owner's time zone is not the one with which the parameters were computed;
-# NULL: any time zone will do.
+# No page is read if the owner's time zone is not the one with which the parameters were computed.
+# If the parameter is NULL, the owner's time zone does not matter.
 EXPECTED_ZONE = bindparam("expected_zone", type_=Text)
 ZONE_IS_AS_EXPECTED = or_(
     EXPECTED_ZONE.is_(None), exists().where(owner_row.c.time_zone == EXPECTED_ZONE)
@@ -65,7 +65,7 @@ ZONE_IS_AS_EXPECTED = or_(
 
 
 class Position(NamedTuple):
-    """Where a page of a list ended: the sort key's value, as in a cursor, and the id.
+    """The end of a page: the sort key's value, as in a cursor, and the id.
 
     `day` is the day of the first page if the query depends on the day.
     """
@@ -101,7 +101,7 @@ def is_single(resource: Resource, name: str, value: Any) -> bool:
 
 
 class ListQuery(NamedTuple):
-    """A list's query: at most `limit` items that pass all filters, after a position."""
+    """A query for a page: at most `limit` items that pass all filters, after a position."""
 
     filters: Filters
     limit: int
@@ -134,12 +134,12 @@ class Count(NamedTuple):
     groups: Sequence[tuple[Any, int]] = ()
 
 
-# What a user has who has never changed anything.
+# The revision and time zone of a user who has never changed anything.
 NO_OWNER = (0, DEFAULT_TIME_ZONE)
 
 
 def list_conditions(resource: Resource, filters: Sequence[str]) -> list[ColumnElement[bool]]:
-    """Return the conditions on the rows of a list with these filters: see `Filters.conditions`."""
+    """Return the conditions on the rows of a page; `filters` are from `Filters.conditions`."""
     used = [resource.filters[name.removesuffix("=")] for name in filters]
     return [
         resource.table.c.user_id == OWNER,
@@ -163,7 +163,7 @@ def list_statement(
     *,
     after: bool = False,
 ) -> Statement:
-    """Return a statement for the owner's state and a page of the list, in one snapshot."""
+    """Return a statement for the owner's state and a page of the items, in one snapshot."""
     table, statements = resource.table, resource.statements
     key = resource.sort_keys[sort.removeprefix("-")]
     is_descending = sort.startswith("-")
@@ -285,10 +285,9 @@ def count_items(
 ) -> Count:
     """Return the number of items that pass all filters, and the owner's state.
 
-    If `by` is the name of a field, the result also has the number for each of its values.
-
-    If the owner's revision is one of `client_revisions`, or if the owner's time zone is not the one
-    of the filters, no items are counted.
+    If `by` is the name of a field, the result also has the number for each of its values. If the
+    owner's revision is one of `client_revisions`, or if the owner's time zone is not the one of the
+    filters, no items are counted.
     """
     statement = count_statement(resource, filters.conditions(resource), by)
     parameters = filter_parameters(resource, filters)

@@ -1,4 +1,4 @@
-"""Filters in the query of a list or count, and the day and time zone that they depend on."""
+"""Filters in the query of a page or count, and the day and time zone that they depend on."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read_filters(
 ) -> Filters:
     """Return the filters of the query.
 
-    If a filter depends on the day, this is the day of the cursor, or today in the time zone of the
-    query, or today in the owner's time zone as far as this worker knows it.
+    If a filter depends on the day, the result has a day: the day of the cursor, otherwise today in
+    the time zone of the query, otherwise today in the owner's time zone that this worker remembers.
     """
     sent = {name: query[name] for name in query.keys() & resource.filters.keys()}
     values = resource.complete_filters(sent)
@@ -51,8 +51,8 @@ def run_in_owners_zone(
 ) -> tuple[Filters, Result]:
     """Return the result of the query, and its filters with the right time zone.
 
-    If the owner's time zone is not the one that this worker remembers, the query runs again: that
-    is a second round trip.
+    If the owner's time zone differs from the time zone that this worker remembers, the query runs
+    again: that is a second round trip.
     """
     result = run(filters)
     while filters.day and filters.is_owners_zone and filters.day.time_zone != result.time_zone:

@@ -139,7 +139,7 @@ class MemberRule(NamedTuple):
 
 
 class ComputedColumn(NamedTuple):
-    """A column whose value the application computes from members; NULL if one of them is null."""
+    """A column whose value the application computes from members. It is NULL if one is null."""
 
     name: str
     sources: tuple[str, ...]
@@ -246,7 +246,7 @@ class Resource:
 
     @cached_property
     def sort_keys(self) -> Mapping[str, SortKey]:
-        """The keys by which a list can be sorted, by name."""
+        """The keys by which items can be sorted, by name."""
         keys = {
             name: field.type.sort_key(self.table.c[name])
             for name, field in self.by_name.items()
@@ -256,7 +256,7 @@ class Resource:
 
     @cached_property
     def filters(self) -> Mapping[str, Filter]:
-        """The filters of a list, by query parameter."""
+        """The filters of items, by query parameter."""
         filters: dict[str, Filter] = {}
         for name, declared in self.by_name.items():
             if declared.is_filterable:

@@ -34,8 +34,10 @@ SYNC_TOKEN_LENGTH = len(SYNC_TOKEN)
 # A cursor may contain a title of 255 characters as JSON (up to 6 bytes for each), in base64.
 CURSOR_LENGTH = 3000
 
-# A field by whose values items are counted has no more values than a user has lists, and null.
+# The maximum number of groups in a count: one for each list of a user, and one for null.
 MAX_GROUPS = 1000
+
+EXAMPLE_PURGE_TIME = "2026-12-21T09:30:00.000000Z"
 
 # The members of every resource that only the server writes. `id` is not one of them: a POST may
 # have it.
@@ -68,7 +70,10 @@ class Schemas:
         """The body of a POST."""
 
         def member(field: Field) -> fields.Field[Any]:
-            absent = field.default if field.absent is None else field.absent
+            absent: Any = field.default
+            if field.absent is not None:
+                # apispec does not document a function as the default. Clients cannot send `absent`.
+                absent = lambda: field.absent  # noqa: E731
             options = {"required": True} if field.required else {"load_default": absent}
             return field.type.request_field(**options, **field.options())
 
@@ -81,7 +86,7 @@ class Schemas:
         )
         read_only = (field.name for field in self._resource.fields if field.is_read_only)
         schema.read_only = (*READ_ONLY, *read_only)  # type: ignore[attr-defined]
-        return schema
+        return self._without_in_example(schema)
 
     @cached_property
     def put(self) -> type[Schema]:
@@ -101,8 +106,15 @@ class Schemas:
             options = field.options() | {"allow_none": field.is_nullable_in_patch}
             return field.type.patch_field(**options)
 
-        members = self._each(member) | self._read_only_members()
-        return self._make_schema(f"{self._name}Patch", members)
+        read_only = self._read_only_members()
+        schema = self._make_schema(f"{self._name}Patch", self._each(member) | read_only)
+        return self._without_in_example(schema, *read_only)
+
+    def _without_in_example(self, schema: type[Schema], *others: str) -> type[Schema]:
+        """Leave these members out of the schema's example, and those that do not belong there."""
+        hidden = (field.name for field in self._resource.fields if not field.is_in_example)
+        schema.omitted_from_example = (*hidden, *others)  # type: ignore[attr-defined]
+        return schema
 
     def _read_only_members(self) -> dict[str, Any]:
         """Return the read-only members, which a PUT or PATCH may contain as GET returned them."""
@@ -129,7 +141,7 @@ class Schemas:
 
     @cached_property
     def list_query(self) -> type[Schema]:
-        """The query of a list: filters, time zone, sort, limit and cursor."""
+        """The query of a page: filters, time zone, sort, limit and cursor."""
         resource = self._resource
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         members = self._filters()
@@ -137,16 +149,30 @@ class Schemas:
             load_default="-created_at",
             validate=validate.OneOf(sorts, error="Must be one of: {choices}."),
             metadata={
-                "description": (
-                    "The member to sort by; with `-` before its name, in descending order. Text is "
-                    "sorted by code point."
-                ),
+                "description": self._sort_description(),
                 "example": "updated_at",
             },
         )
         members["limit"] = limit_parameter(resource.plural)
         members["cursor"] = cursor_parameter()
         return self._make_schema(f"{self._name}Query", members)
+
+    def _sort_description(self) -> str:
+        resource = self._resource
+        by_several = (
+            f"`{name}` means {' and '.join(f'`{member}`' for member in key.members)}."
+            for name, key in resource.more_sort_keys.items()
+        )
+        needs = (
+            f"`{name}` needs {' or '.join(f'`{filter_}`' for filter_ in filters)}."
+            for name, filters in resource.sort_needs.items()
+        )
+        description = (
+            "The member to sort by; with `-` before its name, in descending order. Text is sorted "
+            "by code point. Items with the same value are sorted by `id`. Items without a value "
+            "come last, and first in descending order."
+        )
+        return " ".join((description, *by_several, *needs))
 
     @cached_property
     def count_query(self) -> type[Schema]:
@@ -157,7 +183,7 @@ class Schemas:
             members["by"] = fields.String(
                 validate=validate.OneOf(names, error="Must be one of: {choices}."),
                 metadata={
-                    "description": "The member by whose values the items are also counted.",
+                    "description": "Also return the number for each value of this member.",
                     "example": names[0],
                 },
             )
@@ -166,8 +192,12 @@ class Schemas:
     def _filters(self) -> dict[str, fields.Field[Any]]:
         filters = self._resource.filters
         members = {name: filter_.parameter for name, filter_ in filters.items()}
-        if any(filter_.is_by_day for filter_ in filters.values()):
-            description = "The time zone in which a day is today; by default, the user's."
+        by_day = [f"`{name}`" for name, filter_ in filters.items() if filter_.is_by_day]
+        if by_day:
+            description = (
+                f"The time zone for {' and '.join(by_day)}: it decides which day is today. The "
+                "default is the user's time zone."
+            )
             members["time_zone"] = TimeZone(metadata={"description": description})
         return members
 
@@ -201,7 +231,7 @@ class Schemas:
 
     @cached_property
     def page(self) -> dict[str, Any]:
-        """A page of a list."""
+        """A page of items."""
         return {"type": "array", "maxItems": PAGE_LIMIT, "items": self.item}
 
     @cached_property
@@ -228,7 +258,7 @@ class Schemas:
             members["counts"] = fields.List(
                 fields.Nested(group),
                 validate=validate.Length(max=MAX_GROUPS),
-                metadata={"description": "The number for each value of the member in `by`."},
+                metadata={"description": "With `by`: the number for each value of this member."},
             )
         return self._make_schema(f"{self._name}Count", members, base=ResponseSchema)
 
@@ -271,7 +301,7 @@ class Schemas:
             "type": self._type(),
             "id": self._id(),
             "deleted_at": timestamp("When the item was deleted."),
-            "purge_at": timestamp("When the server may remove the item for good."),
+            "purge_at": timestamp("When the server may purge the item.", EXAMPLE_PURGE_TIME),
             "value": fields.Nested(
                 self.item, required=True, metadata={"description": "The item before its deletion."}
             ),
@@ -390,6 +420,6 @@ def revision_member(description: str) -> fields.Integer:
     )
 
 
-def timestamp(description: str) -> fields.DateTime:
-    metadata = {"description": description, "example": EXAMPLE_TIMESTAMP}
+def timestamp(description: str, example: str = EXAMPLE_TIMESTAMP) -> fields.DateTime:
+    metadata = {"description": description, "example": example}
     return fields.DateTime(required=True, metadata=metadata)

@@ -100,7 +100,7 @@ def precondition_holds(revision: ColumnElement[Any]) -> ColumnElement[bool]:
     return and_(or_(MATCH.is_(None), revision == any_(MATCH)), ~(revision == any_(NONE_MATCH)))
 
 
-# What is computed behind this lock sees everything that other requests of the owner have committed.
+# The statements after this lock see everything that other requests of the owner have committed.
 LOCK_OWNER = compiled(select(users.c.id).where(users.c.id == OWNER).with_for_update(key_share=True))
 
 
@@ -113,9 +113,9 @@ def locked_ids(table: Table, *conditions: ColumnElement[bool], nowait: bool = Fa
 def lock_rows(table: Table, *conditions: ColumnElement[bool], nowait: bool = False) -> Statement:
     """Return a statement that locks the rows in order of id. Several rows are locked like this.
 
-    With `nowait`, it fails with lock_not_available if another transaction has locked one of them.
-    This is for rows that were inserted since the rows were locked, after the owner's row has been
-    locked: waiting for them could end in a deadlock. The whole transaction is then retried.
+    With `nowait`, it fails with lock_not_available if another transaction has locked one of them;
+    the whole transaction is then retried. This is for rows that other requests have inserted since
+    the first locks: the owner's row is locked by now, so waiting could end in a deadlock.
     """
     locked = locked_ids(table, *conditions, nowait=nowait)
     return compiled(select(func.count()).select_from(locked))

@@ -39,8 +39,8 @@ class SyncToken:
 
         This is so if the database was restored from a backup, if the user was erased, or if a row
         was purged that was deleted after the client's position and after the start of its full
-        sync. A token of a user who had nothing is too old as soon as the user has something: it may
-        be from a life before an erasure.
+        sync. A token from before the user's first change is invalid after that change, because the
+        user may have been erased in between.
         """
         if self.full_sync_start is None:
             return False

@@ -29,7 +29,7 @@ def zone_names() -> frozenset[str]:
 
 @cache
 def load_zone(name: str) -> ZoneInfo:
-    """Return the time zone, not from the host's files. Raises ValueError for an unknown name."""
+    """Return the time zone of the package tzdata. Raises ValueError for an unknown name."""
     if name not in zone_names():
         raise ValueError(name)
     with files("tzdata.zoneinfo").joinpath(*name.split("/")).open("rb") as file:
@@ -85,7 +85,7 @@ class Day(NamedTuple):
     def _local_now(self) -> datetime:
         """Return the latest time of this day that the clocks of the zone have shown.
 
-        If clocks are set back at midnight, the day goes on although they have shown its end.
+        If clocks are set back at midnight, the day continues after they have shown its end.
         """
         latest = latest_wall_time(self.now, load_zone(self.time_zone))
         return min(latest, datetime.combine(self.date, time.max))

@@ -58,7 +58,7 @@ class Rule(NamedTuple):
 
 
 class SortKey(NamedTuple):
-    """A key by which a list is sorted, and the codec of its values in cursors.
+    """A key by which items are sorted, and the codec of its values in cursors.
 
     `to_cursor` converts the JSON values of `members` to the JSON value in the cursor.
     `to_parameter` converts the value in a cursor to the statement's parameter. It raises ValueError
@@ -73,12 +73,12 @@ class SortKey(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A query parameter of a list, and an SQL condition with a bind parameter of the same name.
+    """A query parameter that filters items, and an SQL condition with a parameter of that name.
 
     `to_parameter` converts the query parameter's value to the bind parameter's. If `is_by_day`, the
     condition also has the parameters of `time_zones.Day`: the result depends on the day. For the
-    values in `by_moment`, it depends on the moment. If there is a condition `single`, it is for a
-    value that is a list of one element, which is then the bind parameter's value.
+    values in `by_moment`, it depends on the moment. A filter with several values can have another
+    condition `single` for one value, which is then the bind parameter's value.
     """
 
     parameter: fields.Field[Any]
@@ -119,7 +119,7 @@ class FieldType(Protocol):
         """Return the filters by this column. Each key is a query parameter."""
 
     def sort_key(self, column: Column[Any]) -> SortKey:
-        """Return the key that sorts lists by this column."""
+        """Return the key that sorts items by this column."""
 
     def new_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """Return what an UPDATE writes into the column."""
@@ -129,7 +129,7 @@ class FieldType(Protocol):
 
 
 class PlainType:
-    """What most types have in common: no rules, and a column that is written as it is sent."""
+    """The base of most types: no rules, and the column has the value as it was sent."""
 
     def request_field(self, **options: Any) -> fields.Field[Any]:
         raise NotImplementedError
@@ -232,7 +232,10 @@ class TextType(PlainType):
         equal = column == bindparam(column.name, type_=Text)
         parameter = StrictText(
             validate=self._length(),
-            metadata={"description": f"Only with this `{column.name}`.", "example": example},
+            metadata={
+                "description": f"Only with this value of `{column.name}`.",
+                "example": example,
+            },
         )
         return {str(column.name): Filter(parameter, equal)}
 
@@ -254,7 +257,7 @@ class BooleanType(PlainType):
 
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         equal = column == bindparam(column.name, type_=Boolean)
-        description = f"Only with this `{column.name}`."
+        description = f"Only with this value of `{column.name}`."
         parameter = BooleanParameter(metadata={"description": description, "example": example})
         return {str(column.name): Filter(parameter, equal)}
 
@@ -361,7 +364,7 @@ class EnumType(PlainType):
     def filters(self, column: Column[Any], example: Any) -> dict[str, Filter]:
         name = str(column.name)
         is_one_of = column == any_(bindparam(name, type_=ARRAY(Text)))
-        description = f"Only with this `{name}`, or with one of several, separated by commas."
+        description = f"Only with this `{name}`. Several values, separated by commas, mean any."
         metadata = {"description": description, "example": example}
         return {name: Filter(WordsParameter(self.values, metadata), is_one_of)}
 

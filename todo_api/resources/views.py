@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -57,11 +58,14 @@ if TYPE_CHECKING:
     from todo_api.web.blueprints import Blueprint, View
 
 
-def named(resource: Resource) -> Callable[[View], View]:
-    """Replace ITEM and ITEMS in the view's docstring, which is in the OpenAPI document."""
+def named(resource: Resource, note: str = "") -> Callable[[View], View]:
+    """Replace ITEM and ITEMS in the view's docstring, which is in the OpenAPI document.
+
+    `note` is added to it: a paragraph that is true of this resource only.
+    """
 
     def name_in_docstring(view: View) -> View:
-        text = view.__doc__ or ""
+        text = f"{inspect.cleandoc(view.__doc__ or '')}\n\n{note}".rstrip()
         view.__doc__ = text.replace("ITEMS", resource.plural).replace("ITEM", resource.name)
         return view
 
@@ -91,8 +95,8 @@ def add_creation_route(blueprint: Blueprint, resource: Resource) -> None:
         `Location` is the path of the new ITEM. To be able to send the request again after a lost
         response, send an `id` that you made: the same request then gets a 201 again, and creates
         nothing. If the id belongs to a ITEM with other values, or to one in the trash, the response
-        is 409. Or send an `Idempotency-Key`: the same request gets the first response again, for at
-        least 24 hours.
+        is 409. Or send an `Idempotency-Key`: then the same request gets the first response again,
+        for at least 24 hours.
         """
         request = read_idempotent_request()
         item_id = values.pop("id", None)
@@ -119,10 +123,10 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
     def list_(query: dict[str, Any], user_id: UUID) -> Response:
         """List the user's ITEMS, a page at a time.
 
-        The newest come first, unless `sort` has another order. If there is a next page, `Link` has
-        its path and query. A page has at most 1 MiB, so it may have fewer ITEMS than `limit`. A
-        cursor is valid only for the same query and user. No page repeats a ITEM of another page. To
-        change one of these ITEMS, send its `revision` in double quotes as `If-Match`.
+        The newest come first, unless `sort` names another order. If there is a next page, `Link`
+        has its path and query. A page has at most 1 MiB, so it may have fewer ITEMS than `limit`. A
+        cursor is valid only for the same query and user. To change one of these ITEMS, send its
+        `revision` in double quotes as `If-Match`.
         """
         values = {name: query[name] for name in query.keys() - {"limit", "cursor"}}
         query_digest = digest(resource.plural, user_id.bytes, values)
@@ -160,8 +164,7 @@ def add_list_routes(blueprint: Blueprint, resource: Resource) -> None:
     def count(query: dict[str, Any], user_id: UUID) -> Response:
         """Count the user's ITEMS.
 
-        The filters are those of the list. Without a filter, the count has all ITEMS that are not in
-        the trash.
+        The response has the number of ITEMS on all pages of `GET /ITEMS` with the same filters.
         """
 
         def run(filters: Filters) -> Count:
@@ -239,20 +242,25 @@ def add_item_routes(blueprint: Blueprint, resource: Resource) -> None:
         return update(changes, user_id, ids[resource.id_parameter])
 
 
-def add_trash_routes(blueprint: Blueprint, resource: Resource) -> None:
-    """Add the routes that delete and restore one item."""
+def add_trash_routes(
+    blueprint: Blueprint, resource: Resource, deletion: str = "", restoration: str = ""
+) -> None:
+    """Add the routes that delete and restore one item.
+
+    `deletion` and `restoration` are notes for the documentation of these routes.
+    """
     schemas = resource.schemas
     path = f"/{resource.plural}/<id:{resource.id_parameter}>"
 
     @blueprint.delete(path, endpoint=f"delete_{resource.name}")
     @blueprint.response(204)
     @blueprint.conditional(schemas.item)
-    @named(resource)
+    @named(resource, deletion)
     def delete(user_id: UUID, **ids: UUID) -> Response:
         """Delete a ITEM: move it to the trash.
 
-        The ITEM can be restored for 30 days. While the ITEM is in the trash, the response to the
-        same request is 204 again.
+        The ITEM can be restored for 30 days. While it is in the trash, the response to the same
+        request is 204 again.
         """
         item_id = ids[resource.id_parameter]
         change_response(delete_item(database(), user_id, resource, item_id, read_precondition()))
@@ -262,12 +270,11 @@ def add_trash_routes(blueprint: Blueprint, resource: Resource) -> None:
     @blueprint.response(200, schemas.item)
     @blueprint.response(409)
     @blueprint.conditional(schemas.item)
-    @named(resource)
+    @named(resource, restoration)
     def restore(user_id: UUID, **ids: UUID) -> Response:
         """Take a ITEM out of the trash.
 
-        The ITEM has the same values as before, and a new revision. A ITEM that is not in the trash
-        does not change.
+        The ITEM has a new revision. A ITEM that is not in the trash does not change.
         """
         item_id = ids[resource.id_parameter]
         return change_response(

@@ -36,7 +36,7 @@ class WorkerNumbers:
     """
 
     def __init__(self) -> None:
-        self.own: int | None = None  # the number of this worker; None in the master
+        self.own: int | None = None  # the number of this worker; in the master, it is None
         self._numbers: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
 
     def pre_fork(self, server: Arbiter, worker: Worker) -> None:

@@ -1,4 +1,4 @@
-"""The routes of tasks: those that each resource has, and routes for completion and labels."""
+"""The routes of tasks: those that each resource has, and routes for completion, move and labels."""
 
 from __future__ import annotations
 
@@ -53,13 +53,22 @@ blueprint = Blueprint(
 )
 add_collection_routes(blueprint, TASK)
 add_item_routes(blueprint, TASK)
-add_trash_routes(blueprint, TASK)
+add_trash_routes(
+    blueprint,
+    TASK,
+    deletion="The tasks below it move to the trash, too.",
+    restoration=(
+        "The tasks that were deleted with it are restored, too. The task keeps its parent, and is "
+        "in the list of the parent. If the parent is in the trash or has no room for it, "
+        "`parent_id` becomes null. If the list is in the trash, the task moves to the Inbox."
+    ),
+)
 
 places = cast("TaskStatements", TASK.statements)
 
 
 class Completion(Schema):
-    """Whether a task is done."""
+    """Whether a task is completed."""
 
     completed = COMPLETED.type.request_field(
         load_default=True, metadata={"description": COMPLETED.description, "example": True}
@@ -67,7 +76,10 @@ class Completion(Schema):
     completed_at = COMPLETED_AT.type.request_field(**COMPLETED_AT.options())
     subtasks = StrictBoolean(
         load_default=False,
-        metadata={"description": "Whether open subtasks are done, too.", "example": True},
+        metadata={
+            "description": "Whether to complete the open tasks below it, too.",
+            "example": True,
+        },
     )
 
     @validates_schema
@@ -101,7 +113,7 @@ class LabelsQuery(Schema):
 class LabelRename(Schema):
     """A label, and what replaces it."""
 
-    # JSON names that are Python keywords cannot be attributes.
+    # `from` is a keyword of Python, so the fields cannot be attributes of the class.
     class Meta:
         include = {  # noqa: RUF012
             "from": LABELS.label(
@@ -134,9 +146,11 @@ class RenamedTasks(ResponseSchema):
 @blueprint.response(409)
 @blueprint.conditional(TASK.schemas.item)
 def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
-    """Set whether a task is done. Without a body, the task is marked as done.
+    """Complete a task, or reopen it with `completed: false`.
 
-    The request never toggles the state, so a repeated request does not undo the first one.
+    Without a body, the task is completed. The request never toggles the state, so a repeated
+    request does not undo the first one. With `subtasks: true`, the open tasks below the task are
+    completed, too.
     """
     has_subtasks = completion.pop("subtasks")
     return change_response(
@@ -155,6 +169,8 @@ def complete_task(completion: dict[str, Any], user_id: UUID, task_id: UUID) -> R
 class TaskMove(Move):
     """Where a task moves: into a list, below a task, and among its siblings."""
 
+    omitted_from_example = ("before", "parent_id")
+
     list_id = LIST_ID.type.request_field(**LIST_ID.options())
     parent_id = PARENT_ID.type.request_field(**PARENT_ID.options())
 
@@ -167,10 +183,10 @@ class TaskMove(Move):
 def move_task(target: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     """Move a task to another place, into another list or below another task.
 
-    The subtasks of the task move along. `parent_id` without `list_id` takes the list of the parent.
-    Without `after` and `before`, the task moves to the end; it does not change if it is there
-    already. Only the moved task gets another `position`, unless there is no room between its new
-    neighbours: then all its siblings get new positions.
+    The tasks below it follow. With `parent_id` and without `list_id`, the task moves into the list
+    of the parent. Without `after` and `before`, it moves to the end; if it is the last one there
+    already, it does not change. Only the moved task gets another `position`, unless there is no
+    room between its new neighbours: then all its siblings get new positions.
     """
     parameters = {
         "id": task_id,
@@ -235,7 +251,7 @@ def remove_label_from_task(user_id: UUID, task_id: UUID, label: str) -> Response
 def list_labels_of_user(query: dict[str, Any], user_id: UUID) -> Response:
     """List the labels of the user's tasks, sorted by code point.
 
-    A label exists as long as a task has it. Tasks in the trash do not count.
+    A label exists while a task that is not in the trash has it.
     """
     query_digest = digest("labels", user_id.bytes)
     after = read_cursor(query.get("cursor"), query_digest, check_cursor_text)
@@ -259,8 +275,8 @@ def rename_label_of_user(rename: dict[str, Any], user_id: UUID) -> Response:
     """Rename a label in all tasks, or remove it.
 
     A task that has both labels keeps the new one. If a task has a label that differs from the new
-    one only in case, the new one replaces it. Tasks in the trash do not change. Sent again, the
-    request finds no task with the old label, and changes nothing.
+    one only in case, the new one replaces it. Tasks in the trash do not change. If the request is
+    sent again, no task has the old label, so nothing changes.
     """
     number = rename_label(database(), user_id, rename["from"], rename["to"])
     return json_response(orjson.dumps({"tasks": number}))

@@ -1,7 +1,7 @@
 """When a task is due: its columns, filters and sort key.
 
-A task is due on a day (`due_date`), at a time of this day wherever the user is (also `due_time`),
-or at this time in a time zone (also `time_zone`). Only the last one is a moment: `due_at`.
+With `due_date`, a task is due on a day. With `due_time`, too, it is due at this time, wherever the
+user is. With `time_zone`, too, it is due at this time in the zone, which is a moment: `due_at`.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def due_filters(table: Table) -> Mapping[str, Filter]:
         and_(is_sent("none"), columns.due_date.is_(None)),
     )
     description = (
-        "Only tasks that are due today; that are overdue: not done, although the time has passed; "
-        "that are due after today; or that have no due date. Several words can be separated by "
-        "commas."
+        "`today`: only tasks that are due today. `overdue`: only tasks that are not completed, and "
+        "whose time has passed. `upcoming`: only tasks that are due after today. `none`: only "
+        "tasks without a due date. Several words, separated by commas, mean any of them."
     )
     started = bindparam("started", type_=Boolean)
     has_started = case((columns.start_date.is_(None), true()), else_=columns.start_date <= today)
@@ -124,7 +124,10 @@ def due_filters(table: Table) -> Mapping[str, Filter]:
         "started": Filter(
             BooleanParameter(
                 metadata={
-                    "description": "Only tasks without a `start_date` after today; or only those.",
+                    "description": (
+                        "With `true`, only tasks without a `start_date`, or with one that is not "
+                        "after today. With `false`, only the other tasks."
+                    ),
                     "example": True,
                 }
             ),

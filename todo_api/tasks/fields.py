@@ -18,7 +18,7 @@ from todo_api.resources.resource import ComputedColumn, Resource, resource_table
 from todo_api.resources.types import BooleanType, EnumType, IdType, TextType
 from todo_api.tasks import due, places
 from todo_api.tasks.place_filters import complete_filters, place_filters
-from todo_api.web.fields import EXAMPLE_TIMESTAMP
+from todo_api.web.fields import EXAMPLE_LIST_ID, EXAMPLE_TASK_ID, EXAMPLE_TIMESTAMP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,8 +47,9 @@ FIELDS = (
         default=False,
         is_reset_by_null=False,
         is_filterable=True,
-        description="Whether the task is done.",
-        example=False,
+        is_in_example=False,
+        description="Whether the task is completed.",
+        example=True,
     ),
     Field(
         name="completed_at",
@@ -56,13 +57,14 @@ FIELDS = (
         nullable=True,
         is_filterable=True,
         is_sortable=True,
+        is_in_example=False,
         # The trigger writes the time of the change if a completed task has no other time.
         adjust=lambda column, sent, merged: case(
             (merged["completed"], func.coalesce(sent, column))
         ),
         description=(
-            "When the task was done; null while it is not done. The server sets it. A client can "
-            "send it with `completed: true`, or for a task that is done: null changes nothing then."
+            "When the task was completed; null while it is not. The server sets it. A client can "
+            "send it with `completed: true` or for a completed task; null then changes nothing."
         ),
         example=EXAMPLE_TIMESTAMP,
     ),
@@ -72,7 +74,7 @@ FIELDS = (
         default="none",
         is_filterable=True,
         is_sortable=True,
-        description="How important the task is. Lists sort in the order none, low, medium, high.",
+        description="How important the task is. `sort` has the order none, low, medium, high.",
         example="high",
     ),
     Field(
@@ -80,7 +82,7 @@ FIELDS = (
         type=LABELS,
         default=[],
         is_filterable=True,
-        description="Words of the user. No two of them are equal if case is ignored.",
+        description="Labels, sorted by code point. No two of them are equal if case is ignored.",
         example=["errand", "shop"],
     ),
     Field(
@@ -122,7 +124,7 @@ FIELDS = (
         name="start_date",
         type=DateType(),
         nullable=True,
-        description="The day before which nothing is to be done. It is not after `due_date`.",
+        description="The first day on which the user can work on it, not after `due_date`.",
         example="2026-11-20",
     ),
     Field(
@@ -132,21 +134,23 @@ FIELDS = (
         ),
         nullable=True,
         absent=UUID(LIST_OF_PARENT),
+        is_in_example=False,
         # Without a list, a task with a parent is in the list of the parent.
         adjust=lambda column, sent, _: case((sent == places.list_of_parent, column), else_=sent),
         description=(
-            "The list of the task; null is the Inbox. A subtask is in the list of its parent: a "
-            "request without `list_id` takes it."
+            "The list of the task; null is the Inbox. A subtask is in the list of its parent, so a "
+            "request with `parent_id` does not need `list_id`."
         ),
-        example="019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7",
+        example=EXAMPLE_LIST_ID,
     ),
     Field(
         name="parent_id",
         type=IdType(),
         nullable=True,
+        is_in_example=False,
         description=(
-            "The task of which this is a subtask. There are at most 5 levels. If a task is deleted "
-            "or changes its list, its subtasks follow."
+            "The task of which this is a subtask; null for none. A tree has at most 5 levels. If a "
+            "task is deleted or changes its list, its subtasks follow."
         ),
         example="019aa5c8-7b4c-7d15-a2e0-6c3f8e9d0b12",
     ),
@@ -190,7 +194,7 @@ TASK = Resource(
     name="task",
     table=TABLE,
     fields=FIELDS,
-    example_id="019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21",
+    example_id=EXAMPLE_TASK_ID,
     search=("title", "description"),
     member_rules=due.RULES,
     computed=(

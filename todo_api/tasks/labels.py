@@ -53,12 +53,13 @@ TO_KEY = bindparam("to_key", type_=Text)
 MAXIMUM: ColumnElement[int] = literal_column(str(LABELS.maximum), Integer)
 
 
-def rearranged(
+def build_label_arrays(
     label: ColumnElement[str], key: ColumnElement[str], condition: Any = None
 ) -> dict[str, ColumnElement[Any]]:
-    """Return both arrays with one more label, each once and sorted, without the others.
+    """Return the new values of both arrays: with one more label, without duplicates, sorted.
 
-    `condition` has a condition on the labels that stay, from a table with `label` and `key`.
+    `condition` returns the condition for labels that stay. Its argument is a row with the columns
+    `label` and `key`.
     """
     each: FromClause = (
         func.unnest(
@@ -83,7 +84,7 @@ def rearranged(
 has_label = any_(columns.labels) == LABEL
 
 ADD = TASK.statements.change_row(
-    rearranged(LABEL, KEY),
+    build_label_arrays(LABEL, KEY),
     and_(is_live, ~(any_(columns.label_keys) == KEY), func.cardinality(columns.labels) < MAXIMUM),
     and_(is_live, has_label),
 )
@@ -109,7 +110,7 @@ RENAMED = (
         TO_LABEL.is_distinct_from(LABEL),
     )
     .values(
-        rearranged(
+        build_label_arrays(
             TO_LABEL,
             TO_KEY,
             lambda row: or_(

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from todo_api.db.statement import OWNER
 from todo_api.lists.fields import INBOX, LIST
 from todo_api.resources.types import Filter
-from todo_api.web.fields import EXAMPLE_ITEM_ID, UUID_TEXT, BooleanParameter
+from todo_api.web.fields import EXAMPLE_LIST_ID, EXAMPLE_TASK_ID, UUID_TEXT, BooleanParameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,14 +26,14 @@ UUID_PATTERN = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 class IdsParameter(fields.String):
     """Ids and a word, separated by commas. The value is sorted text."""
 
-    def __init__(self, word: str, description: str) -> None:
+    def __init__(self, word: str, description: str, example: str) -> None:
         one = f"(?:{word}|{UUID_PATTERN})"
         super().__init__(
             metadata={
                 "description": description,
                 "pattern": f"^{one}(?:,{one})*$",
                 "maxLength": MAX_IDS * 37,
-                "example": EXAMPLE_ITEM_ID,
+                "example": example,
             }
         )
         self.word = word
@@ -57,7 +57,10 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
     return {
         "list_id": Filter(
             IdsParameter(
-                "inbox", "Only tasks of this list, or of several lists, separated by commas."
+                "inbox",
+                "Only tasks of this list, or of several lists, separated by commas. `inbox` is the "
+                "Inbox.",
+                EXAMPLE_LIST_ID,
             ),
             columns.place == any_(bindparam("list_id", type_=ARRAY(Uuid))),
             to_parameter=lambda value: replace_word(value, "inbox", INBOX),
@@ -66,7 +69,10 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
         ),
         "parent_id": Filter(
             IdsParameter(
-                "none", "Only subtasks of these tasks, separated by commas; `none` is no parent."
+                "none",
+                "Only tasks directly below this task, or below several tasks, separated by commas. "
+                "`none` means tasks without a parent.",
+                EXAMPLE_TASK_ID,
             ),
             or_(
                 columns.parent_id == any_(parents),
@@ -81,8 +87,8 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
             BooleanParameter(
                 metadata={
                     "description": (
-                        "With `true`, also tasks of archived lists. By default they are left out, "
-                        "unless `list_id` asks for them."
+                        "With `true`, also tasks of archived lists. Otherwise they are left out, "
+                        "unless `list_id` names their list."
                     ),
                     "example": True,
                 }

@@ -1,7 +1,7 @@
 """Where a task is: its list, its parent, and its position among its siblings.
 
-The trigger `place_task` (migrations/) checks lists and parents behind the lock on the owner's row:
-they exist, there is no cycle, and there are not too many levels or children. A subtask is in the
+While the owner's row is locked, the trigger `place_task` (migrations/) checks lists and parents:
+they exist, there is no cycle, and there are not too many levels or subtasks. A subtask is in the
 list of its parent.
 """
 
@@ -54,18 +54,19 @@ if TYPE_CHECKING:
 
 LEVELS = 5
 
-# The list of the parent: what a request means that sends `parent_id` without `list_id`.
+# The value of `list_id` if a request has `parent_id` without `list_id`: the list of the parent.
 list_of_parent: ColumnElement[Any] = literal_column(f"'{LIST_OF_PARENT}'::uuid", Uuid)
 inbox: ColumnElement[Any] = literal_column(f"'{INBOX}'::uuid", Uuid)
 
-# The list, or the nil UUID for the Inbox: an index serves `=`, but not the order of `IS NULL`.
+# The list, or the nil UUID for the Inbox: PostgreSQL can read an index in order for `place = ...`,
+# but not for `list_id IS NULL`.
 PLACE: Column[Any] = Column("place", Uuid, nullable=False, server_default=INBOX)
 PLACE_DERIVATION = f"coalesce(NEW.list_id, '{INBOX}')"
 
 RAISED = {
     "parent_id_known": {"parent_id": "Must be the id of a task that is not in the trash."},
     "parent_id_not_below": {"parent_id": "Must not be the task itself or one of its subtasks."},
-    "parent_id_levels": {"parent_id": f"A task has at most {LEVELS - 1} levels above or below it."},
+    "parent_id_levels": {"parent_id": f"The tree would have more than {LEVELS} levels."},
     "list_id_known": {"list_id": "Must be the id of a list that is not in the trash."},
     "list_id_of_parent": {
         "list_id": "Must be the list of the parent: send parent_id: null, too, to leave it.",
@@ -81,11 +82,11 @@ LIST_IS_SENT = bindparam("list_is_sent", type_=Boolean)
 
 
 class TaskStatements(Statements):
-    """The statements on one task, some of which also change its subtasks.
+    """The statements on one task, some of which also change the tasks below it.
 
-    All tasks of the tree are locked before the first of them is changed. A subtask that another
-    request inserts meanwhile is found after the change of the task, which is behind the lock on the
-    owner's row.
+    All these tasks are locked before the first of them is changed. The change of the task locks the
+    owner's row; the statements after it find the tasks that other requests have inserted until
+    then.
     """
 
     def __init__(self, resource: Resource) -> None:
@@ -113,9 +114,9 @@ class TaskStatements(Statements):
                 ),
             ),
         )
-        # What the same request has deleted comes back.
+        # Only the tasks that the same request has deleted are restored.
         deleted_with = self._of_root(root.deleted_with)
-        gone = self._find_below(and_(self.is_deleted, task.deleted_with == deleted_with))
+        deleted_below = self._find_below(and_(self.is_deleted, task.deleted_with == deleted_with))
         # Not EXISTS, for which PostgreSQL would read all live tasks into a hash table.
         live_parent = (
             select(root.id)
@@ -134,11 +135,11 @@ class TaskStatements(Statements):
             self.is_live.is_(False),
         )
         self.restore = restore._replace(
-            locks=(self._lock(gone, root.deleted_at.is_not(None)),),
+            locks=(self._lock(deleted_below, root.deleted_at.is_not(None)),),
             follow_ups=(
-                lock_rows(resource.table, is_in(task.id, gone), nowait=True),
+                lock_rows(resource.table, is_in(task.id, deleted_below), nowait=True),
                 self._change_below(
-                    gone,
+                    deleted_below,
                     root.deleted_at.is_(None),
                     deleted_at=null(),
                     list_id=self._of_root(root.list_id),
@@ -173,7 +174,7 @@ class TaskStatements(Statements):
 
     @lru_cache(maxsize=UPDATE_STATEMENTS)  # noqa: B019  a resource exists as long as the process
     def update(self, fields: tuple[str, ...]) -> ConditionalChange:
-        """Return the statements that change these fields. Subtasks follow into another list."""
+        """Return the statements that change these fields. Tasks below follow into another list."""
         statements = super().update(fields)
         places = [name for name in ("list_id", "parent_id") if name in fields]
         if not places:
@@ -185,7 +186,7 @@ class TaskStatements(Statements):
 
     @lru_cache(maxsize=2)  # noqa: B019  a resource exists as long as the process
     def complete_tree(self, fields: tuple[str, ...]) -> ConditionalChange:
-        """Return the statements that complete the task and its subtasks."""
+        """Return the statements that complete the task and the tasks below it."""
         is_done = and_(self.is_live, ~self._differs(fields), ~self._has_open_subtask)
         return self.update(fields)._replace(
             locks=(self._lock_tree,),
@@ -217,9 +218,9 @@ class TaskStatements(Statements):
     ) -> Statement:
         """Return a statement that locks the task, the tasks below it, and others.
 
-        With a condition on `root`, it locks nothing unless this and the precondition hold: then the
-        request changes nothing. If another request makes them true afterwards, the task is changed
-        without this lock, and the tasks below are locked when the owner's row is.
+        With a condition on `root`, it locks nothing if the condition or the precondition does not
+        hold, because then the request changes nothing. If another request makes both true before
+        the change, the tasks below are locked after the owner's row (`_lock_new_subtasks`).
         """
         task, root = self._task, self._root.c
         is_locked = or_(task.id == ID, is_in(task.id, below), *others)
@@ -246,7 +247,7 @@ class TaskStatements(Statements):
         )
 
     def _with_subtasks(self, statements: ConditionalChange, *locks: Statement) -> ConditionalChange:
-        """Return the statements, and those that put the subtasks into the list of the task."""
+        """Return the statements, and those that put the tasks below into the list of the task."""
         task, root = self._task, self._root.c
         follow = self._change_below(
             self._live_below,
@@ -286,7 +287,7 @@ class TaskStatements(Statements):
         return self._with_subtasks(statements, self._lock_moved_tree, LOCK_OWNER)
 
     def _is_sibling(self) -> ColumnElement[bool]:
-        """Return whether a task will be a sibling of the moved task.
+        """Return the condition that a task will be a sibling of the moved task.
 
         Tasks in the trash are siblings, too: they keep their place until they are restored.
         """
@@ -303,5 +304,5 @@ class TaskStatements(Statements):
 
 
 def is_in(column: ColumnElement[Any], ids: CTE) -> ColumnElement[bool]:
-    """Return whether the column is one of these ids, which PostgreSQL reads once."""
+    """Return the condition that the column is one of these ids, which PostgreSQL reads once."""
     return column == any_(func.array(select(ids.c.id).scalar_subquery()))

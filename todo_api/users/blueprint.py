@@ -52,7 +52,7 @@ def get_session() -> Response:
 
 
 def user_response(user_id: UUID, user: User) -> Response:
-    """Return the user. Clients must not store it."""
+    """Return the response with a user's state. Clients must not store it (`no-store`)."""
     created_at = user.created_at and user.created_at.astimezone(UTC).strftime(TIMESTAMP)
     settings = current_services().settings
     usage = {
@@ -99,8 +99,8 @@ def users_blueprint(resources: tuple[Resource, ...]) -> Blueprint:
     def patch(changes: dict[str, Any], user_id: UUID) -> Response:
         """Set the user's time zone.
 
-        The lists `due=today`, `due=overdue`, `due=upcoming` and `started` depend on it, unless a
-        request has a `time_zone` of its own. The body is a JSON merge patch (RFC 7396).
+        The filters `due=today`, `due=overdue`, `due=upcoming` and `started` depend on it, unless
+        the request has the parameter `time_zone`. The body is a JSON merge patch (RFC 7396).
         """
         if "time_zone" not in changes:
             return user_response(user_id, find_user(database(), user_id))

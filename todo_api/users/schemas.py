@@ -65,9 +65,9 @@ class Limits(ResponseSchema):
     """The limits of a user."""
 
     tasks = limit("The tasks that are not in the trash.")
-    tasks_with_trash = limit("All tasks.")
+    tasks_with_trash = limit("All tasks, with the trash.")
     lists = limit("The lists that are not in the trash.")
-    bytes = limit("The bytes of all tasks and lists as JSON.")
+    bytes = limit("The bytes of all tasks and lists as JSON, with the trash.")
 
 
 class UserState(ResponseSchema):
@@ -81,7 +81,7 @@ class UserState(ResponseSchema):
         required=True,
         validate=validate.Range(0, 2**53 - 1),
         metadata={
-            "description": "The number of the user's last change; 0 before the first one.",
+            "description": "The revision of the user's last change; 0 before the first one.",
             "example": EXAMPLE_REVISION,
         },
     )

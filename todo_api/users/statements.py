@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIME_ZONE: ColumnElement[str] = bindparam("time_zone", type_=Text)
 DEFAULT: ColumnElement[str] = literal_column(f"'{DEFAULT_TIME_ZONE}'", Text)
 
-# As in the function `change_usage` (migrations/), which refuses what exceeds it.
+# The function `change_usage` (migrations/) refuses a request that would exceed this number.
 MAX_LISTS = 500
 
 FIND = compiled(

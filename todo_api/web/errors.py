@@ -98,9 +98,8 @@ def problem_of_database_error(
     if isinstance(error, OutcomeUnknownError):
         log.warning("write outcome unknown", error=type(error.__cause__).__name__)
         return unavailable(
-            "Repeat the request with the same If-Match or Idempotency-Key, or read the resource "
-            "before you repeat it: the connection to the database broke, and the server cannot "
-            "tell whether the change was made."
+            "Send the same request again after Retry-After seconds: the connection to the database "
+            "broke, and the server cannot tell whether the change was made."
         )
     if meaning(error).is_unavailable:
         log.warning(

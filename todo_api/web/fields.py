@@ -40,8 +40,9 @@ NOT_BLANK = rf"^[{WHITE_SPACE}]*[^{WHITE_SPACE}\x00][^\x00]*$"
 # Examples for the OpenAPI document.
 EXAMPLE_USER_ID = "5f0c2a5e-8f3b-4f6e-9d53-0c9a4f1f7a10"
 EXAMPLE_TIMESTAMP = "2026-11-21T09:30:00.000000Z"
-EXAMPLE_REVISION = 1763717400000000
-EXAMPLE_ITEM_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
+EXAMPLE_REVISION = 1795253400000000
+EXAMPLE_TASK_ID = "019aa5c8-6f3a-7cc4-9a51-3f0a4a9d7b21"
+EXAMPLE_LIST_ID = "019aa5c8-5a10-7b3e-8c44-90d1e5f2a6b7"
 EXAMPLE_REQUEST_ID = "019aa5c8-7d10-7a44-8f0e-53d1f3a1b7c2"
 
 
@@ -193,9 +194,9 @@ class WordsParameter(fields.String):
 
 
 def limit_parameter(plural: str) -> IntegerParameter:
-    """Return the parameter for the maximum of items in a page; `plural` is the word for them."""
+    """Return the parameter for the maximum number of items in a page, which `plural` names."""
     return IntegerParameter(
         load_default=PAGE_DEFAULT,
         validate=validate.Range(1, PAGE_LIMIT, error="Must be {min} to {max}."),
-        metadata={"description": f"The maximum of {plural} in a page.", "example": 20},
+        metadata={"description": f"The maximum number of {plural} in a page.", "example": 20},
     )

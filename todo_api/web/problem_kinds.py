@@ -143,8 +143,8 @@ KINDS = (
         happened="The path exists, but it does not have the method of the request.",
         reason="Each path has its own methods. The header `Allow` lists those of this path.",
         remedy=(
-            "Use one of the methods in `Allow`. To change some members of a task, send PATCH; to "
-            "set all members, send PUT."
+            "Use one of the methods in `Allow`. To change members of a task or list, send PATCH or "
+            "PUT to its own path."
         ),
         detail="Use one of the methods in the Allow header.",
     ),
@@ -210,7 +210,10 @@ KINDS = (
             "is the limit, and `used` is how much of it is in use. `GET /api/USER_ID` has all "
             "limits of the user."
         ),
-        remedy="Delete what is not needed any more, and empty the trash if it counts.",
+        remedy=(
+            "Delete what is not needed any more. If `limit` is one that counts the trash, empty "
+            "the trash, too."
+        ),
         detail="Delete something first: the limit is reached.",
         quota={"limit": 10000, "used": 10000},
         request="""
@@ -487,9 +490,9 @@ KINDS = (
             "`instance`."
         ),
         remedy=(
-            "Report `instance` and the time to the operator. A request that only reads can be sent "
-            "again. Before a change is sent again, read the resource: the change may have been "
-            "made."
+            "Report `instance` and the time to the operator. The request can be sent again as it "
+            "is. If it creates a resource, it needs an `id` or an `Idempotency-Key`: otherwise it "
+            "may create a second one."
         ),
         detail="Report the id in `instance` to the operator: the server's log has the error.",
     ),
@@ -503,10 +506,11 @@ KINDS = (
             "changes something, the change may have been made."
         ),
         remedy=(
-            "Wait for the seconds in `Retry-After`. Send the request again if it only reads, or if "
-            "it has an `If-Match` or an `Idempotency-Key`; otherwise read the resource first."
+            "Wait for the seconds in `Retry-After`, and send the same request again. If it "
+            "creates a resource, it needs an `id` or an `Idempotency-Key`: otherwise it may create "
+            "a second one."
         ),
-        detail="Read the resource before you send a change again: the service did not respond.",
+        detail="Send the request again after Retry-After seconds: the service did not respond.",
     ),
     ProblemKind(
         name="unavailable",
@@ -521,8 +525,8 @@ KINDS = (
         remedy=(
             "Wait for the seconds in `Retry-After`, and send the request again. Wait longer after "
             "each further 503. If `detail` says that the server cannot tell whether the change was "
-            "made, send the same `If-Match` or `Idempotency-Key` again, or read the resource "
-            "first."
+            "made, and the request creates a resource, it needs an `id` or an `Idempotency-Key`: "
+            "otherwise it may create a second one."
         ),
         detail="Try again after Retry-After seconds: the database accepts no connections.",
     ),
@@ -536,10 +540,10 @@ KINDS = (
             "change may have been made."
         ),
         remedy=(
-            "Wait some seconds. Send the request again if it only reads, or if it has an "
-            "`If-Match` or an `Idempotency-Key`; otherwise read the resource first."
+            "Wait some seconds, and send the same request again. If it creates a resource, it "
+            "needs an `id` or an `Idempotency-Key`: otherwise it may create a second one."
         ),
-        detail="Read the resource before you send a change again: the service took too long.",
+        detail="Send the request again after some seconds: the service took too long.",
     ),
 )
 

@@ -82,3 +82,22 @@ class ProblemDetails(ResponseSchema):
         validate=validate.Length(1, FAULTS_SHOWN),
         metadata={"description": "The faults of the request, at most 100."},
     )
+
+
+class ConflictDetails(ProblemDetails):
+    """Problem details of a 409."""
+
+    limit = fields.Integer(
+        validate=validate.Range(1, 2**53 - 1),
+        metadata={
+            "description": "Only for `/problems/quota`: the limit that would be exceeded.",
+            "example": 500,
+        },
+    )
+    used = fields.Integer(
+        validate=validate.Range(0, 2**53 - 1),
+        metadata={
+            "description": "Only for `/problems/quota`: how much of the limit is in use.",
+            "example": 500,
+        },
+    )

@@ -8,7 +8,7 @@ import attrs
 
 
 def plain(value):
-    """Return the value as JSON has it. An object has the members that its class declares."""
+    """Return the value as JSON. An object has the members that its class declares."""
     if attrs.has(type(value)):
         value = {name: member for name, member in members(value) if not is_unset(member)}
     match value:

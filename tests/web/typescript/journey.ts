@@ -467,7 +467,7 @@ async function label(user_id: string): Promise<void> {
   assert.deepEqual(await readLabels(), [{ name: "trip", tasks: 4 }]);
 }
 
-/** Make a list with a tree in it, order its tasks, and delete and restore the list. */
+/** Create a list with a tree, order and complete its tasks; archive, delete and restore the list. */
 async function organize(user_id: string): Promise<void> {
   const path = { user_id };
   const before = await allChangesSince(user_id, "0");
@@ -510,7 +510,29 @@ async function organize(user_id: string): Promise<void> {
     ["/parent_id"],
   );
 
+  const done = await api.PATCH("/api/{user_id}/tasks/{task_id}/complete", {
+    params: { path: { user_id, task_id: first.id } },
+    body: { subtasks: true },
+  });
+  assert.equal(checkSuccess(done, 200).completed, true);
+  const subtask = await api.GET("/api/{user_id}/tasks/{task_id}", {
+    params: { path: { user_id, task_id: below.id } },
+  });
+  assert.equal(checkSuccess(subtask, 200).completed, true);
+
   const listParams = { path: { user_id, list_id: trip.id } };
+  const archive = async (archived: boolean): Promise<void> => {
+    const result = await api.PATCH("/api/{user_id}/lists/{list_id}", { params: listParams, body: { archived } });
+    assert.equal(checkSuccess(result, 200).archived, archived);
+  };
+  await archive(true);
+  const refused = await api.POST("/api/{user_id}/tasks", {
+    params: { path },
+    body: { title: "Shoes", list_id: trip.id },
+  });
+  checkProblem(refused, 409, "archived-list");
+  await archive(false);
+
   const deleted = await api.DELETE("/api/{user_id}/lists/{list_id}", { params: listParams });
   assert.deepEqual(checkSuccess(deleted, 200), { tasks: 3 });
   const restored = await api.POST("/api/{user_id}/lists/{list_id}/restore", { params: listParams });

@@ -12,14 +12,14 @@ from marshmallow import fields
 from todo_api.db.tables import IDEMPOTENCY_KEY_LENGTH
 from todo_api.web.conditional import ENTITY_TAGS, SERVER_TAG, TAGS_LENGTH, etag
 from todo_api.web.fields import (
-    EXAMPLE_ITEM_ID,
     EXAMPLE_REQUEST_ID,
     EXAMPLE_REVISION,
+    EXAMPLE_TASK_ID,
     EXAMPLE_USER_ID,
 )
 from todo_api.web.idempotency import KEY
 from todo_api.web.openapi.schemas import example_of, string_schema
-from todo_api.web.problem_kinds import KINDS_BY_STATUS
+from todo_api.web.problem_kinds import KINDS, KINDS_BY_STATUS
 from todo_api.web.problems import (
     Problem,
     conflict,
@@ -38,7 +38,7 @@ from todo_api.web.problems import (
 )
 from todo_api.web.requests import REQUEST_ID_PATTERN
 from todo_api.web.responses import JSON, MERGE_PATCH, PROBLEM, PUBLIC
-from todo_api.web.schemas import ProblemDetails
+from todo_api.web.schemas import ConflictDetails, ProblemDetails
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,20 +54,26 @@ REQUEST_HEADERS = {
     for name, description, example in (
         (
             "If-Match",
-            "The task must have one of these ETags; with `*`, it must exist (RFC 9110, 13.1.1).",
+            (
+                "The resource must have one of these ETags; with `*`, it must exist "
+                "(RFC 9110, 13.1.1)."
+            ),
             etag(EXAMPLE_REVISION),
         ),
         (
             "If-None-Match",
-            "The task must have none of these ETags; `*` excludes every task (RFC 9110, 13.1.2).",
+            (
+                "The resource must have none of these ETags; with `*`, it must not exist "
+                "(RFC 9110, 13.1.2)."
+            ),
             etag(EXAMPLE_REVISION),
         ),
     )
 } | {
     "Idempotency-Key": {
         "description": (
-            "A unique key that the client makes for each new task, such as a UUID. A repeated "
-            "request has the same key."
+            "A unique key that the client makes for each new task or list, such as a UUID. A "
+            "repeated request has the same key."
         ),
         "schema": string_schema(KEY, 2 * IDEMPOTENCY_KEY_LENGTH + 2, EXAMPLE_REQUEST_ID),
     },
@@ -101,12 +107,12 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         ),
     },
     "Location": {
-        "description": "The path of the new task, or the target of a redirect.",
+        "description": "The path of the new resource, or the target of a redirect.",
         "schema": {
             "type": "string",
             "format": "uri-reference",
             "maxLength": 200,
-            "examples": [f"/api/{EXAMPLE_USER_ID}/tasks/{EXAMPLE_ITEM_ID}"],
+            "examples": [f"/api/{EXAMPLE_USER_ID}/tasks/{EXAMPLE_TASK_ID}"],
         },
     },
     "Retry-After": {
@@ -161,7 +167,9 @@ def error_component(status: int, current_schema: type[Schema] | None = None) -> 
 def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
     """Return the response objects of the statuses of 400 and above, by component."""
     responses = {
-        error_component(problem.status): error_response(problem, ProblemDetails)
+        error_component(problem.status): error_response(
+            problem, ConflictDetails if problem.status == HTTPStatus.CONFLICT else ProblemDetails
+        )
         for problem in example_problems()
     }
     for item in items:
@@ -177,8 +185,9 @@ def error_responses(items: Sequence[type[Schema]]) -> dict[str, dict[str, Any]]:
 
 def error_response(problem: Problem, schema: type[Schema]) -> dict[str, Any]:
     """Return the response object that has this problem as its example."""
+    types = [f"`{kind.type}`" for kind in KINDS if kind.status == problem.status]
     return {
-        "description": problem.title,
+        "description": f"{problem.title}: {', '.join(types)}" if types[1:] else problem.title,
         "headers": {name: name for name in (*EVERY_HEADER, *problem.headers)},
         "content": {
             PROBLEM: {"schema": schema, "example": orjson.loads(problem.body(EXAMPLE_REQUEST_ID))}

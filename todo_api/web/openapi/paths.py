@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from marshmallow import validate
 
-from todo_api.web.fields import EXAMPLE_ITEM_ID, EXAMPLE_USER_ID
+from todo_api.web.fields import EXAMPLE_LIST_ID, EXAMPLE_TASK_ID, EXAMPLE_USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from marshmallow.fields import Field
+
+EXAMPLE_IDS = {
+    "user_id": EXAMPLE_USER_ID,
+    "task_id": EXAMPLE_TASK_ID,
+    "list_id": EXAMPLE_LIST_ID,
+}
 
 # A variable in Flask's rule: `<converter:name>` or `<name>`.
 VARIABLE = re.compile("<(?:[^:<>]+:)?([^<>]+)>")
@@ -47,7 +53,7 @@ def id_parameter(name: str) -> dict[str, Any]:
             "format": "uuid",
             "minLength": 36,
             "maxLength": 36,
-            "examples": [EXAMPLE_USER_ID if is_user else EXAMPLE_ITEM_ID],
+            "examples": [EXAMPLE_IDS.get(name, EXAMPLE_TASK_ID)],
         },
     }
 

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 DESCRIPTION = """\
-A todo backend. Every user owns tasks, and no user sees the tasks of another user.
+A todo backend. Every user owns tasks and lists, and no user sees those of another user.
 
 **Authentication.** Send a token as `Authorization: Bearer TOKEN`. `GET /api/session` returns the
 `user_id` of the token. For a path with another user's id, the response is 404, whether or not that
@@ -19,9 +19,9 @@ is a success, even if `If-Match` has an older revision. To make a POST safe to r
 that the client made, or an `Idempotency-Key`. After a 503, wait for the seconds in `Retry-After`,
 and send the request again.
 
-**Concurrent changes.** Send a task's `ETag` in `If-Match` with a change. If another request has
-changed the task, the response is 412, and its member `current` has the task as it is now. A read
-with `If-None-Match` gets a 304 if nothing has changed.
+**Concurrent changes.** Send the `ETag` of a task or list in `If-Match` with a change. If another
+request has changed it, the response is 412, and its member `current` is the task or list as it is
+now. A read with `If-None-Match` gets a 304 if nothing has changed.
 
 **Errors** are problem details (RFC 9457), as `application/problem+json`. `type` is the path of a
 page that explains the problem and says what to do. The page needs no token. No part of a request is
