@@ -18,6 +18,10 @@ DELETED_TREES = 8
 LIVE = (TREES - DELETED_TREES) * TREE
 BATCH = 8 * TREE
 
+# A request that takes longer than the timeout is 503 and changes nothing. On a machine that is busy
+# with other programs, it is sent again, as clients do.
+ATTEMPTS = 6
+
 # As the role of requests, with all triggers. Parents come first.
 INSERT_TASKS = """
     INSERT INTO tasks (user_id, id, list_id, parent_id, title, description, completed, priority,
@@ -59,11 +63,21 @@ def groceries(account, connection, user_id):
             connection.execute("SELECT set_config('todo.user_id', %s, true)", (user_id,))
             numbers = {"first": first, "last": first + BATCH - 1}
             connection.execute(INSERT_TASKS, parameters | numbers)
-        # As autovacuum does. Otherwise, the triggers keep their plans for an empty table.
-        connection.execute("ANALYZE tasks")
+        if first in (0, TREES * TREE - BATCH):
+            # As autovacuum does. Otherwise, the triggers keep their plans for an empty table.
+            connection.execute("ANALYZE tasks")
     for (root_id,) in connection.execute(ROOTS, (user_id, DELETED_TREES)).fetchall():
-        assert account.delete({"id": root_id}).status_code == 204
+        assert send(account.delete, {"id": root_id}).status_code == 204
     return item
+
+
+def send(request, *arguments):
+    """Send the request until it is not 503; return the response."""
+    for _ in range(ATTEMPTS):
+        response = request(*arguments)
+        if response.status_code != 503:
+            break
+    return response
 
 
 def read_trash(account):
@@ -74,9 +88,9 @@ def read_trash(account):
 def test_large_list_comes_back_as_it_was(account, connection, user_id, groceries):
     before, trash = account.live(), read_trash(account)
 
-    deletion = account.delete(groceries)
+    deletion = send(account.delete, groceries)
     live_meanwhile = account.live()
-    restore = account.restore(groceries)
+    restore = send(account.restore, groceries)
 
     assert (len(before), len(trash)) == (LIVE, DELETED_TREES * TREE)
     assert (deletion.status_code, deletion.json) == (200, {"tasks": LIVE})
@@ -92,9 +106,9 @@ def test_large_list_comes_back_as_it_was(account, connection, user_id, groceries
 def test_tasks_of_a_large_list_move_to_the_inbox(account, connection, user_id, groceries):
     before, trash = account.live(), read_trash(account)
 
-    deletion = account.delete(groceries, "?tasks=inbox")
+    deletion = send(account.delete, groceries, "?tasks=inbox")
     trash_meanwhile = read_trash(account)
-    restore = account.restore(groceries)
+    restore = send(account.restore, groceries)
 
     assert (len(before), len(trash)) == (LIVE, DELETED_TREES * TREE)
     assert (deletion.status_code, deletion.json) == (200, {"tasks": LIVE})
