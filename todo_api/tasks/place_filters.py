@@ -73,6 +73,9 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
                 columns.parent_id == any_(parents),
                 and_(columns.parent_id.is_(None), inbox == any_(parents)),
             ),
+            # An index finds the subtasks of one task.
+            single=columns.parent_id == bindparam("parent_id", type_=Uuid),
+            not_single=str(NIL),
         ),
         "archived": Filter(
             BooleanParameter(
