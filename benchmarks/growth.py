@@ -78,15 +78,16 @@ PAGES = {
 }
 WHICH_PAGES = ("first page", "last page")
 
-# Reads of 50 tasks, and other reads, of which only the first three use an index for their order. A
-# filter that few tasks pass reads all of them: the title ends with the number, no task has the
-# label, and few tasks are due today. One of ten tasks of the list has no parent.
+# Reads of 50 tasks, and other reads, of which only the first four use an index for their order or
+# filter. A filter that few tasks pass reads all of them: the title ends with the number, no task
+# has the label, and few tasks are due today. One of ten tasks of the list has no parent.
 QUERIES = {
     "page by created_at": "/tasks?limit=50",
     "page of a list by position": f"/tasks?limit=50&list_id={list_id(1)}&sort=position",
     "page of a list by position, parent_id=none": (
         f"/tasks?limit=50&list_id={list_id(1)}&parent_id=none&sort=position"
     ),
+    "9 subtasks by position": f"/tasks?limit=50&parent_id={task_id(SUBTASKS_OF)}&sort=position",
     "page by priority": "/tasks?limit=50&sort=priority",
     "page by title": "/tasks?limit=50&sort=title",
     "page by completed_at": "/tasks?limit=50&sort=-completed_at",
@@ -98,7 +99,6 @@ QUERIES = {
     "page of a list by title": f"/tasks?limit=50&list_id={list_id(1)}&sort=title",
     "two lists by position": f"/tasks?limit=50&list_id=inbox,{list_id(1)}&sort=position",
     "parent_id=none by position": "/tasks?limit=50&parent_id=none&sort=position",
-    "9 subtasks by position": f"/tasks?limit=50&parent_id={task_id(SUBTASKS_OF)}&sort=position",
     "count": "/tasks/count",
     "count, not completed": "/tasks/count?completed=false",
     "count, by=list_id": "/tasks/count?by=list_id",
