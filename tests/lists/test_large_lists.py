@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.support.api import pages
@@ -18,9 +20,11 @@ DELETED_TREES = 8
 LIVE = (TREES - DELETED_TREES) * TREE
 BATCH = 8 * TREE
 
-# A request that takes longer than the timeout is 503 and changes nothing. On a machine that is busy
-# with other programs, it is sent again, as clients do.
+# A request that takes longer than the timeout is 503 and changes nothing. If other programs use the
+# machine, it is sent again, as clients do. With a load of this number for each core, every request
+# may take too long.
 ATTEMPTS = 6
+HIGH_LOAD = 3
 
 # As the role of requests, with all triggers. Parents come first.
 INSERT_TASKS = """
@@ -76,7 +80,9 @@ def send(request, *arguments):
     for _ in range(ATTEMPTS):
         response = request(*arguments)
         if response.status_code != 503:
-            break
+            return response
+    if os.getloadavg()[0] > HIGH_LOAD * (os.cpu_count() or 1):
+        pytest.skip("other programs use the machine: a request took longer than its timeout")
     return response
 
 
