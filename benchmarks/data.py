@@ -19,6 +19,7 @@ from psycopg import sql
 
 from todo_api.commands.embedded import Cluster, temporary_cluster
 from todo_api.commands.embedded.postmaster import read_postmaster
+from todo_api.lists.fields import INBOX, LIST
 from todo_api.resources.representation import rendered_row
 from todo_api.tasks.fields import TASK
 
@@ -83,16 +84,34 @@ def task_id(number: int) -> str:
     return f"01900000-0000-7000-8000-{number:012}"
 
 
+def list_id(user: int) -> str:
+    """Return the id of the list of a user that has half of the tasks, if there are lists."""
+    return f"01900000-0000-7000-9000-{user:012}"
+
+
 @dataclass(frozen=True)
 class Size:
-    """The number of rows in the database."""
+    """The number of rows in the database.
+
+    Without lists, all tasks are in the Inbox, and none of them is a subtask. With lists, half of
+    the tasks are in one list, and nine of ten tasks of the list are subtasks. Each user also has an
+    archived list without tasks. The number of tasks of each user then is a multiple of SUBTASKS_OF.
+    """
 
     users: int
     tasks_per_user: int
+    has_lists: bool = False
 
 
 # Every task whose number is a multiple of this one is completed.
 COMPLETED_EACH = 4
+
+# With lists, every second task is in the list. Each task whose number is a multiple of this one is
+# the parent of the nine tasks of the list before it.
+SUBTASKS_OF = 20
+
+# Positions have another order than that of creation: this prime divides no number of tasks.
+STRIDE = 7919
 
 # The members of each task, all of them set. `n` is the number of the
 # task, and `moment` the time of its creation. The tasks of one user are due on 730 days.
@@ -118,8 +137,9 @@ INSERT_TASKS = f"""
     INSERT INTO tasks
         (user_id, id, title, description, completed, completed_at, priority, labels, due_date,
          due_time, time_zone, due_at, start_date, metadata, label_keys, created_at, updated_at,
-         revision, list_id, parent_id, position, due_sort, json)
-    SELECT task.*, due_date + due_time, {rendered_row(TASK.table, TASK.field_names, "task")}
+         revision, list_id, parent_id, position, due_sort, place, json)
+    SELECT task.*, due_date + due_time, coalesce(list_id, '{INBOX}'),
+           {rendered_row(TASK.table, TASK.field_names, "task")}
     FROM (
         SELECT format('00000000-0000-4000-8000-%%s',
                       lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid AS user_id,
@@ -127,12 +147,40 @@ INSERT_TASKS = f"""
                {MEMBERS},
                moment AS created_at, moment AS updated_at,
                %(first)s + (n - 1) %% %(each)s + 1 AS revision,
-               NULL::uuid AS list_id, NULL::uuid AS parent_id, order_key_of(moment) AS position
+               CASE WHEN %(has_lists)s AND n %% 2 = 0 THEN
+                   format('01900000-0000-7000-9000-%%s',
+                          lpad(((n - 1) / %(each)s + 1)::text, 12, '0'))::uuid
+               END AS list_id,
+               CASE WHEN %(has_lists)s AND n %% 2 = 0 AND n %% {SUBTASKS_OF} <> 0 THEN
+                   format('01900000-0000-7000-8000-%%s',
+                          lpad((n + {SUBTASKS_OF} - n %% {SUBTASKS_OF})::text, 12, '0'))::uuid
+               END AS parent_id,
+               order_key_of(first + n * {STRIDE} %% %(all)s::bigint * interval '1 second')
+                   AS position
         FROM generate_series(1, %(all)s::bigint) AS n,
-             LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z'
-                             + n * interval '1 second',
-                             date '2026-01-01' + (n * 37 %% 730)::int) AS of (moment, due_date)
+             LATERAL (SELECT timestamptz '2026-01-01 00:00:00.123456Z',
+                             date '2026-01-01' + (n * 37 %% 730)::int) AS of (first, due_date),
+             LATERAL (SELECT first + n * interval '1 second') AS at (moment)
     ) AS task
+"""  # noqa: S608  constants of this project
+
+# For each user the list of tasks, and an archived one, whose id begins like that of no task.
+INSERT_LISTS = f"""
+    INSERT INTO lists
+        (user_id, id, name, color, archived, metadata, created_at, updated_at, revision, position,
+         json)
+    SELECT list.user_id, list.id, name, color, archived, metadata, created_at, updated_at, revision,
+           position, {rendered_row(LIST.table, LIST.field_names, "list")}
+    FROM (
+        SELECT format('00000000-0000-4000-8000-%%s', number)::uuid AS user_id,
+               format('01900000-0000-7000-%%s-%%s', of.digits, number)::uuid AS id,
+               'Groceries' AS name, of.digits = 'a000' AS archived, NULL::text AS color,
+               '{{}}'::jsonb AS metadata, moment AS created_at, moment AS updated_at,
+               %(first)s AS revision, order_key_of(moment) AS position
+        FROM generate_series(1, %(users)s) AS n, lpad(n::text, 12, '0') AS number,
+             (VALUES ('9000'), ('a000')) AS of (digits),
+             (VALUES (timestamptz '2026-01-01 00:00:00.123456Z')) AS at (moment)
+    ) AS list
 """  # noqa: S608  constants of this project
 
 # Ahead of the clock, so that the trigger counts: each change takes the previous number plus 1.
@@ -162,7 +210,9 @@ class Data:
                     (FIRST_REVISION + size.tasks_per_user, size.users),
                 )
                 insert_tasks(connection, size)
-            connection.execute("VACUUM ANALYZE users, tasks")
+                if size.has_lists:
+                    connection.execute(INSERT_LISTS, {"users": size.users, "first": FIRST_REVISION})
+            connection.execute("VACUUM ANALYZE users, tasks, lists")
             connection.execute("CHECKPOINT")
 
     def cpu(self) -> float:
@@ -198,7 +248,8 @@ class Data:
 
 def insert_tasks(connection: psycopg.Connection, size: Size) -> None:
     """Insert the tasks. The first call for a size saves a copy of them, which the others read."""
-    name = f"saved_{size.users}_{size.tasks_per_user}"
+    kind = "with_lists" if size.has_lists else "without_lists"
+    name = f"saved_{size.users}_{size.tasks_per_user}_{kind}"
     saved = sql.Identifier(name)
     row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
     if row and row[0]:
@@ -210,6 +261,7 @@ def insert_tasks(connection: psycopg.Connection, size: Size) -> None:
             "each": size.tasks_per_user,
             "all": size.users * size.tasks_per_user,
             "first": FIRST_REVISION,
+            "has_lists": size.has_lists,
         },
     )
     connection.execute(sql.SQL("CREATE UNLOGGED TABLE {} AS TABLE tasks").format(saved))

@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING
 import chart
 import psycopg
 from compare import TITLES, machine
-from data import ROOT, WRITES, Data, Size, migrated, token, user_id, write_tokens
+from data import (
+    ROOT,
+    SUBTASKS_OF,
+    WRITES,
+    Data,
+    Size,
+    list_id,
+    migrated,
+    task_id,
+    token,
+    user_id,
+    write_tokens,
+)
 from delay_proxy import delayed, round_trip
 from load import CONNECTIONS, GET, LIMIT, InvalidMeasurementError, measure, require_wrk
 from performance_page import replace_section, table
@@ -48,30 +60,49 @@ MAX_RATIO_OF_ONE_USER, MAX_RATIO_OF_ALL_USERS = 1.5, 1.3
 MAX_MEMORY, MAX_GROWTH = 80, 4  # growth after the first 20 % of the requests
 TASKS_OF_EACH_USER = 100
 
-# The tasks of one user in the sections `pages` and `queries`, and the rounds of both.
+# The tasks of one user in the sections `pages` and `queries`, and the rounds of both. Half of the
+# tasks are in a list, and the others are in the Inbox.
 COUNTS_OF_PAGES = (100, 1_000, 10_000, 100_000)
 COUNT_OF_QUERIES = 10_000
 ROUNDS = 5
+
+# More than any user has in these measurements, so that no request is refused.
+MAX_TASKS = 10_000_000
 
 # The orders whose first and last pages are index scans: the filter and the sort of each query.
 PAGES = {
     "created_at": ("", "&sort=-created_at"),
     "due, not completed": ("completed=false", "&sort=due"),
+    "list, position": (f"list_id={list_id(1)}", "&sort=position"),
+    "Inbox, position": ("list_id=inbox", "&sort=position"),
 }
+WHICH_PAGES = ("first page", "last page")
 
-# Reads of 50 tasks, and other reads, of which only the first uses an index for its order or filter.
-# A filter that few tasks pass reads all of them: the title ends with the number, no task has the
-# label, and few tasks are due today.
+# Reads of 50 tasks, and other reads, of which only the first four use an index for their order or
+# filter. A filter that few tasks pass reads all of them: the title ends with the number, no task
+# has the label, and few tasks are due today. One of ten tasks of the list has no parent.
 QUERIES = {
     "page by created_at": "/tasks?limit=50",
+    "page of a list by position": f"/tasks?limit=50&list_id={list_id(1)}&sort=position",
+    "page of a list by position, parent_id=none": (
+        f"/tasks?limit=50&list_id={list_id(1)}&parent_id=none&sort=position"
+    ),
+    "9 subtasks by position": f"/tasks?limit=50&parent_id={task_id(SUBTASKS_OF)}&sort=position",
     "page by priority": "/tasks?limit=50&sort=priority",
     "page by title": "/tasks?limit=50&sort=title",
     "page by completed_at": "/tasks?limit=50&sort=-completed_at",
     "q, one task": "/tasks?limit=50&q=number%209999",
     "label, no task": "/tasks?limit=50&label=garden",
     "due=today": "/tasks?limit=50&due=today",
+    "archived=false by title": "/tasks?limit=50&archived=false&sort=title",
+    "archived=true by title": "/tasks?limit=50&archived=true&sort=title",
+    "page of a list by title": f"/tasks?limit=50&list_id={list_id(1)}&sort=title",
+    "two lists by position": f"/tasks?limit=50&list_id=inbox,{list_id(1)}&sort=position",
+    "parent_id=none by position": "/tasks?limit=50&parent_id=none&sort=position",
     "count": "/tasks/count",
     "count, not completed": "/tasks/count?completed=false",
+    "count, by=list_id": "/tasks/count?by=list_id",
+    "count, archived=true": "/tasks/count?archived=true",
     "labels": "/labels",
 }
 
@@ -104,7 +135,11 @@ class Bench:
         self.data.reset(size)
         write_tokens(self.folder / "tokens", size.users)
         options = () if recycle else ("--max-requests", "0")
-        system = replace(THIS_API, command=(*THIS_API.command, *options))
+        system = replace(
+            THIS_API,
+            command=(*THIS_API.command, *options),
+            environ={**THIS_API.environ, "MAX_TASKS": str(MAX_TASKS)},
+        )
         log = self.folder / "log"
         with serving(
             system, url or self.data.url, log, tokens=True, workers=WORKERS, threads=threads
@@ -262,14 +297,17 @@ def measure_cost(
 
 
 def pages(bench: Bench) -> Section:
-    """Measure the first and the last full page, with all numbers of tasks in turn."""
-    names = [f"{order}, {which}" for order in PAGES for which in ("first page", "last page")]
+    """Measure the first and the last full page, with all numbers of tasks in turn.
+
+    With 100 tasks, the list and the Inbox have one full page each, which is the first and the last.
+    """
+    names = [f"{order}, {which}" for order in PAGES for which in WHICH_PAGES]
     costs: dict[str, dict[int, list[Cost | None]]]
     costs = {name: {count: [] for count in COUNTS_OF_PAGES} for name in names}
     with ExitStack() as stack:
         copies = {}
         for count in COUNTS_OF_PAGES:
-            size = Size(1, count)
+            size = Size(1, count, has_lists=True)
             copy = stack.enter_context(bench.copy(f"tasks_{count}"))
             server = stack.enter_context(copy.serving(size))
             copies[count] = (copy, server, size, find_pages(server, names))
@@ -299,16 +337,23 @@ def pages(bench: Bench) -> Section:
         )
         targets.append((text, ratio is not None and ratio <= MAX_RATIO_OF_ONE_USER))
     x_title = "tasks of one user"
-    panel = chart.Lines(
-        "µs of CPU for a page",
-        x_title,
-        {
-            name: [(float(count), cost.cpu) for count, cost in by_count.items() if cost]
-            for name, by_count in medians.items()
-        },
-    )
+    charts = [
+        chart.Lines(
+            f"µs of CPU for the {which}",
+            x_title,
+            {
+                order: [
+                    (float(count), cost.cpu)
+                    for count, cost in medians[f"{order}, {which}"].items()
+                    if cost
+                ]
+                for order in PAGES
+            },
+        )
+        for which in WHICH_PAGES
+    ]
     return Section(
-        "Pages of one user with many tasks", table([x_title, *names], rows), [panel], targets
+        "Pages of one user with many tasks", table([x_title, *names], rows), charts, targets
     )
 
 
@@ -353,7 +398,7 @@ def find_pages(server: Server, names: Sequence[str]) -> dict[str, str]:
 
 def queries(bench: Bench) -> Section:
     """Measure sorts, filters and counts without an index, one request after the other."""
-    size = Size(1, COUNT_OF_QUERIES)
+    size = Size(1, COUNT_OF_QUERIES, has_lists=True)
     costs: dict[str, list[Cost | None]] = {name: [] for name in QUERIES}
     with bench.serving(size) as server:
         bench.warm(server, size)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from datetime import UTC, date, datetime
@@ -54,6 +55,13 @@ INSERT_TASKS = """
                  CASE WHEN number % 50 > 10 THEN time '09:30' END AS due_time
           FROM generate_series(1, 100000) AS number) AS numbers
 """
+# Of the tasks of USER, 100 have 10 subtasks each.
+PLACE_SUBTASKS = """
+    UPDATE tasks SET parent_id = md5((revision / 1000 * 1000 + 10)::text)::uuid
+    WHERE revision % 100 = 0
+"""
+PARENT = uuid.UUID(hashlib.md5(b"5010", usedforsecurity=False).hexdigest())
+SUBTASKS = 10
 INSERT_LISTS = """
     INSERT INTO lists (user_id, id, name, position, created_at, updated_at, revision)
     SELECT CASE WHEN number % 50 = 0 THEN '00000000-0000-0000-0000-000000000001'
@@ -77,6 +85,7 @@ def connection(new_database):
     with psycopg.connect(url, autocommit=True) as superuser:
         superuser.execute("SET session_replication_role = replica")
         superuser.execute(INSERT_TASKS)
+        superuser.execute(PLACE_SUBTASKS)
         superuser.execute(INSERT_LISTS)
         superuser.execute("UPDATE tasks SET deleted_at = clock_timestamp() WHERE title > 'Task fd'")
         superuser.execute(INSERT_OTHERS)
@@ -152,6 +161,7 @@ def values(connection) -> dict[str, Any]:
                 for end in ("after", "before")
             },
         },
+        "singles": {"list_id": uuid.UUID(int=0), "parent_id": PARENT},
         # The value at which a page begins, by sort key.
         "positions": {
             **dict.fromkeys(("created_at", "updated_at", "completed_at"), created_at),
@@ -164,14 +174,20 @@ def values(connection) -> dict[str, Any]:
     }
 
 
+# The entries of `values` that have values of several parameters.
+GROUPS = ("filters", "singles", "positions")
+
+
 @pytest.fixture(scope="module")
 def explain(connection, values):
     """Return a function that runs a statement as the application does, and returns its plan."""
 
     def run(statement: Statement, name: str = "", **changes: Any) -> dict[str, Any]:
-        arguments = {name: values[name] for name in values if name not in ("filters", "positions")}
+        arguments = {name: values[name] for name in values if name not in GROUPS}
         if name.startswith(("list ", "count ")):
             arguments |= values["filters"]
+            for single in re.findall(r"'(\w+)='", name):
+                arguments[single] = values["singles"][single]
             sort = name.split(" ")[-2].removeprefix("-")
             arguments["after_value"] = values["positions"].get(sort)
         return explain_statement(connection, statement, arguments | changes)
@@ -211,7 +227,7 @@ def all_statements() -> list[Any]:
         pytest.param(name, statement, id=name)
         for name, statement in statements()
         if statement not in WITHOUT_OWNER
-        and not re.fullmatch(r"list \w+ \('\w+',\) (?!-created_at ).*", name)
+        and not re.fullmatch(r"list \w+ \('\w+=?',\) (?!-created_at ).*", name)
     ]
 
 
@@ -302,8 +318,14 @@ def test_one_task_is_read_and_changed_by_its_primary_key(explain, name, statemen
         assert rows_read(scan) <= 1
 
 
-INDEXED_LISTS = [((), "created_at"), (("completed",), "created_at"), (("completed",), "due")]
+INDEXED_LISTS = [
+    ((), "created_at"),
+    (("completed",), "created_at"),
+    (("completed",), "due"),
+    (("list_id=",), "position"),
+]
 INDEX_COLUMNS = {
+    (("list_id=",), "position"): "place_position_id",
     ((), "created_at"): "created_at_id",
     (("completed",), "created_at"): "completed_created_at_id",
     (("completed",), "due"): "completed_due_sort_id",
@@ -316,7 +338,7 @@ INDEX_COLUMNS = {
 def test_page_reads_its_rows_in_the_order_of_an_index(explain, filters, sort, prefix, after):
     statement = list_statement(TASK, filters, prefix + sort, after=after)
 
-    plan = explain(statement, f"list {sort} {after}")
+    plan = explain(statement, f"list {filters} {sort} {after}")
 
     assert node_types(plan) <= {
         *("Append", "CTE Scan", "Subquery Scan", "Limit", "Result", "Index Scan"),
@@ -332,21 +354,32 @@ def test_page_reads_its_rows_in_the_order_of_an_index(explain, filters, sort, pr
 @pytest.mark.usefixtures("vacuumed")
 def test_deep_page_costs_as_much_as_the_first_page(connection, explain, filters, sort, prefix):
     key = TASK.sort_keys[sort].expression.name
-    condition = "AND completed" if filters else ""
+    condition = "AND completed" if "completed" in filters else ""
     position, task_id = connection.execute(
         f"SELECT {key}, id FROM tasks WHERE user_id = %s AND deleted_at IS NULL {condition}"
         f" ORDER BY {key}, id OFFSET %s LIMIT 1",
-        (USER, 2_500 if filters else 9_000),
+        (USER, 2_500 if condition else 9_000),
     ).fetchone()
     first, deep = (
         list_statement(TASK, filters, prefix + sort, after=after) for after in (False, True)
     )
 
-    first_plan = explain(first, f"list {sort} False")
-    deep_plan = explain(deep, f"list {sort} True", after_value=position, after_id=task_id)
+    first_plan = explain(first, f"list {filters} {sort} False")
+    deep_plan = explain(deep, f"list {filters} {sort} True", after_value=position, after_id=task_id)
 
     assert first_plan["Actual Rows"] == deep_plan["Actual Rows"] == 1 + LIMIT + 1
     assert buffers(deep_plan) <= 1.5 * buffers(first_plan)
+
+
+@pytest.mark.parametrize("sort", ["position", "-position", "-created_at"])
+def test_page_of_subtasks_reads_only_these(explain, sort):
+    plan = explain(list_statement(TASK, ("parent_id=",), sort), f"list 'parent_id=' {sort} False")
+
+    (scan,) = scans_of_tasks(plan)
+    indexes = {step["Index Name"] for step in steps(plan) if "Index Name" in step}
+    assert "ix_tasks_user_id_parent_id" in indexes
+    assert rows_read(scan) <= SUBTASKS
+    assert plan["Actual Rows"] > 1
 
 
 @pytest.mark.parametrize(

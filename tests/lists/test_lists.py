@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.api import etag
-from tests.support.locks import wait_for_sessions
+from tests.support.locks import expect_no_deadlock, wait_for_sessions
+from tests.support.offline_session import send_by
+from tests.support.tree_device import TreeDevice
 from tests.support.trees import (
     Account,
     assert_trees_are_right,
@@ -25,7 +27,6 @@ pytestmark = [pytest.mark.pooled, pytest.mark.partitioned]
 
 CLIENTS = 4
 NEIGHBOUR = "Must be the id of another list that is not in the trash."
-COUNT_DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
 @pytest.fixture
@@ -418,11 +419,15 @@ SECONDS = 60
 
 
 class Load:
-    """A client that changes the tasks and lists of a user, and checks each response."""
+    """A client that changes the tasks and lists of a user, and checks each response.
+
+    `newest` has the newest JSON object of each item that a success has returned.
+    """
 
     def __init__(self, account, seed, lists, tasks):
         self.account, self.choose = account, random.Random(seed)
         self.lists, self.tasks = lists, list(tasks)
+        self.newest = {}
         self.statuses = Counter()
 
     def step(self):
@@ -445,6 +450,8 @@ class Load:
         response = action()
         self.statuses[action.__name__, response.status_code] += 1
         assert response.status_code in {200, 201, 204, 404, 409, 422}, response.text
+        if response.status_code in {200, 201} and "revision" in response.json:
+            keep_newest(self.newest, response.json)
 
     def task(self):
         return self.choose.choice(self.tasks)
@@ -518,11 +525,33 @@ class Load:
         return self.account.client.delete(f"{self.account.url}/trash")
 
 
+def keep_newest(newest, item):
+    if item["id"] not in newest or item["revision"] > newest[item["id"]]["revision"]:
+        newest[item["id"]] = item
+
+
+class Follower:
+    """A client that follows `/changes`."""
+
+    def __init__(self, client, user_id):
+        self.device = TreeDevice(user_id, random.Random(0))
+        self.send = send_by(client)
+
+    def sync(self):
+        """Read a page of changes, and those that follow it."""
+        self.device.request = self.device.make_sync()
+        while self.device.request:
+            response = self.send(self.device.request)
+            assert response.status in {200, 410}, response
+            self.device.receive(response)
+
+
 @pytest.mark.parametrize("is_emptied", [False, True], ids=["kept", "emptied"])
-def test_four_clients_of_one_user_never_deadlock(
-    app, account, connection, user_id, count, is_emptied
+def test_four_clients_of_one_user_never_deadlock_and_lose_nothing(
+    make_app, connection, user_id, count, is_emptied
 ):
-    (before,) = connection.execute(COUNT_DEADLOCKS).fetchone()
+    app = make_app(WEB_THREADS="16")
+    account = Account(app.test_client(), user_id)
     lists = [account.list(f"List {number}") for number in range(4)]
     tasks = [
         task
@@ -530,6 +559,7 @@ def test_four_clients_of_one_user_never_deadlock(
         for _ in range(3)
         for task in account.chain(3, list_id=item["id"], labels=["red"])
     ]
+    follower = Follower(app.test_client(), user_id)
     end = time.monotonic() + count(SECONDS, least=2)
     is_over = threading.Event()
 
@@ -544,39 +574,58 @@ def test_four_clients_of_one_user_never_deadlock(
             is_over.set()
         return load
 
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        loads = list(threads.map(client, range(CLIENTS)))
+    def follow():
+        while not is_over.is_set():
+            follower.sync()
+
+    with expect_no_deadlock(connection, app):
+        with ThreadPoolExecutor(CLIENTS + 1) as threads:
+            following = threads.submit(follow)
+            loads = list(threads.map(client, range(CLIENTS)))
+            following.result()
+        follower.sync()
+        live = {"task": account.live(), "list": account.live("lists")}
+        trash = account.trash()
 
     statuses = sum((load.statuses for load in loads), Counter())
     assert statuses.total() > 20, statuses
     created = {task["id"] for load in loads for task in load.tasks}
-    kept = account.live().keys() | (account.trash() - {item["id"] for item in lists})
+    kept = live["task"].keys() | (trash - {item["id"] for item in lists})
     assert kept <= created
     assert is_emptied or kept == created
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    assert connection.execute(COUNT_DEADLOCKS).fetchone() == (before,)
+    newest = {}
+    for load in loads:
+        for item in load.newest.values():
+            keep_newest(newest, item)
+    for item in (*live["task"].values(), *live["list"].values()):
+        answered = newest.get(item["id"], item)
+        assert item["revision"] > answered["revision"] or item == answered
+    assert follower.device.copy == live
+    followed_trash = {item_id for ids in follower.device.trash.values() for item_id in ids}
+    assert is_emptied or followed_trash == trash
     assert_trees_are_right(connection, user_id)
 
 
 def test_removal_of_the_trash_never_deadlocks_with_a_restore(
-    app, account, connection, database_url, user_id, groceries
+    make_app, connection, database_url, user_id
 ):
-    (before,) = connection.execute(COUNT_DEADLOCKS).fetchone()
+    app = make_app(WEB_THREADS="16")
+    account, other = (Account(app.test_client(), user_id) for _ in range(2))
+    groceries = account.list()
     task = account.task(list_id=groceries["id"])
     account.delete(groceries)
-    other = Account(app.test_client(), user_id)
-    connection.execute("BEGIN")
-    connection.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (user_id,))
 
-    with ThreadPoolExecutor(2) as threads:
-        removal = threads.submit(account.client.delete, f"{account.url}/trash")
-        wait_for_sessions(database_url, lambda: 1)
-        restore = threads.submit(other.restore, task)
-        wait_for_sessions(database_url, lambda: 2)
-        connection.execute("COMMIT")
-        responses = removal.result(), restore.result()
+    with expect_no_deadlock(connection, app):
+        connection.execute("BEGIN")
+        connection.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (user_id,))
+        with ThreadPoolExecutor(2) as threads:
+            removal = threads.submit(account.client.delete, f"{account.url}/trash")
+            wait_for_sessions(database_url, lambda: 1)
+            restore = threads.submit(other.restore, task)
+            wait_for_sessions(database_url, lambda: 2)
+            connection.execute("COMMIT")
+            responses = removal.result(), restore.result()
+        state = account.live(), account.trash()
 
     assert [response.status_code for response in responses] == [204, 404]
-    assert (account.live(), account.trash()) == ({}, set())
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    assert connection.execute(COUNT_DEADLOCKS).fetchone() == (before,)
+    assert state == ({}, set())

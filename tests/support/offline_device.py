@@ -6,37 +6,24 @@ It makes one request at a time, and sends it again as it is until it has a respo
 
 from __future__ import annotations
 
-import json
 import uuid
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from tests.support.task_model import NO_TASK, change_members, is_valid
+from tests.support.offline_requests import (
+    MEMBER_ACTIONS,
+    TITLES,
+    Request,
+    choose_valid,
+    make_member_request,
+)
+from tests.support.task_model import NO_TASK
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
 
-TITLES = ["Buy oats", "Buy rye", "Bake", "Call Ada", "Call Grace"]
-DESCRIPTIONS = [None, "Two litres", "Today"]
-PRIORITIES = ["none", "low", "medium", "high"]
-LABELS = ["errand", "Errand", "home", "a/b", "Ärger", "\U0001f43b"]
-# Days with a clock change in some of the zones, and the first and last valid day.
-DATES = ["2026-03-29", "2026-10-25", "2026-07-01", "1970-01-01", "9999-12-30"]
-TIMES = ["02:30", "02:30:00", "00:00", "23:59:59"]
-ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Pacific/Kiritimati"]
-MOMENTS = ["2026-11-21T09:30:00Z", "2026-11-20t23:59:59.999999+05:45", "0001-01-01T00:00:00Z"]
-KEYS = ["$", "a.b", "ß", "_schema"]
-TEXTS = ["", "x", "\U0001f43b"]
-KINDS_OF_DUE = [
-    ("due_date", "due_time", "time_zone"),
-    ("due_date", "due_time"),
-    ("due_date", "start_date"),
-    ("due_date",),
-    ("due_time",),
-    ("time_zone",),
-]
+    from tests.support.offline_requests import Response
+
 MOST_TASKS = 20
 PAGE_LIMITS = [2, 7, 200]
 
@@ -56,50 +43,6 @@ ACTIONS = {
     "full sync": 10,
     "empty trash": 10,
 }
-
-
-class Response(NamedTuple):
-    """A response; the names of `headers` are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def is_success(self) -> bool:
-        return 200 <= self.status < 300
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """A request of a device; `base` is the revision that it has as `If-Match`."""
-
-    action: str
-    method: str
-    path: str
-    body: dict[str, Any] | None = None
-    task_id: str | None = None
-    base: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    label: str | None = None
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """The header fields to send."""
-        match = {} if self.base is None else {"If-Match": f'"{self.base}"'}
-        return self.headers | match
-
-    @property
-    def is_write(self) -> bool:
-        return self.method != "GET"
-
-    @property
-    def has_key(self) -> bool:
-        return "Idempotency-Key" in self.headers
 
 
 class OfflineDevice:
@@ -146,7 +89,10 @@ class OfflineDevice:
         return self.make_change(action)
 
     def make_creation(self, action: str) -> Request:
-        body = {"title": self.choose.choice(TITLES), **self.choose_valid(NO_TASK, is_patch=False)}
+        body = {
+            "title": self.choose.choice(TITLES),
+            **choose_valid(self.choose, NO_TASK, is_patch=False),
+        }
         path = f"{self.url}/tasks"
         new_id = str(uuid.UUID(int=self.choose.getrandbits(128), version=4))
         if action == "create with a key":
@@ -155,75 +101,14 @@ class OfflineDevice:
 
     def make_change(self, action: str) -> Request:
         """Return a change of a task of the copy, on the condition that the copy is up to date."""
-        choose = self.choose
         # The devices often choose the same task: the first one.
-        task_id = min(self.copy) if choose.random() < 0.5 else choose.choice(list(self.copy))
+        is_first = self.choose.random() < 0.5
+        task_id = min(self.copy) if is_first else self.choose.choice(list(self.copy))
         task = self.copy[task_id]
-        path, base = f"{self.url}/tasks/{task_id}", task["revision"]
-        if action == "delete":
-            return Request(action, "DELETE", path, None, task_id, base)
-        if action == "complete":
-            body = choose.choice([None, {"completed": True}, {"completed": False}])
-            if body and choose.random() < 0.5:
-                body = body | {"completed_at": choose.choice(MOMENTS)}
-            return Request(action, "PATCH", f"{path}/complete", body, task_id, base)
-        if action in {"add label", "remove label"}:
-            # Without a precondition: the labels of the other device stay.
-            label = choose.choice(LABELS)
-            method = "PUT" if action == "add label" else "DELETE"
-            label_path = f"{path}/labels/{quote(label, safe='')}"
-            return Request(action, method, label_path, None, task_id, label=label)
-        if action == "rename label":
-            label, to_label = choose.choice(LABELS), choose.choice([*LABELS, None])
-            body = {"from": label, "to": to_label}
-            return Request(action, "POST", f"{self.url}/labels/rename", body, label=label)
-        if action == "put":
-            return Request(action, "PUT", path, self.choose_put(task), task_id, base)
-        # Some changes break a rule: the server must refuse them.
-        is_careless = choose.random() < 0.1
-        changes = self.choose_members() if is_careless else self.choose_valid(task)
-        return Request("patch", "PATCH", path, changes, task_id, base)
-
-    def choose_put(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Return a whole task as GET returned it: unchanged, completed or reopened, or changed."""
-        put = self.choose.choice(["as it is", "flipped", "changed"])
-        if put == "as it is":
-            return task
-        if put == "flipped":
-            return task | {"completed": not task["completed"]}
-        return task | self.choose_valid(task, is_patch=False)
-
-    def choose_valid(self, task: dict[str, Any], *, is_patch: bool = True) -> dict[str, Any]:
-        """Return members that make a valid task."""
-        while True:
-            changes = self.choose_members(is_patch=is_patch)
-            if is_valid(change_members(task, changes, is_patch=is_patch)):
-                return changes
-
-    def choose_members(self, *, is_patch: bool = True) -> dict[str, Any]:
-        """Return one to four changed members, or those of one kind of due date."""
-        choose = self.choose
-        values: dict[str, Any] = {
-            "title": choose.choice(TITLES),
-            "description": choose.choice(DESCRIPTIONS),
-            "completed": choose.random() < 0.5,
-            "completed_at": choose.choice([None, *MOMENTS]),
-            "priority": choose.choice(PRIORITIES),
-            "labels": choose.sample(LABELS, choose.randrange(4)),
-            "due_date": choose.choice([None, *DATES]),
-            "due_time": choose.choice([None, *TIMES]),
-            "time_zone": choose.choice([None, *ZONES]),
-            "start_date": choose.choice([None, None, *DATES]),
-            "metadata": {key: choose.choice(TEXTS) for key in choose.sample(KEYS, 2)},
-        }
-        if is_patch:
-            values["metadata"][choose.choice(KEYS)] = None
-            for name in ("priority", "labels", "metadata"):
-                if choose.random() < 0.1:
-                    values[name] = None
-        if choose.random() < 0.4:
-            return {name: values[name] for name in choose.choice(KINDS_OF_DUE)}
-        return {name: values[name] for name in choose.sample(list(values), choose.randint(1, 4))}
+        if action in MEMBER_ACTIONS:
+            return make_member_request(self.choose, action, self.url, task)
+        path = f"{self.url}/tasks/{task_id}"
+        return Request("delete", "DELETE", path, None, task_id, task["revision"])
 
     def change_again(self, request: Request, task: dict[str, Any]) -> None:
         """Send a refused change of single members again, based on the task as it is now."""

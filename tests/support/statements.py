@@ -52,7 +52,9 @@ def statements() -> Iterator[tuple[str, Statement]]:
         yield from named_statements(resource.name, vars(resource.statements) | updates)
         sorts = [prefix + name for name in resource.sort_keys for prefix in ("", "-")]
         names = tuple(sorted(resource.filters))
-        for filters in ((), *((name,) for name in names), names):
+        # The conditions for a single value: see Filters.conditions.
+        singles = tuple(f"{name}=" for name in names if resource.filters[name].single is not None)
+        for filters in ((), *((name,) for name in (*names, *singles)), names):
             yield f"count {resource.plural} {filters}", count_statement(resource, filters)
             for sort, after in product(sorts, (False, True)):
                 statement = list_statement(resource, filters, sort, after=after)

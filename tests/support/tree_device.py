@@ -1,7 +1,8 @@
 """A device that works offline with lists and trees, written from docs/order.md and docs/sync.md.
 
 Like OfflineDevice, it makes one request at a time, and sends it again as it is until it has a
-response. It learns from `/changes` what a request has done to other items than the one in its path.
+response. It changes the same members of tasks. It learns from `/changes` what a request has done to
+other items than the one in its path.
 """
 
 from __future__ import annotations
@@ -9,34 +10,45 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from tests.support.offline_device import Request
+from tests.support.offline_requests import (
+    MEMBER_ACTIONS,
+    TITLES,
+    Request,
+    choose_valid,
+    make_member_request,
+)
+from tests.support.task_model import NO_TASK
 
 if TYPE_CHECKING:
     import random
 
-    from tests.support.offline_device import Response
+    from tests.support.offline_requests import Response
 
-TITLES = ["Bake", "Buy rye", "Call Ada"]
 MOST_TASKS = 40
 MOST_LISTS = 5
 PAGE_LIMITS = [3, 50, 200]
 
 # The weight of each action of a device; the sum is 1000.
 ACTIONS = {
-    "create a list": 40,
-    "create a task": 230,
-    "patch a list": 40,
-    "patch a task": 70,
-    "place a task": 100,
-    "complete a tree": 40,
-    "move a list": 30,
-    "move a task": 180,
+    "create a list": 30,
+    "create a task": 170,
+    "patch a list": 30,
+    "patch": 110,
+    "put": 60,
+    "complete": 50,
+    "add label": 40,
+    "remove label": 20,
+    "rename label": 30,
+    "place a task": 70,
+    "complete a tree": 20,
+    "move a list": 20,
+    "move a task": 110,
     "delete a list": 25,
-    "delete a list to the inbox": 25,
-    "delete a task": 60,
+    "delete a list to the inbox": 20,
+    "delete a task": 50,
     "restore a list": 40,
-    "restore a task": 60,
-    "sync": 45,
+    "restore a task": 50,
+    "sync": 40,
     "full sync": 10,
     "empty the trash": 5,
 }
@@ -74,6 +86,9 @@ class TreeDevice:
             return self.make_sync()
         if action.startswith("create") or not has_items:
             return self.make_creation(kind)
+        if action in MEMBER_ACTIONS:
+            task = self.copy[kind][self.choose_id(kind)]
+            return make_member_request(self.choose, action, self.url, task)
         return self.make_change(action, kind)
 
     def most(self, kind: str) -> int:
@@ -82,7 +97,10 @@ class TreeDevice:
     def make_creation(self, kind: str) -> Request:
         new_id = str(uuid.UUID(int=self.choose.getrandbits(128), version=4))
         text = self.choose.choice(TITLES)
-        values = {"name": text} if kind == "list" else {"title": text} | self.choose_place()
+        values: dict[str, Any] = {"name": text}
+        if kind == "task":
+            members = choose_valid(self.choose, NO_TASK, is_patch=False)
+            values = {"title": text} | members | self.choose_place()
         path = f"{self.url}/{kind}s"
         return Request(f"create a {kind}", "POST", path, values | {"id": new_id}, new_id)
 
@@ -104,12 +122,10 @@ class TreeDevice:
             body = place | self.choose_neighbour(kind, item_id, place)
             return Request(action, "POST", f"{path}/move", body, item_id, base)
         if action == "place a task":
-            return Request(action, "PATCH", path, self.choose_place() or None, item_id, base)
-        body = (
-            {"archived": choose.random() < 0.3, "name": choose.choice(TITLES)}
-            if kind == "list"
-            else {"title": choose.choice(TITLES), "completed": choose.random() < 0.5}
-        )
+            members = choose_valid(choose, self.copy[kind][item_id])
+            body = self.choose_place() | (members if choose.random() < 0.5 else {})
+            return Request(action, "PATCH", path, body, item_id, base)
+        body = {"archived": choose.random() < 0.3, "name": choose.choice(TITLES)}
         return Request(action, "PATCH", path, body, item_id, base)
 
     def path(self, kind: str, item_id: str) -> str:
@@ -161,7 +177,11 @@ class TreeDevice:
             self.apply_page(response)
         elif request.action == "empty the trash":
             self.trash = {"task": [], "list": []}
-        elif request.action.startswith("delete") or response.status in (404, 409, 412, 422):
+        elif (
+            request.action.startswith("delete")
+            or request.action == "rename label"
+            or response.status in (404, 409, 412, 422)
+        ):
             # Other items have changed, too, or the copy is out of date.
             self.request = self.make_sync()
             if response.status == 404 and request.action.startswith("restore"):

@@ -57,8 +57,8 @@ users = Table(
     Column("purged_revision", BigInteger, nullable=False, server_default=text("0")),
     # The IANA name of the time zone in which the user's days begin and end.
     Column("time_zone", Text, nullable=False, server_default="UTC"),
-    # The numbers of the user's rows, live and in the trash, and the bytes of their JSON. The function
-    # `change_usage` (migrations/) counts them, and refuses a change that would exceed a quota.
+    # The numbers of the user's rows, live and in the trash, and the bytes of their JSON. The
+    # function `change_usage` (migrations/) counts them, and refuses what would exceed a quota.
     *(
         Column(name, BigInteger, nullable=False, server_default=text("0"))
         for name in ("tasks", "trashed_tasks", "lists", "trashed_lists", "bytes")

@@ -97,7 +97,8 @@ class Filters(NamedTuple):
 
 def is_single(resource: Resource, name: str, value: Any) -> bool:
     """Return whether the filter's condition for a single value applies."""
-    return resource.filters[name].single is not None and len(value) == 1
+    declared = resource.filters[name]
+    return declared.single is not None and len(value) == 1 and value[0] != declared.not_single
 
 
 class ListQuery(NamedTuple):

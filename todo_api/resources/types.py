@@ -77,8 +77,9 @@ class Filter(NamedTuple):
 
     `to_parameter` converts the query parameter's value to the bind parameter's. If `is_by_day`, the
     condition also has the parameters of `time_zones.Day`: the result depends on the day. For the
-    values in `by_moment`, it depends on the moment. A filter with several values can have another
-    condition `single` for one value, which is then the bind parameter's value.
+    values in `by_moment`, it depends on the moment. If there is a condition `single`, it is for a
+    value that is a list of one element other than `not_single`. This element is then the bind
+    parameter's value.
     """
 
     parameter: fields.Field[Any]
@@ -87,6 +88,7 @@ class Filter(NamedTuple):
     is_by_day: bool = False
     by_moment: frozenset[str] = frozenset()
     single: ColumnElement[bool] | None = None
+    not_single: Any = None
 
 
 def check_cursor_text(value: Any) -> str:

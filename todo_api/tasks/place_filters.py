@@ -82,6 +82,9 @@ def place_filters(table: Table) -> Mapping[str, Filter]:
                 ),
             ),
             to_parameter=lambda value: replace_word(value, "none", None),
+            # An index finds the subtasks of one task.
+            single=columns.parent_id == bindparam("parent_id", type_=Uuid),
+            not_single="none",
         ),
         "archived": Filter(
             BooleanParameter(
