@@ -52,7 +52,7 @@ def test_every_statement_has_an_owner_condition_for_each_table():
             rf"(?:(?<!DISTINCT )FROM|UPDATE|JOIN|INTO|USING) (users|{owned})\b", text
         )
         owner_conditions = re.findall(
-            # Statements on the tasks below a task call this task `root`.
+            # Statements on the tasks below a task, or beside one, call this task `root`.
             rf"WHERE (?:users\.id|(?:{owned}|root)\.user_id) = %\(owner\)s::UUID"
             rf"|INSERT INTO (?:{owned}) \(user_id, .*?SELECT %\(owner\)s::UUID"
             r"|INSERT INTO users \(id\) SELECT %\(owner\)s::UUID",

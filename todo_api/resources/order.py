@@ -123,12 +123,12 @@ def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
     deleted the moved item meanwhile, or the precondition does not hold any more, the siblings keep
     their positions.
     """
-    columns, moved = table.c, table.alias("moved").c
+    columns, root = table.c, table.alias("root").c
     is_moved = exists().where(
-        moved.user_id == OWNER,
-        moved.id == ID,
-        moved.deleted_at.is_(None),
-        precondition_holds(moved.revision),
+        root.user_id == OWNER,
+        root.id == ID,
+        root.deleted_at.is_(None),
+        precondition_holds(root.revision),
     )
     number = func.row_number().over(order_by=(columns.position, columns.id))
     numbered = (
