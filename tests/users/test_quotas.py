@@ -17,6 +17,7 @@ from todo_api.commands.renewal import renew_revisions
 SEED = 15
 STEPS = 2_000
 TABLES = ["tasks", "lists"]
+LIMITS = ["tasks", "tasks_with_trash", "lists", "lists_with_trash", "bytes"]
 COUNT_LISTS = 500
 COUNT_CHILDREN = 500
 REQUEST_RENEWAL = """
@@ -114,6 +115,7 @@ def test_user_shows_limits_and_use(make_app, url, user_id, connection):
         "tasks": {"limit": 7, "used": 1},
         "tasks_with_trash": {"limit": 14, "used": 2},
         "lists": {"limit": 500, "used": 1},
+        "lists_with_trash": {"limit": 1000, "used": 1},
         "bytes": {"limit": 5000, "used": counted[-1]},
     }
     assert limits == expected
@@ -456,7 +458,7 @@ def test_counters_equal_the_rows_after_each_of_many_random_requests(
     assert successes == set(ACTIONS)
     assert client.delete(url).status_code == 204
     assert_counted()
-    assert used(client, url) == dict.fromkeys(["tasks", "tasks_with_trash", "lists", "bytes"], 0)
+    assert used(client, url) == dict.fromkeys(LIMITS, 0)
 
 
 class Copy:
@@ -605,5 +607,5 @@ def test_renewal_corrects_counters_that_began_at_zero(
 
     renew_revisions(database_url, TABLES)
 
-    assert before == {"tasks": 0, "tasks_with_trash": 0, "lists": 0, "bytes": 0}
+    assert before == dict.fromkeys(LIMITS, 0)
     assert_counted()

@@ -48,6 +48,7 @@ def unseen(user_id: str):
             "tasks": {"limit": 10_000, "used": 0},
             "tasks_with_trash": {"limit": 20_000, "used": 0},
             "lists": {"limit": 500, "used": 0},
+            "lists_with_trash": {"limit": 1_000, "used": 0},
             "bytes": {"limit": 256 * 2**20, "used": 0},
         },
     }

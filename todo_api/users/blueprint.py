@@ -59,6 +59,7 @@ def user_response(user_id: UUID, user: User) -> Response:
         "tasks": (settings.max_tasks, user.tasks),
         "tasks_with_trash": (2 * settings.max_tasks, user.tasks + user.trashed_tasks),
         "lists": (MAX_LISTS, user.lists),
+        "lists_with_trash": (2 * MAX_LISTS, user.lists + user.trashed_lists),
         "bytes": (settings.max_bytes, user.bytes),
     }
     body = {

@@ -67,6 +67,7 @@ class Limits(ResponseSchema):
     tasks = limit("The tasks that are not in the trash.")
     tasks_with_trash = limit("All tasks, with the trash.")
     lists = limit("The lists that are not in the trash.")
+    lists_with_trash = limit("All lists, with the trash.")
     bytes = limit("The bytes of all tasks and lists as JSON, with the trash.")
 
 

@@ -35,6 +35,7 @@ FIND = compiled(
         users.c.tasks,
         users.c.trashed_tasks,
         users.c.lists,
+        users.c.trashed_lists,
         users.c.bytes,
     ).where(users.c.id == OWNER)
 )
@@ -64,6 +65,7 @@ class User(NamedTuple):
     tasks: int = 0
     trashed_tasks: int = 0
     lists: int = 0
+    trashed_lists: int = 0
     bytes: int = 0
 
 
