@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from tests.support.api import etag
+from tests.support.trees import assert_trees_are_right
 
 # The counter of a user whose revisions are ahead of the clock. Each change adds 1 to it, so that a
 # test can compare whole numbers.
@@ -390,6 +391,8 @@ def test_all_changes_of_a_transaction_share_a_revision(
 
     assert [task["revision"] for task in client.get(tasks_url).json] == [AHEAD + 4] * 4
     assert read_counter() == AHEAD + 4
+    assert client.get(f"{tasks_url}/{tasks[0]['id']}").json["title"] == "Twice"
+    assert_trees_are_right(connection, user_id)
 
 
 def test_owners_in_one_transaction_take_revisions_of_their_own(
@@ -407,6 +410,21 @@ def test_owners_in_one_transaction_take_revisions_of_their_own(
     (others_changed,) = client.get(others_url).json
     assert client.get(task.url).json["revision"] == read_counter() == AHEAD + 1
     assert others_task["revision"] < others_changed["revision"] < AHEAD
+
+
+def test_rows_of_several_owners_in_one_statement_are_counted(connection):
+    owners = [str(uuid.uuid4()) for _ in range(3)]
+
+    connection.execute(
+        "INSERT INTO tasks (user_id, id, title)"
+        " SELECT owner, gen_random_uuid(), 'Task ' || number FROM"
+        " generate_series(1, 4) AS number, unnest(%s::uuid[]) AS owner",
+        (owners,),
+    )
+    connection.execute("UPDATE tasks SET title = 'Longer' WHERE user_id = ANY(%s)", (owners,))
+
+    for owner in owners:
+        assert_trees_are_right(connection, owner)
 
 
 def test_next_transaction_of_a_connection_takes_another_revision(
