@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 # All Hypothesis examples of a test may share its client and user. They have no deadline, because
 # the duration of statements varies.
-settings.register_profile(
-    "todo",
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("todo")
+for name, examples in (("todo", 60), ("full", 300)):
+    settings.register_profile(
+        name,
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
 
 
 # A test runs with 1/50 of its full count (FEW), and with 1/10 (MANY), which repeats these steps.
@@ -105,6 +105,7 @@ CLEANUP = pytest.StashKey[ExitStack]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start PostgreSQL in the main process, and pass its URL to the pytest workers."""
+    settings.load_profile("full" if config.option.full else "todo")
     if hasattr(config, "workerinput"):
         config.stash[SERVER_URL] = config.workerinput["server_url"]
     elif url := os.environ.get("TEST_DATABASE_URL"):

@@ -21,20 +21,26 @@ import pytest
 
 from fault_injection.servers import wait_until
 from tests.support import ROOT
-from tests.support.make_run import CHECKOUT, TASKS, Server, database_folder_of, running
+from tests.support.make_run import CHECKOUT, TASKS, Server, database_folder_of, make_token, running
 from todo_api.commands import embedded
 
 pytestmark = pytest.mark.slow
 
 
-def test_tasks_remain_after_a_restart(checkout):
+def test_tasks_and_secret_remain_after_a_restart(checkout):
     folder = checkout()
+    secret_file = folder / ".dev" / "secret"
     with running(folder) as server:
+        secret = secret_file.read_text()
         status, written = server.request(TASKS, {"title": "Buy oat milk"})
         assert status == 201
 
     with running(folder) as server:
         assert server.request(TASKS) == (200, [written])
+        assert secret_file.read_text() == secret
+
+    assert len(secret) == 64
+    assert secret_file.stat().st_mode & 0o777 == 0o600, "Only the owner may read the secret."
 
 
 def test_tasks_remain_after_a_crash_of_both_servers(checkout):
@@ -222,22 +228,12 @@ def test_database_url_is_used_instead_of_an_embedded_database(checkout, new_data
     assert not database_folder_of(folder).exists()
 
 
-def test_secret_is_created_once_and_readable_only_by_its_owner(checkout):
-    folder = checkout()
-    with running(folder):
-        secret = (folder / ".dev" / "secret").read_text()
-    with running(folder):
-        assert (folder / ".dev" / "secret").read_text() == secret
-
-    assert len(secret) == 64
-    assert (folder / ".dev" / "secret").stat().st_mode & 0o777 == 0o600
-
-
 def test_token_of_another_checkout_is_refused(checkout, tmp_path):
-    with running(checkout(tmp_path / "one")) as one, running(checkout(tmp_path / "two")) as two:
-        two.authorization = one.authorization
+    other = checkout(tmp_path / "other")
+    with running(checkout(tmp_path / "this")) as server:
+        server.token = make_token(other, server.environ | {"PYTHONPATH": str(other)})
         with pytest.raises(urllib.error.HTTPError) as refused:
-            two.request(TASKS)
+            server.request(TASKS)
 
     with refused.value as response:
         assert response.code == 401

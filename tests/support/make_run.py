@@ -77,16 +77,9 @@ class Server:
             return response.status, json.load(response)
 
     def authorization(self) -> dict[str, str]:
-        """Return the header with a token from the command of `make token`, which runs once."""
+        """Return the header with a token of this server, which is made once."""
         if self.token is None:
-            self.token = subprocess.run(
-                [sys.executable, "-m", "todo_api.commands.token", USER],
-                cwd=self.folder,
-                env=self.environ,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
+            self.token = make_token(self.folder, self.environ)
         return {"Authorization": f"Bearer {self.token}"}
 
     def crash(self, *, database: bool) -> None:
@@ -117,6 +110,15 @@ def running(folder: Path, **options: Any) -> Iterator[Server]:
         yield server
     finally:
         server.end()
+
+
+def make_token(folder: Path, environ: dict[str, str]) -> str:
+    """Return the token that the command of `make token` prints in the folder."""
+    command = [sys.executable, "-m", "todo_api.commands.token", USER]
+    result = subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
 
 
 def descendants(process: int) -> list[int]:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import orjson
 import psycopg
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.api import next_url, pages
@@ -989,7 +989,6 @@ def moments_and_tasks(draw: st.DrawFn) -> tuple[datetime, str, list[dict[str, An
     return now, zone, draw(st.lists(tasks, min_size=4, max_size=12))
 
 
-@settings(max_examples=150)
 @given(moments_and_tasks())
 def test_due_filters_agree_with_a_model(client, clock, example):
     now, zone, members = example
