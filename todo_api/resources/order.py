@@ -2,8 +2,8 @@
 
 A position is text that sorts by code point. A new item's position is made from its creation time,
 so it comes last. A move computes one position between two neighbours (fractional indexing), by the
-functions `order_key_...` of the migrations. If there is no room between them, all siblings get new
-positions.
+functions `order_key_...` of the migrations. If there is no room between them, all siblings whose
+positions are long or begin alike get new positions.
 """
 
 from __future__ import annotations
@@ -115,8 +115,9 @@ def require_position(position: ColumnElement[str]) -> ColumnElement[str]:
 
 
 def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
-    """Return a statement that gives the siblings new positions, in the order that they have.
+    """Return a statement that makes room between the siblings: some get new positions.
 
+    Their order stays.
     Not the moved item, which changes afterwards: a row that is changed twice at one revision would
     keep the representation of the first change. If another request has deleted it meanwhile, or the
     precondition does not hold any more, the siblings keep their positions.
@@ -128,15 +129,27 @@ def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
         root.deleted_at.is_(None),
         precondition_holds(root.revision),
     )
-    number = func.row_number().over(order_by=(columns.position, columns.id))
+    order = (columns.position, columns.id)
+    position = func.order_key_of_row(
+        columns.position,
+        func.row_number().over(order_by=order),
+        func.lag(columns.position).over(order_by=order),
+        func.lead(columns.position).over(order_by=order),
+    )
     numbered = (
-        select(columns.id, func.order_key_of_row(number).label("position"))
+        select(columns.id, position.label("position"))
         .where(columns.user_id == OWNER, *is_sibling)
         .subquery("numbered")
     )
     return compiled(
         update(table)
-        .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID, is_moved)
+        .where(
+            columns.user_id == OWNER,
+            columns.id == numbered.c.id,
+            columns.position != numbered.c.position,
+            columns.id != ID,
+            is_moved,
+        )
         .values(position=numbered.c.position)
     )
 
@@ -158,7 +171,7 @@ def move_item(
     """Move the item, if the precondition holds.
 
     If there is no room between its new neighbours, the statements `with_new_positions` run, which
-    also give all siblings new positions. That is a second round trip.
+    also make room between the siblings. That is a second round trip.
     """
 
     def constant(_: Item | None) -> Mapping[str, Any]:

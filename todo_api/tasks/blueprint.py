@@ -170,7 +170,7 @@ def move_task(target: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     The subtasks of the task move along. `parent_id` without `list_id` takes the list of the parent.
     Without `after` and `before`, the task moves to the end; it does not change if it is there
     already. Only the moved task gets another `position`, unless there is no room between its new
-    neighbours: then all its siblings get new positions.
+    neighbours: then other siblings get new positions, too.
     """
     parameters = {
         "id": task_id,
