@@ -39,13 +39,33 @@ ORDER_KEY_OF = """
     $$
 """
 
-# New keys for several rows, in the order of their numbers.
-ORDER_KEY_OF_ROW = """
-    CREATE FUNCTION order_key_of_row(number bigint) RETURNS text
-    LANGUAGE plpgsql STABLE AS $$
+# The first characters of a key: as many as the key of a moment has.
+ORDER_KEY_START = """
+    CREATE FUNCTION order_key_start(order_key text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
     BEGIN
-        RETURN base_62((extract(epoch FROM now()) * 1000000)::bigint, 9)
-            || base_62(number, 4) || 'V';
+        RETURN rpad(left(order_key, 10), 10, '0');
+    END
+    $$
+"""
+
+# The new key of one of several rows that get room between them. `number` is its number in their
+# order; the other keys are those of the rows before and after it, or NULL. A short key stays unless
+# it begins like one of these. A new key begins like the old one: a page after a cursor, which has an
+# old key, continues in the same place.
+ORDER_KEY_OF_ROW = """
+    CREATE FUNCTION order_key_of_row(
+        old_key text, number bigint, below_key text, above_key text
+    ) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+    DECLARE
+        start CONSTANT text := order_key_start(old_key);
+    BEGIN
+        IF length(old_key) <= 16
+            AND start IS DISTINCT FROM order_key_start(below_key)
+            AND start IS DISTINCT FROM order_key_start(above_key)
+        THEN
+            RETURN old_key;
+        END IF;
+        RETURN start || 'z' || base_62(number, 4) || 'V';
     END
     $$
 """
@@ -563,6 +583,7 @@ PREVIOUS_TRIGGERS = (
 FUNCTIONS = (
     BASE_62,
     ORDER_KEY_OF,
+    ORDER_KEY_START,
     ORDER_KEY_OF_ROW,
     ORDER_KEY_BETWEEN,
     REQUIRE_POSITION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -166,13 +167,38 @@ def test_keys_of_moments_are_in_their_order(database):
     assert {len(key) for key in keys} == {10}
 
 
-def test_new_keys_of_rows_are_in_their_order(database):
-    rows = database.execute("SELECT order_key_of_row(n) FROM generate_series(1, 20000) AS n")
+def read_new_keys(database: psycopg.Connection, old: list[str]) -> list[str]:
+    """Return the keys that make room between these keys, which are sorted."""
+    rows = database.execute(
+        "SELECT order_key_of_row(key, number, lag(key) OVER numbers, lead(key) OVER numbers)"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS each (key, number)"
+        " WINDOW numbers AS (ORDER BY number) ORDER BY number",
+        (old,),
+    )
+    return [key for (key,) in rows]
 
-    keys = [key for (key,) in rows]
+
+def test_new_keys_of_equal_rows_are_in_their_order(database):
+    keys = read_new_keys(database, ["V"] * 20000)
 
     assert keys == sorted(set(keys))
-    assert {len(key) for key in keys} == {14}
+    assert {len(key) for key in keys} == {16}
+
+
+def test_new_keys_begin_like_the_old_ones_and_have_room(database):
+    choose = random.Random(3)
+    starts = ["".join(choose.choices(ALPHABET, k=choose.randrange(12))) for _ in range(100)]
+    old = sorted(start + "V" * choose.choice([1, 1, 2, 50]) for start in starts * 2)
+
+    new = read_new_keys(database, old)
+
+    assert new == sorted(set(new))
+    for before, after in zip(old, new, strict=True):
+        assert after[:10].ljust(10, "0") == before[:10].ljust(10, "0")
+        assert len(after) <= 16
+    alone = [key for key in old if sum(key[:10] == other[:10] for other in old) == 1]
+    assert [key for key in alone if len(key) <= 16 and key not in new] == []
+    assert all(read_key(database, *pair) for pair in pairwise(new))
 
 
 def test_positions_are_compared_by_code_point(database):

@@ -441,6 +441,28 @@ def test_pages_in_the_order_of_positions_are_complete(account, connection, tasks
     assert {key for _, key in seen} == {task["id"] for task in tasks}
 
 
+@pytest.mark.parametrize("sort", ["position", "-position"])
+def test_new_positions_between_two_pages_neither_skip_nor_double_a_task(
+    account, connection, tasks, sort
+):
+    last_page = tasks[3:] if sort == "position" else tasks[:2]
+    ends = [task["id"] for task in last_page]
+    connection.execute(
+        "UPDATE tasks SET position = %s WHERE id = ANY(%s::uuid[])",
+        ("zV" if sort == "position" else "0V", ends),
+    )
+    first = account.client.get(f"{account.url}/tasks?limit=2&sort={sort}&list_id=inbox")
+
+    assert account.move(tasks[2], after=min(ends)).status_code == 200
+    second = account.client.get(next_url(first))
+    third = account.client.get(next_url(second))
+
+    pages = [[task["id"] for task in response.json] for response in (first, second, third)]
+    assert sorted(pages[0]) == sorted({task["id"] for task in tasks} - {tasks[2]["id"], *ends})
+    moved = [min(ends), tasks[2]["id"], max(ends)]
+    assert pages[1] + pages[2] == (moved if sort == "position" else moved[::-1])
+
+
 def test_count_by_list(account, tasks):
     groceries, empty, archive = (account.list(name) for name in ("A", "B", "C"))
     account.chain(3, list_id=groceries["id"])

@@ -2,8 +2,8 @@
 
 A position is text that sorts by code point. A new item's position is made from its creation time,
 so it comes last. A move computes one position between two neighbours (fractional indexing), by the
-functions `order_key_...` of the migrations. If there is no room between them, all siblings get new
-positions.
+functions `order_key_...` of the migrations. If there is no room between them, all siblings whose
+positions are long or begin alike get new positions.
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ def require_position(position: ColumnElement[str]) -> ColumnElement[str]:
 
 
 def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
-    """Return a statement that gives the siblings new positions, in the order that they have.
+    """Return a statement that makes room between the siblings: some get new positions.
 
-    The statement leaves out the moved item, which changes afterwards. If another request has
-    deleted the moved item meanwhile, or the precondition does not hold any more, the siblings keep
-    their positions.
+    Their order stays. The statement leaves out the moved item, which changes afterwards. If another
+    request has deleted the moved item meanwhile, or the precondition does not hold any more, the
+    siblings keep their positions.
     """
     columns, root = table.c, table.alias("root").c
     is_moved = exists().where(
@@ -130,15 +130,27 @@ def renumber(table: Table, *is_sibling: ColumnElement[bool]) -> Statement:
         root.deleted_at.is_(None),
         precondition_holds(root.revision),
     )
-    number = func.row_number().over(order_by=(columns.position, columns.id))
+    order = (columns.position, columns.id)
+    position = func.order_key_of_row(
+        columns.position,
+        func.row_number().over(order_by=order),
+        func.lag(columns.position).over(order_by=order),
+        func.lead(columns.position).over(order_by=order),
+    )
     numbered = (
-        select(columns.id, func.order_key_of_row(number).label("position"))
+        select(columns.id, position.label("position"))
         .where(columns.user_id == OWNER, *is_sibling)
         .subquery("numbered")
     )
     return compiled(
         update(table)
-        .where(columns.user_id == OWNER, columns.id == numbered.c.id, columns.id != ID, is_moved)
+        .where(
+            columns.user_id == OWNER,
+            columns.id == numbered.c.id,
+            columns.position != numbered.c.position,
+            columns.id != ID,
+            is_moved,
+        )
         .values(position=numbered.c.position)
     )
 
@@ -160,7 +172,7 @@ def move_item(
     """Move the item, if the precondition holds.
 
     If there is no room between its new neighbours, the statements `with_new_positions` run, which
-    also give all siblings new positions. That is a second round trip.
+    also make room between the siblings. That is a second round trip.
     """
 
     def constant(_: Item | None) -> Mapping[str, Any]:

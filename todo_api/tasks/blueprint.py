@@ -186,7 +186,7 @@ def move_task(target: dict[str, Any], user_id: UUID, task_id: UUID) -> Response:
     The tasks below it follow. With `parent_id` and without `list_id`, the task moves into the list
     of the parent. Without `after` and `before`, it moves to the end; if it is the last one there
     already, it does not change. Only the moved task gets another `position`, unless there is no
-    room between its new neighbours: then all its siblings get new positions.
+    room between its new neighbours: then other siblings get new positions, too.
     """
     parameters = {
         "id": task_id,
