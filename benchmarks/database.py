@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -120,11 +121,10 @@ def replace_json(statement: Statement, expression: str) -> Statement:
 
 def without_rules() -> str:
     """Return the statement that removes the rules from the trigger's function."""
-    function = row_function(TASK)
-    for name, rule in TASK.rules_by_constraint.items():
-        condition = f"\n            WHEN NOT ({rule.condition}) THEN '{name}'"
-        assert condition in function
-        function = function.replace(condition, "")
+    function, number = re.subn(
+        r"\n        broken_rule := .*?\n        END IF;", "", row_function(TASK), flags=re.DOTALL
+    )
+    assert number == 1
     return function
 
 
