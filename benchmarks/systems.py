@@ -277,7 +277,10 @@ def send_request(
 
 
 # The members that the server sets.
-SET_BY_SERVER = {"id", "user_id", "completed_at", "due_at", "created_at", "updated_at", "revision"}
+SET_BY_SERVER = {
+    *("id", "user_id", "completed_at", "due_at", "list_id", "parent_id", "position"),
+    *("created_at", "updated_at", "revision"),
+}
 
 # What the task becomes by a request, and the request's body with all members that it can write.
 NUMBER = "1"

@@ -38,6 +38,9 @@ class Task(SQLModel, table=True):
     time_zone: str | None = None
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     start_date: date | None = None
+    list_id: UUID | None = None
+    parent_id: UUID | None = None
+    position: str = ""  # the trigger sets it
     # SQLAlchemy reserves the name `metadata`.
     metadata_: dict[str, str] = Field(default={}, sa_column=Column("metadata", JSONB))
     # The trigger sets these three.

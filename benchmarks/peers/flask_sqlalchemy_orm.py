@@ -44,6 +44,9 @@ class Task(db.Model):
     time_zone: Mapped[str | None]
     due_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     start_date: Mapped[date | None]
+    list_id: Mapped[UUID | None]
+    parent_id: Mapped[UUID | None]
+    position: Mapped[str] = mapped_column(default="")  # the trigger sets it
     # SQLAlchemy reserves the name `metadata`.
     metadata_: Mapped[dict[str, str]] = mapped_column("metadata", JSONB, default={})
     # The trigger sets these three.
@@ -99,6 +102,9 @@ class TaskSchema(Schema):
     created_at = fields.DateTime(dump_only=True)
     updated_at = fields.DateTime(dump_only=True)
     revision = fields.Integer(dump_only=True)
+    list_id = fields.UUID(dump_only=True)
+    parent_id = fields.UUID(dump_only=True)
+    position = fields.String(dump_only=True)
 
 
 class CompletionSchema(Schema):

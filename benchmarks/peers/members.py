@@ -92,6 +92,9 @@ class Task(BaseModel):
     time_zone: str | None
     due_at: datetime | None
     start_date: date | None
+    list_id: UUID | None
+    parent_id: UUID | None
+    position: str
     metadata: dict[str, str]
     created_at: datetime
     updated_at: datetime

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "id, user_id, title, description, completed, completed_at, priority, labels, due_date,"
-    " due_time, time_zone, due_at, start_date, metadata, created_at, updated_at, revision"
+    " due_time, time_zone, due_at, start_date, list_id, parent_id, position, metadata, created_at,"
+    " updated_at, revision"
 )
 OWN = "user_id = $1 AND id = $2 AND deleted_at IS NULL"
 FIND = f"SELECT {COLUMNS} FROM tasks WHERE {OWN}"

@@ -12,7 +12,8 @@ const { DATABASE_URL, JWT_SECRET: secret, PORT, WEB_CONCURRENCY } = process.env;
 const VERIFIED_TOKENS = 10_000;
 
 const COLUMNS = `id, user_id, title, description, completed, completed_at, priority, labels, due_date,
-  due_time, time_zone, due_at, start_date, metadata, created_at, updated_at, revision`;
+  due_time, time_zone, due_at, start_date, list_id, parent_id, position, metadata, created_at,
+  updated_at, revision`;
 const WRITABLE = [
   ...["title", "description", "completed", "completed_at", "priority", "labels", "due_date"],
   ...["due_time", "time_zone", "start_date", "metadata"],
@@ -81,6 +82,9 @@ const task = {
     time_zone: nullableText,
     due_at: nullableText,
     start_date: nullableText,
+    list_id: nullableText,
+    parent_id: nullableText,
+    position: { type: "string" },
     metadata: { type: "object", additionalProperties: { type: "string" } },
     created_at: { type: "string" },
     updated_at: { type: "string" },
