@@ -42,13 +42,14 @@ def shorten_query(case):
 def keep_valid(case):
     """Remove or replace values that match the schema but that the server must refuse."""
     keep_label_valid(case.path_parameters)
-    # PUT and PATCH take what GET gave, with the ids that are in the path.
-    if isinstance(case.body, dict) and "task_id" in case.path_parameters:
-        ids = {"id": "task_id", "user_id": "user_id"}
+    if isinstance(case.body, dict):
+        item = next((name for name in ("task_id", "list_id") if name in case.path_parameters), None)
+        # PUT and PATCH take what GET gave, with the ids that are in the path.
+        ids = {"id": item, "user_id": "user_id"} if item else {}
         for name in ids.keys() & case.body.keys():
             case.body[name] = case.path_parameters[ids[name]]
-    if isinstance(case.body, dict):
-        keep_members_valid(case.body, is_user="task_id" not in case.path_parameters)
+        keep_members_valid(case.body, is_user=item is None)
+        keep_places_valid(case.body)
     if case.query:
         keep_filters_valid(case.query)
         # The server makes both values for its clients; a schema cannot describe them.
@@ -92,6 +93,17 @@ def keep_members_valid(body, *, is_user):
             body[name] = body.get(name) or value
         start_date = body.get("start_date")
         body["start_date"] = start_date and min(start_date, body["due_date"])
+
+
+def keep_places_valid(body):
+    """Replace ids of lists and tasks that do not exist, and correct combinations of members."""
+    for name in ("list_id", "parent_id", "after", "before"):
+        if name in body:
+            body[name] = None
+    if "after" in body:
+        body.pop("before", None)
+    if body.get("subtasks"):
+        body["completed"] = True
 
 
 def keep_label_valid(path_parameters):
